@@ -1,0 +1,16 @@
+"""${message}"""
+
+from worker.database.scripts import run_files
+
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    run_files()
+
+
+def downgrade() -> None:
+    raise RuntimeError("say here how to go back, or why not")

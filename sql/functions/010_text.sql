@@ -1,0 +1,155 @@
+-- How the columns of a row become the one text that is embedded.
+
+create or replace function embed.nonblank(value text) returns text
+language sql immutable parallel safe
+return case
+    -- Everything Unicode calls a blank, and the zero-width characters: nothing in them can be found.
+    when btrim(value, U&' \0009\000A\000B\000C\000D\0085\00A0\1680\2000\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\2028\2029\202F\205F\3000\3164\200B\200C\200D\2060\FEFF') = '' then null
+    else value
+end;
+
+comment on function embed.nonblank(text) is
+    'The text itself, or null where there is nothing to read in it.';
+
+-- The current name of a column, which may have been renamed since; null when it was dropped.
+create or replace function embed._column_name(relation regclass, attnum smallint) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select a.attname::text
+    from pg_catalog.pg_attribute a
+    where a.attrelid = relation and a.attnum = _column_name.attnum and not a.attisdropped
+);
+
+-- Template as written by a person ("{title}: {content}") to the stored form ("{1}: {2}").
+-- Doubled braces stand for themselves.
+create or replace function embed._template_normalise(template text, columns text[]) returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    rest text := template;
+    result text := '';
+    part text;
+    place integer;
+    used boolean[] := array_fill(false, array[cardinality(columns)]);
+begin
+    if template is null then
+        return null;
+    end if;
+    loop
+        part := substring(rest from '^[^{}]+');
+        if part is not null then
+            result := result || part;
+            rest := substr(rest, length(part) + 1);
+        elsif rest like '{{%' or rest like '}}%' then
+            result := result || left(rest, 2);
+            rest := substr(rest, 3);
+        elsif rest like '{%}%' then
+            part := substring(rest from '^\{([^}]*)\}');
+            place := array_position(columns, part);
+            if place is null then
+                raise exception 'template names {%}, which is not among the enabled columns %', part, columns
+                    using errcode = 'EW003',
+                    hint = 'Write {column} for a column given in columns, and {{ or }} for a brace.';
+            end if;
+            used[place] := true;
+            result := result || '{' || place || '}';
+            rest := substr(rest, length(part) + 3);
+        elsif rest = '' then
+            exit;
+        else
+            raise exception 'template has a single brace at %', quote_literal(left(rest, 20))
+                using errcode = 'EW003',
+                hint = 'Write {column} for a column, and {{ or }} for a brace.';
+        end if;
+    end loop;
+    if false = any (used) then
+        raise exception 'template does not use the column %', columns[array_position(used, false)]
+            using errcode = 'EW003',
+            hint = 'Use every enabled column in the template, or leave the column out.';
+    end if;
+    return result;
+end
+$$;
+
+-- An SQL expression for the text of a row of the source called alias; null where there is nothing
+-- to embed. NFC, since Korean typed on one system is decomposed on another and must still be found.
+create or replace function embed._text_sql(source embed.source, alias text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    parts text[] := '{}';
+    rest text := source.template;
+    piece text;
+    composed text;
+    names text[] := array(
+        select format('%I.%I::text', alias, embed._column_name(source.relation, c.attnum))
+        from unnest(source.column_attnums) with ordinality as c (attnum, place)
+        order by c.place
+    );
+begin
+    if array_position(names, null) is not null then
+        return null;
+    end if;
+    if rest is null then
+        if cardinality(names) = 1 then
+            composed := format('embed.nonblank(%s)', names[1]);
+        else
+            composed := format(
+                'nullif(pg_catalog.concat_ws(E''\n'', %s), %L)',
+                (select string_agg(format('embed.nonblank(%s)', n), ', ') from unnest(names) as n),
+                ''
+            );
+        end if;
+    else
+        while rest <> '' loop
+            piece := substring(rest from '^[^{}]+');
+            if piece is not null then
+                parts := parts || quote_literal(piece);
+                rest := substr(rest, length(piece) + 1);
+            elsif rest like '{{%' or rest like '}}%' then
+                parts := parts || quote_literal(left(rest, 1));
+                rest := substr(rest, 3);
+            else
+                piece := substring(rest from '^\{(\d+)\}');
+                parts := parts || names[piece::integer];
+                rest := substr(rest, length(piece) + 3);
+            end if;
+        end loop;
+        -- The words around the columns are no text of the row's: all columns blank is blank.
+        composed := format(
+            'case when %s then pg_catalog.concat(%s) end',
+            (select string_agg(format('embed.nonblank(%s) is not null', n), ' or ') from unnest(names) as n),
+            array_to_string(parts, ', ')
+        );
+    end if;
+    if getdatabaseencoding() = 'UTF8' then
+        composed := format('pg_catalog.normalize(%s, ''NFC'')', composed);
+    end if;
+    return composed;
+end
+$$;
+
+-- Where rows of the source are read from: its filter applied, its inheritance children left out.
+-- (Children of a plain table have keys of their own that may repeat the parent's; partitions do not.)
+create or replace function embed._rows_sql(source embed.source) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select format(
+        case when source.filter is null then '%s%s' else '(select * from %s%s where (%s))' end,
+        case when c.relkind = 'p' then '' else 'only ' end,
+        format('%I.%I', n.nspname, c.relname),
+        source.filter
+    )
+    from pg_catalog.pg_class c
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where c.oid = source.relation
+);
+
+-- What makes a text's hash. Sixteen bytes of SHA-256 (md5 is refused by servers in FIPS mode).
+create or replace function embed.text_hash(value text) returns bytea
+language sql immutable parallel safe
+return substr(sha256(convert_to(value, 'UTF8')), 1, 16);

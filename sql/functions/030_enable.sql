@@ -1,0 +1,543 @@
+-- embed.enable and its reverse.
+
+-- The key by which rows are known: the primary key, or else the smallest usable unique index.
+create or replace function embed._key_attnums(relation regclass, wanted text[]) returns smallint[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found_key smallint[];
+begin
+    select array(select x.attnum from unnest(i.indkey::smallint[]) with ordinality as x (attnum, place)
+                 where x.place <= i.indnkeyatts order by x.place)
+    into found_key
+    from pg_index i
+    where i.indrelid = relation
+    and i.indisunique and i.indimmediate and i.indisvalid
+    and i.indpred is null and i.indexprs is null
+    and not exists (
+        select from unnest(i.indkey::smallint[]) with ordinality as x (attnum, place)
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = x.attnum
+        where x.place <= i.indnkeyatts and not a.attnotnull
+    )
+    and (
+        wanted is null
+        or (
+            select array_agg(a.attname::text order by a.attname::text collate "C")
+            from pg_attribute a
+            where a.attrelid = i.indrelid
+            and a.attnum = any ((i.indkey::smallint[])[0:i.indnkeyatts - 1])
+        ) = array(select w from unnest(wanted) as w order by w collate "C")
+    )
+    order by i.indisprimary desc, i.indnkeyatts, i.indexrelid
+    limit 1;
+    if found_key is null then
+        raise exception 'table % has no usable key%', relation, coalesce(' ' || wanted::text, '')
+            using errcode = 'EW003',
+            detail = 'Rows must be known by a primary key, or by a unique index whose columns are all not null (not partial, not on an expression, not deferrable).',
+            hint = format('Add one: alter table %s add primary key (…);', relation);
+    end if;
+    return found_key;
+end
+$$;
+
+-- Columns that an expression over the table's row reads.
+create or replace function embed._columns_read(relation regclass, expression text) returns smallint[]
+language plpgsql
+as $$
+declare
+    result smallint[];
+    kind text;
+begin
+    -- A view records which columns it reads; nothing else in the server says so.
+    begin
+        execute format('create temporary view embed_probe as select (%s) as answer from %s', expression, relation);
+    exception when others then
+        raise exception 'filter % is not an expression over the columns of %: %', quote_literal(expression), relation, sqlerrm
+            using errcode = 'EW003', hint = 'Give a condition as in WHERE, for example: published and lang = ''ko''.';
+    end;
+    select pg_catalog.format_type(a.atttypid, null) into kind
+    from pg_catalog.pg_attribute a where a.attrelid = 'pg_temp.embed_probe'::regclass and a.attnum = 1;
+    select pg_catalog.array_agg(distinct d.refobjsubid::smallint) into result
+    from pg_catalog.pg_rewrite r
+    join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = r.oid
+    where r.ev_class = 'pg_temp.embed_probe'::regclass
+    and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = relation and d.refobjsubid > 0;
+    drop view pg_temp.embed_probe;
+    if kind <> 'boolean' then
+        raise exception 'filter % is of type %, expected boolean', quote_literal(expression), kind
+            using errcode = 'EW003', hint = 'Give a condition as in WHERE, for example: published and lang = ''ko''.';
+    end if;
+    return coalesce(result, '{}');
+end
+$$;
+
+-- A virtual generated column has no value of its own in a trigger; what it is computed from has.
+create or replace function embed._stored_attnums(relation regclass, attnums smallint[]) returns smallint[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select array_agg(distinct coalesce(d.refobjsubid, a.attnum)::smallint)
+    from pg_attribute a
+    left join pg_attrdef f on f.adrelid = a.attrelid and f.adnum = a.attnum and a.attgenerated::text = 'v'
+    left join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = f.oid
+        and d.refclassid = 'pg_class'::regclass and d.refobjid = relation and d.refobjsubid > 0
+        and d.refobjsubid <> a.attnum
+    where a.attrelid = relation and a.attnum = any (attnums)
+);
+
+create or replace function embed.default_model() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (select value from embed.setting where name = 'default_model');
+
+comment on function embed.default_model() is 'The model used where none is named.';
+
+-- A name of at most 63 bytes, cut between characters.
+create or replace function embed._bounded_name(base text, suffix text) returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    while octet_length(base) + octet_length(suffix) > 63 loop
+        base := left(base, -1);
+    end loop;
+    return base || suffix;
+end
+$$;
+
+create or replace function embed.enable(
+    relation regclass,
+    columns text[],
+    name text default null,
+    model text default null,
+    template text default null,
+    into_column text default null,
+    chunk boolean default true,
+    filter text default null,
+    key text[] default null
+) returns regclass
+language plpgsql
+as $enable$
+declare
+    -- Parameters share their names with columns of embed.source.
+    a_relation constant regclass := relation;
+    a_name constant text := coalesce(enable.name, (select c.relname from pg_catalog.pg_class c where c.oid = a_relation));
+    a_model embed.model;
+    old embed.source;
+    new embed.source;
+    class record;
+    bad record;
+    vector_oid oid := (select e.oid from pg_catalog.pg_extension e where e.extname = 'vector');
+    vector_schema text := (select n.nspname from pg_catalog.pg_extension e join pg_catalog.pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector');
+    vectors_name text;
+    vectors_full text;
+    found_dims integer;
+    key_sql text;
+    k_columns text;
+    k_list text;
+begin
+    select c.relkind, c.relpersistence, c.relname, n.nspname into class
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where c.oid = a_relation;
+
+    -- What is asked for must make sense before anything is touched.
+    if class.relkind not in ('r', 'p') then
+        raise exception '% is not a table', a_relation
+            using errcode = 'EW003',
+            detail = 'Changes are captured by triggers, which views, materialised views and foreign tables do not have.',
+            hint = 'Enable the table that holds the text.';
+    end if;
+    if class.relpersistence = 't' then
+        raise exception '% is a temporary table, which no worker can see', a_relation
+            using errcode = 'EW003', hint = 'Use an ordinary table.';
+    end if;
+    if class.nspname in ('pg_catalog', 'information_schema') or (class.nspname = 'embed' and class.relname <> 'document') then
+        raise exception '% belongs to the system', a_relation
+            using errcode = 'EW003', hint = 'Enable a table of your own.';
+    end if;
+    if coalesce(cardinality(columns), 0) = 0 then
+        raise exception 'no columns were given for %', a_relation
+            using errcode = 'EW003', hint = 'Name the text columns: embed.enable(''article'', array[''title'', ''content'']).';
+    end if;
+
+    select c.name, a.attnum, pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name,
+        coalesce(nullif(t.typbasetype, 0), t.oid) as base
+    into bad
+    from unnest(columns) as c (name)
+    left join pg_catalog.pg_attribute a
+        on a.attrelid = a_relation and a.attname = c.name and a.attnum > 0 and not a.attisdropped
+    left join pg_catalog.pg_type t on t.oid = a.atttypid
+    left join pg_catalog.pg_type b on b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+    where a.attnum is null or b.typcategory <> 'S'
+    limit 1;
+    if found then
+        if bad.attnum is null then
+            raise exception 'table % has no column %', a_relation, quote_ident(coalesce(bad.name, 'NULL'))
+                using errcode = '42703',
+                hint = 'Its text columns: ' || coalesce((
+                    select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
+                    from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+                    where a.attrelid = a_relation and a.attnum > 0 and not a.attisdropped and t.typcategory = 'S'
+                ), 'none') || '.';
+        end if;
+        raise exception 'column % of % is of type %, expected a text type', quote_ident(bad.name), a_relation, bad.type_name
+            using errcode = 'EW003',
+            hint = 'Enable text, varchar, char or citext columns; for others add a generated text column.';
+    end if;
+    if (select count(distinct c) from unnest(columns) as c) <> cardinality(columns) then
+        raise exception 'a column is named twice in %', columns using errcode = 'EW003', hint = 'Name every column once.';
+    end if;
+
+    select * into a_model from embed.model m where m.name = coalesce(enable.model, embed.default_model());
+    if not found then
+        raise exception 'model % is not known', quote_literal(coalesce(enable.model, embed.default_model()))
+            using errcode = 'EW003',
+            detail = 'Known: ' || (select string_agg(m.name, ', ' order by m.name) from embed.model m) || '.',
+            hint = 'Add another with embed.add_model(name, dimensions, max_tokens, query_prefix, passage_prefix, pooling).';
+    end if;
+
+    -- One enable at a time, and the table stands still while it is looked at.
+    perform pg_catalog.pg_advisory_xact_lock(1701667428, 2);
+
+    new.relation := a_relation;
+    new.relation_oid := a_relation;
+    new.name := a_name;
+    new.columns := columns;
+    new.column_attnums := array(
+        select a.attnum
+        from unnest(columns) with ordinality as c (name, place)
+        join pg_catalog.pg_attribute a on a.attrelid = a_relation and a.attname = c.name
+        order by c.place
+    );
+    new.key_attnums := embed._key_attnums(a_relation, key);
+    select array_agg(a.attname::text order by k.place),
+        array_agg(pg_catalog.format_type(a.atttypid, a.atttypmod) order by k.place)
+    into new.keys, new.key_types
+    from unnest(new.key_attnums) with ordinality as k (attnum, place)
+    join pg_catalog.pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum;
+    new.template := embed._template_normalise(template, columns);
+    new.filter := filter;
+    new.watch_attnums := embed._stored_attnums(
+        a_relation,
+        new.column_attnums || case when filter is null then '{}'::smallint[] else embed._columns_read(a_relation, filter) end
+    );
+    new.chunk := chunk and into_column is null;
+    new.model := enable.model;
+    new.dimensions := a_model.dimensions;
+    new.into_column := into_column;
+
+    if into_column is not null then
+        select a.attnum, a.atttypmod into new.into_attnum, found_dims
+        from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = a.atttypid
+        where a.attrelid = a_relation and a.attname = into_column and not a.attisdropped
+        and t.typname = 'vector' and a.attnotnull = false;
+        if not found then
+            raise exception 'table % has no nullable column % of type vector(%)', a_relation, quote_ident(into_column), a_model.dimensions
+                using errcode = 'EW003',
+                hint = format('Add it: alter table %s add column %I %I.vector(%s);', a_relation, into_column, vector_schema, a_model.dimensions);
+        end if;
+        if found_dims <> a_model.dimensions then
+            raise exception 'column % of % has % dimensions, but model % makes %', quote_ident(into_column), a_relation, found_dims, a_model.name, a_model.dimensions
+                using errcode = 'EW005', hint = 'Use a column of the model''s dimensions, or another model.';
+        end if;
+    end if;
+
+    select * into old from embed.source s where s.relation = a_relation and s.name = a_name;
+    if found then
+        if (old.into_column is null) <> (into_column is null) or old.into_column <> into_column
+            or old.key_attnums <> new.key_attnums then
+            raise exception '% is enabled already, with another %', a_relation,
+                case when old.key_attnums <> new.key_attnums then 'key' else 'place for its vectors' end
+                using errcode = 'EW003', hint = format('Call embed.disable(%L) first.', a_relation::text);
+        end if;
+        if old.dimensions <> new.dimensions then
+            raise exception 'vectors of % have % dimensions, but model % makes %', a_relation, old.dimensions, a_model.name, new.dimensions
+                using errcode = 'EW005',
+                hint = format('Call embed.disable(%L, drop_vectors => true) first, then enable it with the new model.', a_relation::text);
+        end if;
+        if (old.columns, old.column_attnums, old.watch_attnums, old.template, old.filter, old.chunk, old.model)
+            is not distinct from
+            (new.columns, new.column_attnums, new.watch_attnums, new.template, new.filter, new.chunk, new.model)
+            and old.relation_oid = new.relation_oid
+        then
+            return case when into_column is null then old.vectors else a_relation end;
+        end if;
+        update embed.source s
+        set columns = new.columns, column_attnums = new.column_attnums, watch_attnums = new.watch_attnums,
+            template = new.template, filter = new.filter, chunk = new.chunk, model = new.model,
+            relation_oid = new.relation_oid, version = nextval('embed.seq')
+        where s.id = old.id
+        returning * into new;
+        perform embed._write_capture(new);
+        perform embed._attach_capture(new);
+        insert into embed.sweep_request (source, reason) values (new.id, 'enabled anew');
+        perform embed.wake();
+        return case when into_column is null then new.vectors else a_relation end;
+    end if;
+
+    select string_agg(format('k%s %s%s', k.place, pg_catalog.format_type(a.atttypid, a.atttypmod), case
+            when a.attcollation not in (0, t.typcollation) then ' collate ' || (
+                select format('%I.%I', cn.nspname, co.collname)
+                from pg_catalog.pg_collation co join pg_catalog.pg_namespace cn on cn.oid = co.collnamespace
+                where co.oid = a.attcollation)
+            else '' end), ', ' order by k.place),
+        string_agg('k' || k.place, ', ' order by k.place)
+    into k_columns, k_list
+    from unnest(new.key_attnums) with ordinality as k (attnum, place)
+    join pg_catalog.pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum
+    join pg_catalog.pg_type t on t.oid = a.atttypid;
+
+    insert into embed.source (name, relation, relation_oid, vectors, keys, key_attnums, key_types, columns, column_attnums,
+        watch_attnums, template, filter, into_column, into_attnum, chunk, model, dimensions)
+    values (new.name, new.relation, new.relation_oid, new.relation, new.keys, new.key_attnums, new.key_types, new.columns,
+        new.column_attnums, new.watch_attnums, new.template, new.filter, new.into_column, new.into_attnum, new.chunk,
+        new.model, new.dimensions)
+    returning * into new;
+    insert into embed.source_state (source) values (new.id);
+
+    -- The application appends here and does nothing else: no unique key to conflict on, so no wait
+    -- for anybody and no serialisation failure at any isolation level.
+    execute format(
+        'create %s table embed.inbox_%s (seq bigint primary key default nextval(''embed.seq''), %s, priority smallint not null default 0, at timestamptz not null default now())
+         with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000)',
+        case class.relpersistence when 'u' then 'unlogged' else '' end, new.id, k_columns
+    );
+    -- due is lease, back-off and dead letter (infinity) in one; priority 0 is a fresh change, 1 an
+    -- attempt that did not end, 2 a backfill.
+    execute format(
+        'create %s table embed.queue_%s (%s, seq bigint not null, due timestamptz not null default now(), attempts smallint not null default 0,
+            priority smallint not null default 0, claimed_by integer, error text, since timestamptz not null default now(), primary key (%s))
+         with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0)',
+        case class.relpersistence when 'u' then 'unlogged' else '' end, new.id, k_columns, k_list
+    );
+    execute format('create index on embed.queue_%1$s (priority, due) where due < ''infinity''', new.id);
+    execute format('create index on embed.queue_%1$s (claimed_by) where claimed_by is not null', new.id);
+
+    -- The vectors.
+    select string_agg(format('%I %s%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), case
+            when a.attcollation not in (0, t.typcollation) then ' collate ' || (
+                select format('%I.%I', cn.nspname, co.collname)
+                from pg_catalog.pg_collation co join pg_catalog.pg_namespace cn on cn.oid = co.collnamespace
+                where co.oid = a.attcollation)
+            else '' end), ', ' order by k.place)
+    into key_sql
+    from unnest(new.key_attnums) with ordinality as k (attnum, place)
+    join pg_catalog.pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum
+    join pg_catalog.pg_type t on t.oid = a.atttypid;
+    if new.keys && array['chunk', 'passage_start', 'passage_end', 'embedding', 'fingerprint', 'hash', 'checksum', 'seq', 'embedded_at'] then
+        raise exception 'a key column of % has the name of a column of its vector table', a_relation
+            using errcode = 'EW003',
+            detail = 'Taken: chunk, passage_start, passage_end, embedding, fingerprint, hash, checksum, seq, embedded_at.',
+            hint = 'Give another unique key with key => …, or rename the column.';
+    end if;
+    vectors_name := case when into_column is null
+        then embed._bounded_name(a_name, '_embedding') else format('state_%s', new.id) end;
+    vectors_full := format('%I.%I', case when into_column is null then class.nspname else 'embed' end, vectors_name);
+    if pg_catalog.to_regclass(vectors_full) is null then
+        execute format(
+            'create %s table %s (%s, chunk integer not null default 0, passage_start integer not null, passage_end integer not null,
+                %s fingerprint integer not null, hash bytea not null, checksum bytea not null, seq bigint not null,
+                embedded_at timestamptz not null default now(), primary key (%s, chunk))',
+            case class.relpersistence when 'u' then 'unlogged' else '' end, vectors_full, key_sql,
+            case when into_column is null then format('embedding %I.vector(%s) not null,', vector_schema, new.dimensions) else '' end,
+            (select string_agg(quote_ident(k), ', ' order by o) from unnest(new.keys) with ordinality as u (k, o))
+        );
+        execute format('comment on table %s is %L', vectors_full,
+            format('Vectors of %s, kept by embedworker; a row without its source row is on its way out.', a_relation));
+    else
+        -- Left from an earlier registration: its vectors are used where their text has not changed.
+        perform embed._check_adoptable(pg_catalog.to_regclass(vectors_full), new);
+    end if;
+    update embed.source s set vectors = vectors_full::regclass where s.id = new.id returning * into new;
+
+    perform embed._write_capture(new);
+    perform embed._attach_capture(new);
+    perform embed._guard_vectors(new);
+    insert into embed.sweep_request (source, reason) values (new.id, 'enabled');
+    perform embed.wake();
+    return case when into_column is null then new.vectors else a_relation end;
+end
+$enable$;
+
+comment on function embed.enable(regclass, text[], text, text, text, text, boolean, text, text[]) is
+    'Makes a table searchable by the meaning of the given text columns; returns the table that holds the vectors.';
+
+create or replace function embed._check_adoptable(vectors regclass, source embed.source) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    wanted text[] := array(
+        select format('%s %s', source.keys[i], source.key_types[i]) from generate_subscripts(source.keys, 1) as i
+    ) || array['chunk integer', 'passage_start integer', 'passage_end integer']
+      || case when source.into_column is null then array['embedding vector'] else '{}' end
+      || array['fingerprint integer', 'hash bytea', 'checksum bytea', 'seq bigint'];
+    present text[] := array(
+        select format('%s %s', a.attname, case when t.typname = 'vector' then 'vector' else format_type(a.atttypid, a.atttypmod) end)
+        from pg_attribute a join pg_type t on t.oid = a.atttypid
+        where a.attrelid = vectors and a.attnum > 0 and not a.attisdropped
+    );
+    dims integer := (select a.atttypmod from pg_attribute a where a.attrelid = vectors and a.attname = 'embedding');
+begin
+    if not (present @> wanted) then
+        raise exception 'table % exists and is not a vector table of %', vectors, source.relation
+            using errcode = '42P07',
+            detail = format('Missing: %s.', (select string_agg(w, ', ') from unnest(wanted) as w where w <> all (present))),
+            hint = 'Rename it, or call embed.enable with another name => ….';
+    end if;
+    if source.into_column is null and dims <> source.dimensions then
+        raise exception 'vectors in % have % dimensions, but the model makes %', vectors, dims, source.dimensions
+            using errcode = 'EW005', hint = 'Drop or rename that table, or enable with a model of its dimensions.';
+    end if;
+    if exists (select from embed.source s where s.vectors = _check_adoptable.vectors and s.id <> source.id) then
+        raise exception 'table % holds the vectors of another source', vectors
+            using errcode = '42P07', hint = 'Call embed.enable with another name => ….';
+    end if;
+end
+$$;
+
+-- Whoever may read the source may read its vectors, and no other: the same grants, and where the
+-- source has row security, a policy that asks it.
+create or replace function embed._guard_vectors(source embed.source) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    grantee text;
+    same_key text;
+begin
+    if source.into_column is not null then
+        return;
+    end if;
+    for grantee in
+        select distinct case x.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(x.grantee)) end
+        from pg_class c, aclexplode(c.relacl) x
+        where c.oid = source.relation and x.privilege_type = 'SELECT' and x.grantee <> c.relowner
+    loop
+        execute format('grant select on %s to %s', source.vectors, grantee);
+    end loop;
+    if (select relrowsecurity from pg_class where oid = source.relation)
+        and not (select relrowsecurity from pg_class where oid = source.vectors)
+    then
+        select string_agg(format('s.%I = %s.%I', embed._column_name(source.relation, source.key_attnums[i]), source.vectors, source.keys[i]), ' and ')
+        into same_key
+        from generate_subscripts(source.keys, 1) as i;
+        execute format('alter table %s enable row level security', source.vectors);
+        execute format('create policy embed_source on %s for select using (exists (select from %s s where %s))',
+            source.vectors, source.relation, same_key);
+    end if;
+end
+$$;
+
+create or replace function embed.disable(relation regclass, drop_vectors boolean default false, name text default null) returns void
+language plpgsql
+as $$
+declare
+    s embed.source;
+    any_found boolean := false;
+begin
+    perform pg_catalog.pg_advisory_xact_lock(1701667428, 2);
+    for s in
+        select * from embed.source x
+        where x.relation = disable.relation and (disable.name is null or x.name = disable.name)
+    loop
+        any_found := true;
+        perform embed._drop_capture(s.id);
+        execute format('drop table if exists embed.inbox_%1$s, embed.queue_%1$s', s.id);
+        delete from embed.sweep_request r where r.source = s.id;
+        delete from embed.source x where x.id = s.id;
+        if s.into_column is not null then
+            execute format('drop table if exists %s', s.vectors);
+            if drop_vectors then
+                execute format('update %s set %I = null where %2$I is not null', relation, s.into_column);
+            end if;
+        elsif drop_vectors then
+            execute format('drop table if exists %s', s.vectors);
+        end if;
+    end loop;
+    if not any_found then
+        raise exception '% is not enabled%', relation, coalesce(' under the name ' || quote_literal(disable.name), '')
+            using errcode = 'EW002', hint = 'See the view embed.status for what is.';
+    end if;
+    perform embed.wake();
+end
+$$;
+
+comment on function embed.disable(regclass, boolean, text) is
+    'Stops keeping vectors of a table; the vectors stay unless drop_vectors is true.';
+
+create or replace function embed.pause(relation regclass) returns void
+language plpgsql
+as $$
+begin
+    update embed.source s set paused = true, version = nextval('embed.seq') where s.relation = pause.relation;
+    if not found then
+        raise exception '% is not enabled', relation using errcode = 'EW002', hint = 'See the view embed.status for what is.';
+    end if;
+    perform embed.wake();
+end
+$$;
+
+comment on function embed.pause(regclass) is 'Changes are still captured, but not worked on until embed.resume.';
+
+create or replace function embed.resume(relation regclass) returns void
+language plpgsql
+as $$
+begin
+    update embed.source s set paused = false, version = nextval('embed.seq') where s.relation = resume.relation;
+    if not found then
+        raise exception '% is not enabled', relation using errcode = 'EW002', hint = 'See the view embed.status for what is.';
+    end if;
+    perform embed.wake();
+end
+$$;
+
+comment on function embed.resume(regclass) is 'Takes a paused table up again.';
+
+create or replace function embed.add_model(
+    name text, dimensions integer, max_tokens integer default 512,
+    query_prefix text default '', passage_prefix text default '', pooling text default 'mean'
+) returns void
+language sql
+begin atomic
+    insert into embed.model (name, dimensions, max_tokens, query_prefix, passage_prefix, pooling)
+    values (add_model.name, add_model.dimensions, add_model.max_tokens, add_model.query_prefix, add_model.passage_prefix, add_model.pooling)
+    on conflict (name) do update
+    set dimensions = excluded.dimensions, max_tokens = excluded.max_tokens, query_prefix = excluded.query_prefix,
+        passage_prefix = excluded.passage_prefix, pooling = excluded.pooling;
+end;
+
+comment on function embed.add_model(text, integer, integer, text, text, text) is
+    'Makes a model known that is not in the built-in list; name is a hub name or a folder of the worker''s machine.';
+
+create or replace function embed.use_model(name text) returns void
+language plpgsql
+as $$
+begin
+    if not exists (select from embed.model m where m.name = use_model.name) then
+        raise exception 'model % is not known', quote_literal(use_model.name)
+            using errcode = 'EW003', hint = 'See embed.model for what is, or add it with embed.add_model(…).';
+    end if;
+    if exists (
+        select from embed.source s join embed.model m on m.name = use_model.name
+        where s.model is null and s.dimensions <> m.dimensions
+        and s.relation <> 'embed.document'::regclass
+    ) then
+        raise exception 'sources that follow the default model have vectors of other dimensions than %', quote_literal(use_model.name)
+            using errcode = 'EW005', hint = 'Disable them with drop_vectors => true first, or name their model in embed.enable.';
+    end if;
+    insert into embed.setting (name, value) values ('default_model', use_model.name)
+    on conflict on constraint setting_pkey do update set value = excluded.value
+    where setting.value <> excluded.value;
+    if found then
+        update embed.source s set version = nextval('embed.seq') where s.model is null;
+        insert into embed.sweep_request (source, reason) select s.id, 'model changed' from embed.source s where s.model is null;
+        perform embed.wake();
+    end if;
+end
+$$;
+
+comment on function embed.use_model(text) is
+    'Sets the default model of this database; sources that follow it are embedded anew.';

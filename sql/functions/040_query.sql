@@ -1,0 +1,285 @@
+-- A question's vector from inside SQL.
+--
+-- The request must be committed before a worker can see it, while the statement that asks is still
+-- running. So it goes through a second connection of the session to its own server (dblink, see
+-- loopback/) on which two statements run, each committing by itself: embed.ask and embed.await.
+-- Being apart from the caller's transaction, they work inside BEGIN, in a read-only transaction and
+-- at every isolation level.
+--
+-- In order of cost, a vector comes from this statement's memo, from embed.question_cache, or from a
+-- worker.
+
+-- What the caller wants and where it may come from; everything but the public face of it.
+--
+-- The memo makes a STABLE function cheap where PostgreSQL calls it for every row (a sequential scan
+-- sorted by distance): the answer of a worker is committed after this statement took its snapshot,
+-- so neither the cache nor anything else in a table can be seen by the second call. A cursor can.
+-- It holds the vector as it is (kept as text in a setting, it took 180 us to read instead of 10),
+-- and is gone with the transaction, so no other user of a pooled session sees it. One of eight
+-- slots, since a statement may hold several questions; a setting names what is in it.
+create or replace function embed._vector(question text, model text, role text) returns @extschema:vector@.vector
+language plpgsql stable cost 1000
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    mark text;
+    memo refcursor;
+    asked text := question;
+    chosen text := model;
+    result @extschema:vector@.vector;
+    patience interval;
+begin
+    if length(question) > 100000 then
+        raise exception 'the question has % characters; expected at most 100000', length(question)
+            using errcode = 'EW003',
+            hint = 'Ask with the part that matters: a model reads a few hundred words at most.';
+    end if;
+    mark := encode(sha256(convert_to(concat_ws('|', statement_timestamp(), role, model, question), 'UTF8')), 'hex');
+    memo := 'embed_memo_' || (get_byte(decode(left(mark, 2), 'hex'), 0) & 7);
+    if mark = current_setting('embed.' || memo, true) then
+        begin
+            fetch first from memo into result;
+            return result;
+        exception when invalid_cursor_name then
+            null; -- somebody ran CLOSE ALL
+        end;
+    end if;
+
+    if embed.nonblank(question) is null then
+        raise exception 'the question is %', case when question is null then 'null' else 'blank' end
+            using errcode = 'EW003',
+            hint = 'Ask with at least one character that can be read; test for an empty search field first.';
+    end if;
+    if getdatabaseencoding() = 'UTF8' then
+        asked := normalize(question, NFC);
+    end if;
+    if chosen is null then
+        select s.value into chosen from embed.setting s where s.name = 'default_model';
+    end if;
+
+    result := embed._cached_vector(asked, chosen, role);
+    if result is null then
+        if not exists (select from embed.model m where m.name = chosen) then
+            raise exception 'model % is not known', coalesce(quote_literal(chosen), 'null')
+                using errcode = 'EW003',
+                hint = 'See embed.model for what is, or add it with embed.add_model(…).';
+        end if;
+        patience := embed._query_timeout();
+        perform embed._require_loopback();
+        result := embed._loopback(asked, chosen, role, patience);
+        if result is null then
+            raise exception 'no worker answered the question within %', coalesce(nullif(current_setting('embed.query_timeout', true), ''), '5s')
+                using errcode = 'EW001',
+                detail = embed._live_workers(),
+                hint = 'Start a worker with `embedworker run`; a longer wait is `set embed.query_timeout = ''30s''`.';
+        end if;
+    end if;
+    if current_setting('embed.' || memo, true) <> '' then
+        begin
+            close memo;
+        exception when invalid_cursor_name then
+            null;
+        end;
+    end if;
+    open memo scroll for select result;
+    perform set_config('embed.' || memo, mark, true);
+    return result;
+end
+$$;
+
+-- The newest fingerprint of a model is the active one: what a worker that starts now would make.
+create or replace function embed._cached_vector(question text, model text, role text) returns @extschema:vector@.vector
+language plpgsql stable
+as $$
+begin
+    if role <> 'query' then
+        return null;
+    end if;
+    return (
+        select c.embedding
+        from embed.question_cache c
+        where c.fingerprint = (
+            select f.id
+            from embed.fingerprint f
+            where f.model = _cached_vector.model
+            order by f.id desc
+            limit 1
+        )
+        and c.hash = embed.text_hash(question)
+    );
+end
+$$;
+
+-- The setting embed.query_timeout: '500ms', '3s', '1min', or a number of seconds.
+create or replace function embed._query_timeout() returns interval
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given text := coalesce(nullif(current_setting('embed.query_timeout', true), ''), '5s');
+    result interval;
+begin
+    begin
+        result := given::interval;
+    exception when invalid_datetime_format or datetime_field_overflow or interval_field_overflow then
+        result := null;
+    end;
+    -- A minute, because a worker takes a request that is two minutes old for abandoned.
+    if result is null or result <= interval '0' or result > interval '1 minute' then
+        raise exception 'embed.query_timeout is %; expected a time of at most one minute', quote_literal(given)
+            using errcode = 'EW003',
+            hint = 'Write for example `set embed.query_timeout = ''500ms''`, ''3s'' or ''1min''.';
+    end if;
+    return result;
+end
+$$;
+
+-- Refuses where there is no road for questions, with what `embedworker migrate` found out.
+--
+-- The setting loopback names the database that the road was made for: in a copy of a database
+-- (CREATE DATABASE … TEMPLATE, pg_restore) it would lead to the original.
+create or replace function embed._require_loopback() returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    made_for text;
+    problem text;
+begin
+    if pg_is_in_recovery() then
+        raise exception 'a read replica cannot ask a worker for a question''s vector'
+            using errcode = 'EW007',
+            hint = 'Ask on the primary, and search here with the vector; questions that were asked there of late are answered here too.';
+    end if;
+    select s.value into made_for from embed.setting s where s.name = 'loopback';
+    select s.value into problem from embed.setting s where s.name = 'loopback_problem';
+    if problem is null and made_for is null then
+        problem := 'It was never set up: run `embedworker migrate`.';
+    elsif problem is null and made_for <> (select d.oid::text from pg_database d where d.datname = current_database()) then
+        problem := 'This database is a copy, and its road leads to the original: run `embedworker migrate` here.';
+    end if;
+    if problem is not null then
+        raise exception 'questions cannot reach a worker from inside SQL' using errcode = 'EW007', hint = problem;
+    end if;
+end
+$$;
+
+-- A sentence for an error: the workers whose lock is held, or who cannot hold one and were seen.
+create or replace function embed._live_workers() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select case count(*)
+        when 0 then 'No worker is connected to this database.'
+        when 1 then '1 worker is connected; it may be loading its model, or not serve questions.'
+        else count(*) || ' workers are connected; they may be loading their model, or not serve questions.'
+    end
+    from embed.worker_session w
+    where case
+        when w.lock_held then exists (
+            select
+            from pg_locks l
+            where l.locktype = 'advisory' and l.classid = 1701667429 and l.objid = w.id::oid and l.objsubid = 2
+            and l.granted and l.database = (select d.oid from pg_database d where d.datname = current_database())
+        )
+        else w.seen_at > clock_timestamp() - interval '1 minute'
+    end
+);
+
+-- COST: an index evaluates this once, a sort of everything once a row, and the planner should know.
+create or replace function embed.query(text text, model text default null) returns @extschema:vector@.vector
+language plpgsql stable security definer cost 1000
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return embed._vector(query.text, query.model, 'query');
+end
+$$;
+
+comment on function embed.query(text, text) is
+    'The vector of a question, computed by a running worker: order by embedding <=> embed.query(''…'') limit 10. The setting embed.query_timeout bounds the wait (5s).';
+
+-- Leaves a request for the workers. Returns the vector at once where one is known by now: the
+-- caller's snapshot may be older than the cache. The same id may be left twice, after a connection
+-- was lost on the way.
+--
+-- No COMMIT in these two: PostgreSQL forbids it in SECURITY DEFINER, and a statement sent over the
+-- loopback commits by itself.
+create or replace function embed.ask(id uuid, model text, question text, role text) returns @extschema:vector@.vector
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    result @extschema:vector@.vector := embed._cached_vector(question, model, role);
+begin
+    if result is not null then
+        return result;
+    end if;
+    if length(question) > 100000 then
+        raise exception 'the question has % characters; expected at most 100000', length(question)
+            using errcode = 'EW003', hint = 'Ask with a shorter text.';
+    end if;
+    insert into embed.question (id, model, text, role)
+    values (ask.id, ask.model, ask.question, ask.role)
+    on conflict on constraint question_pkey do nothing;
+    perform pg_notify('embed_question', '');
+    return null;
+end
+$$;
+
+comment on function embed.ask(uuid, text, text, text) is
+    'Leaves a question for the workers; for the loopback of embed.query only.';
+
+-- Takes the answer, a vector or an error; no row when there is none within the time. withdraw then
+-- deletes the request.
+--
+-- Polls, because no lock or notification can be waited for in SQL. Every look is a statement of its
+-- own and so has a new snapshot under READ COMMITTED. The pause grows with the wait: an answer is
+-- at most a millisecond or a twentieth late, and fifty waiting sessions do not eat a processor.
+create or replace function embed.await(id uuid, patience interval, withdraw boolean default true)
+returns table (embedding @extschema:vector@.vector, error text)
+language plpgsql security definer rows 1
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    begun timestamptz := clock_timestamp();
+    waited double precision;
+    most double precision := extract(epoch from patience);
+begin
+    loop
+        return query
+        delete from embed.question q
+        where q.id = await.id and (q.embedding is not null or q.error is not null)
+        returning q.embedding, q.error;
+        if found then
+            return;
+        end if;
+        waited := extract(epoch from clock_timestamp() - begun);
+        exit when waited >= most;
+        perform pg_sleep(least(greatest(0.001, waited / 20), 0.05, most - waited));
+    end loop;
+    if withdraw then
+        delete from embed.question q where q.id = await.id;
+    end if;
+end
+$$;
+
+comment on function embed.await(uuid, interval, boolean) is
+    'Waits for the answer to a question; for the loopback of embed.query only.';
+
+-- Everybody may ask; nobody but the loopback may touch the requests, where others' questions are.
+grant usage on schema embed to public;
+
+revoke execute on function
+    embed._vector(text, text, text),
+    embed._cached_vector(text, text, text),
+    embed._query_timeout(),
+    embed._require_loopback(),
+    embed._live_workers(),
+    embed.ask(uuid, text, text, text),
+    embed.await(uuid, interval, boolean)
+from public;
+
+grant execute on function embed.query(text, text) to public;
+
+revoke all on all tables in schema embed from public;

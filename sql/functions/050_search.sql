@@ -1,0 +1,389 @@
+-- Search: rows of a table by the meaning of a question, typed as the table's own rows.
+--
+-- Everything that touches the application's data runs with the caller's rights, so row security
+-- applies by itself. What must be known of embed's own tables is read by _search_plan, which runs as
+-- its owner and returns statements, not data. The functions that run those statements have no
+-- search_path of their own: a policy of the table may call functions that rely on the caller's.
+-- Instead every name in the statements is qualified, operators too.
+
+-- Each key column of a source: its name in the table now, its name in the vector table, in the
+-- queue, its type, and the operator by which its own index compares it (citext's is not text's).
+create or replace function embed._keys(
+    source embed.source,
+    out place integer, out row_name text, out vector_name text, out queue_name text, out type_name text, out equal text
+) returns setof record
+language sql stable
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select
+        k.place::integer,
+        quote_ident(embed._column_name((source).relation, k.attnum)),
+        quote_ident((source).keys[k.place]),
+        'k' || k.place,
+        -- -1 and not null: without it char(8) would come out as character, which is char(1).
+        format_type(a.atttypid, -1),
+        format('operator(%I.%s)', n.nspname, o.oprname)
+    from unnest((source).key_attnums) with ordinality as k (attnum, place)
+    join pg_class q on q.relname = format('queue_%s', (source).id) and q.relnamespace = 'embed'::regnamespace
+    join pg_attribute a on a.attrelid = q.oid and a.attname = 'k' || k.place
+    join pg_index i on i.indrelid = q.oid and i.indisprimary
+    join pg_opclass c on c.oid = i.indclass[k.place - 1]
+    join pg_amop m on m.amopfamily = c.opcfamily and m.amoplefttype = c.opcintype
+        and m.amoprighttype = c.opcintype and m.amopstrategy = 3
+    join pg_operator o on o.oid = m.amopopr
+    join pg_namespace n on n.oid = o.oprnamespace
+    order by k.place;
+end;
+
+-- The table's columns and the places of its vectors as they are now; an error says what is gone.
+create or replace function embed._check_structure(source embed.source) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    again constant text := format('Call embed.disable(%L) and then embed.enable with the columns that are there.', source.relation::text);
+begin
+    if not exists (select from pg_class where oid = source.relation) then
+        raise exception 'the table of the source % was dropped', quote_literal(source.name)
+            using errcode = 'EW004', hint = format('Forget it with embed.disable(%s::regclass).', source.relation::oid);
+    end if;
+    if not exists (select from pg_class where oid = source.vectors) then
+        raise exception 'the vector table of % was dropped', source.relation
+            using errcode = 'EW004', hint = again;
+    end if;
+    if exists (
+        select
+        from unnest(source.key_attnums || source.column_attnums || source.into_attnum) as c (attnum)
+        where c.attnum is not null and embed._column_name(source.relation, c.attnum) is null
+    ) then
+        raise exception 'an enabled column of % was dropped', source.relation
+            using errcode = 'EW004', hint = again;
+    end if;
+end
+$$;
+
+-- The source that a row type and perhaps a name stand for.
+create or replace function embed._find_source(row_type regtype, name text) returns embed.source
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    result embed.source;
+    root regclass;
+    a_relation regclass := (
+        select c.oid
+        from pg_type t join pg_class c on c.oid = t.typrelid
+        where t.oid = row_type and c.relkind in ('r', 'p')
+    );
+begin
+    if a_relation is null then
+        raise exception 'the first argument is of type %, expected a row of a table', row_type
+            using errcode = 'EW003', hint = 'Give a null of the table''s type, for example: null::article.';
+    end if;
+    -- Enabled several times, a table is known by the source that bears its name, or else by the oldest.
+    select s.* into result
+    from embed.source s join pg_class c on c.oid = s.relation
+    where s.relation = a_relation and (_find_source.name is null or s.name = _find_source.name)
+    order by s.name = c.relname desc, s.id
+    limit 1;
+    if found then
+        return result;
+    end if;
+    if exists (select from embed.source s where s.relation = a_relation) then
+        raise exception '% is not enabled under the name %', a_relation, quote_literal(name)
+            using errcode = 'EW002',
+            hint = 'It is under: ' || (select string_agg(quote_literal(s.name), ', ' order by s.id) from embed.source s where s.relation = a_relation) || '.';
+    end if;
+    select a.relid into root
+    from pg_partition_ancestors(a_relation) as a join embed.source s on s.relation = a.relid
+    limit 1;
+    if found then
+        raise exception '% is not enabled, but % is, of which it is a partition', a_relation, root
+            using errcode = 'EW002', hint = format('Give null::%s.', root);
+    end if;
+    raise exception '% is not enabled', a_relation
+        using errcode = 'EW002', hint = format('Call embed.enable(%L, array[…]) with the text columns to search.', a_relation::text);
+end
+$$;
+
+-- How to search a source, as statements for the caller to run:
+--   by_index   the nearest passages through HNSW, best one of each row; null where there is no index
+--   by_scan    the same by comparing all, with ties in the order of the key
+--              both: $1 question, $2 passages to look at, $3 rows wanted, $4 key to leave out
+--   hits       the rows of what was found: $1 places, $2 distances, $3 rows wanted
+--   of_row     the mean of a row's own vectors, and whether the row has text: $1 key
+create or replace function embed._search_plan(
+    row_type regtype, name text, k integer, leave_out boolean,
+    out relation text, out vectors regclass, out model text, out dimensions integer, out depth integer,
+    out by_index text, out by_scan text, out hits text, out of_row text,
+    out key_names text[], out key_types text[]
+)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $plan$
+declare
+    s embed.source;
+    active integer;
+    awaiting integer;
+    class record;
+    pages bigint;
+    page bigint;
+    of_keys record;
+    distance text;
+    template text;
+begin
+    s := embed._find_source(row_type, name);
+    if k is null or k not between 1 and 1000 then
+        raise exception 'k is %, expected 1 to 1000', coalesce(k::text, 'null')
+            using errcode = 'EW003', hint = 'k is the number of rows wanted.';
+    end if;
+    perform embed._check_structure(s);
+    select t.fingerprint into active from embed.source_state t where t.source = s.id;
+    if active is null then
+        raise exception 'no worker has embedded % yet', s.relation
+            using errcode = 'EW001', hint = 'Start a worker: embedworker run. The view embed.status shows how far it is.';
+    end if;
+    relation := s.relation::text;
+    vectors := s.vectors;
+    model := coalesce(s.model, embed.default_model());
+    dimensions := s.dimensions;
+    -- Of a row in several passages, several may be among the nearest.
+    depth := case when s.chunk then 4 * k + 10 else k end;
+
+    select
+        case c.relkind when 'p' then '' else 'only ' end as only_it,
+        format('%I.%I', n.nspname, c.relname) as full_name,
+        quote_ident(c.relname) as alias,
+        case when s.into_column is null then format('v.%I', 'embedding') else 's.embedding' end as embedding
+    into class
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.oid = s.relation;
+
+    select
+        array_agg(x.vector_name order by x.place) as names,
+        array_agg(x.type_name order by x.place) as types,
+        string_agg(format('%s.%s as k%s', class.alias, x.row_name, x.place), ', ' order by x.place) as of_rows,
+        string_agg(format('v.%s as k%s', x.vector_name, x.place), ', ' order by x.place) as of_vectors,
+        string_agg('k' || x.place, ', ' order by x.place) as list,
+        string_agg(format('s.k%s %s v.%s', x.place, x.equal, x.vector_name), ' and ' order by x.place) as row_is_vector,
+        string_agg(format('%s.%s %s hit.k%s', class.alias, x.row_name, x.equal, x.place), ' and ' order by x.place) as row_is_hit,
+        string_agg(format('%s.%s %s ($1[%s])::%s', class.alias, x.row_name, x.equal, x.place, x.type_name), ' and ' order by x.place) as row_is_given,
+        string_agg(format('v.%s %s ($4[%s])::%s', x.vector_name, x.equal, x.place, x.type_name), ' and ' order by x.place) as vector_is_given
+    into of_keys
+    from embed._keys(s) as x;
+    key_names := of_keys.names;
+    key_types := of_keys.types;
+
+    -- The filter stands beside the table alone, under the table's own name, so that it means what it
+    -- meant when it was given. Nothing that an outer query names can get between.
+    distance := format('%s operator(@extschema:vector@.<=>) $1', class.embedding);
+    template := format(
+        $q$with candidate as materialized (
+    select v.ctid as place, %1$s, v.chunk, %2$s as distance
+    from %3$s v
+    join (select %4$s%5$s from %6$s%7$s%8$s) s on %9$s
+    where v.fingerprint operator(pg_catalog.=) %10$s%11$s
+    order by %%s
+    limit $2
+), best as (
+    select distinct on (%12$s) *
+    from candidate
+    where distance operator(pg_catalog.<>) 'NaN'
+    order by %12$s, distance, chunk
+), nearest as (
+    select *
+    from best
+    order by distance, %12$s
+    limit $3
+)
+select
+    (select pg_catalog.count(*) from candidate),
+    pg_catalog.array_agg(place order by distance, %12$s),
+    pg_catalog.array_agg(distance order by distance, %12$s)
+from nearest$q$,
+        of_keys.of_vectors, distance, s.vectors, of_keys.of_rows,
+        case when s.into_column is null then ''
+            else format(', %s.%I as embedding', class.alias, embed._column_name(s.relation, s.into_attnum)) end,
+        class.only_it, class.full_name,
+        coalesce(' where (' || s.filter || ')', ''),
+        of_keys.row_is_vector, active,
+        case when s.into_column is null then '' else ' and s.embedding is not null' end
+        || case when leave_out then format(' and not (%s)', of_keys.vector_is_given) else '' end,
+        of_keys.list
+    );
+    -- + 0 keeps the index away, which PostgreSQL 17 would use before it sorts by the rest.
+    by_scan := format(template, format('(%s) operator(pg_catalog.+) 0, %s, chunk', distance, of_keys.list));
+    if exists (
+        select
+        from pg_index i
+        join pg_class c on c.oid = i.indexrelid
+        join pg_am m on m.oid = c.relam
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+        where i.indrelid = case when s.into_column is null then s.vectors else s.relation end
+        and m.amname = 'hnsw' and i.indisvalid and i.indpred is null
+        and a.attnum = coalesce(s.into_attnum, (select e.attnum from pg_attribute e where e.attrelid = s.vectors and e.attname = 'embedding'))
+    ) then
+        -- The distance alone: before PostgreSQL 17 a second sort key keeps the index from being used.
+        by_index := format(template, distance);
+    end if;
+
+    -- Rescoring by words belongs into scored, which has the passage of every hit at hand.
+    hits := format(
+        $q$with hit as (
+    select %1$s, v.passage_start, v.passage_end, 1 operator(pg_catalog.-) found.distance as similarity
+    from unnest($1, $2) as found (place, distance)
+    join %2$s v on v.ctid operator(pg_catalog.=) found.place
+), scored as (
+    select *, similarity as score
+    from hit
+    order by score desc, %3$s
+    limit $3
+)
+select
+    (%4$s.*)::%5$s,
+    hit.score::pg_catalog.float4,
+    hit.similarity::pg_catalog.float4,
+    pg_catalog.substr(%6$s, hit.passage_start operator(pg_catalog.+) 1, hit.passage_end operator(pg_catalog.-) hit.passage_start),
+    hit.passage_start,
+    hit.passage_end
+from scored as hit
+join %7$s%5$s on %8$s
+order by hit.score desc, %9$s$q$,
+        of_keys.of_vectors, s.vectors, of_keys.list, class.alias, class.full_name,
+        embed._text_sql(s, (select c.relname from pg_class c where c.oid = s.relation)),
+        class.only_it, of_keys.row_is_hit,
+        'hit.' || replace(of_keys.list, ', ', ', hit.')
+    );
+
+    if leave_out then
+        of_row := format(
+            $q$select
+    (select %1$s from %2$s v where v.fingerprint operator(pg_catalog.=) %3$s and %4$s),
+    s.has_text
+from (select %5$s%6$s, %7$s is not null as has_text from %8$s%9$s where (%10$s) and %11$s) s$q$,
+            case when s.into_column is null then '@extschema:vector@.avg(v.embedding)' else 's.embedding' end,
+            s.vectors, active, of_keys.row_is_vector, of_keys.of_rows,
+            case when s.into_column is null then ''
+                else format(', %s.%I as embedding', class.alias, embed._column_name(s.relation, s.into_attnum)) end,
+            embed._text_sql(s, (select c.relname from pg_class c where c.oid = s.relation)),
+            class.only_it, class.full_name, coalesce(s.filter, 'true'), of_keys.row_is_given
+        );
+    end if;
+
+    -- After a change of the model, what is not embedded anew yet cannot be compared. Sixteen pages
+    -- anywhere in the table tell about how much that is (80 vectors of 384 dimensions, 0.1 ms).
+    pages := pg_relation_size(s.vectors) / current_setting('block_size')::integer;
+    page := floor(random() * greatest(pages - 15, 1));
+    execute format(
+        'select (100 * count(*) filter (where v.fingerprint <> $1) / greatest(count(*), 1))::integer from %s v where v.ctid >= $2 and v.ctid < $3',
+        s.vectors
+    ) into awaiting using active, format('(%s,0)', page)::tid, format('(%s,0)', page + 16)::tid;
+    if awaiting > 0 then
+        raise notice 'about % %% of the vectors of % are of another model and are not compared until they are embedded anew',
+            awaiting, s.relation
+            using hint = 'The view embed.status shows how many are left.';
+    end if;
+end
+$plan$;
+
+-- Refuses a question's vector that cannot be compared.
+create or replace function embed._check_question(question @extschema:vector@.vector, dimensions integer, relation text) returns void
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if question is null then
+        raise exception 'the question is null' using errcode = 'EW003', hint = 'Give a text or a vector.';
+    end if;
+    if @extschema:vector@.vector_dims(question) <> dimensions then
+        raise exception 'the question has % dimensions, but the vectors of % have %', @extschema:vector@.vector_dims(question), relation, dimensions
+            using errcode = 'EW005', hint = 'Make it with the same model: embed.query(text, model).';
+    end if;
+    if @extschema:vector@.vector_norm(question) = 0 then
+        raise exception 'the question is the zero vector, which has no direction to compare'
+            using errcode = 'EW003', hint = 'Give the vector of a text, as embed.query makes it.';
+    end if;
+end
+$$;
+
+-- Runs the statements of a plan. With an index that stops early (hnsw.max_scan_tuples, under a filter
+-- or policy that few rows pass) and too few rows, all vectors are compared: k rows were asked for.
+create or replace function embed._search_rows(
+    source anyelement, question @extschema:vector@.vector, k integer, vectors regclass, depth integer,
+    by_index text, by_scan text, hits text, leave_out text[]
+) returns table (
+    "row" anyelement, score real, similarity real, passage text, passage_start integer, passage_end integer
+)
+language plpgsql stable
+set hnsw.iterative_scan = strict_order
+set hnsw.ef_search = 100
+as $$
+declare
+    statement text := coalesce(by_index, by_scan);
+    look_at bigint := depth;
+    seen bigint;
+    places tid[];
+    distances double precision[];
+begin
+    if not pg_catalog.has_table_privilege(vectors, 'select') then
+        raise exception 'permission denied for table %', vectors
+            using errcode = 'insufficient_privilege',
+            detail = 'Whoever searches a table needs to read its vectors, too.',
+            hint = pg_catalog.format('As the owner: grant select on %s to %I.', vectors, current_user);
+    end if;
+    loop
+        execute statement into seen, places, distances using question, look_at, k, leave_out;
+        exit when pg_catalog.cardinality(places) = k;
+        if seen = look_at then
+            look_at := look_at * 8;
+        elsif statement is distinct from by_scan then
+            statement := by_scan;
+        else
+            exit;
+        end if;
+    end loop;
+    return query execute hits using places, distances, k;
+end
+$$;
+
+create or replace function embed.search(source anyelement, question text, k integer default 10, name text default null)
+returns table (
+    "row" anyelement, score real, similarity real, passage text, passage_start integer, passage_end integer
+)
+language plpgsql stable
+as $$
+declare
+    plan record;
+    asked @extschema:vector@.vector;
+begin
+    plan := embed._search_plan(pg_catalog.pg_typeof(source), name, k, false);
+    asked := embed.query(question, plan.model);
+    perform embed._check_question(asked, plan.dimensions, plan.relation);
+    return query
+    select *
+    from embed._search_rows(source, asked, k, plan.vectors, plan.depth, plan.by_index, plan.by_scan, plan.hits, null);
+end
+$$;
+
+comment on function embed.search(anyelement, text, integer, text) is
+    'The k rows of a table nearest in meaning to a question, with the best passage of each: select (s."row").* from embed.search(null::article, ''question'', k => 10) s. score orders the rows of one search and says nothing by itself.';
+
+create or replace function embed.search(source anyelement, question @extschema:vector@.vector, k integer default 10, name text default null)
+returns table (
+    "row" anyelement, score real, similarity real, passage text, passage_start integer, passage_end integer
+)
+language plpgsql stable
+as $$
+declare
+    plan record;
+begin
+    plan := embed._search_plan(pg_catalog.pg_typeof(source), name, k, false);
+    perform embed._check_question(question, plan.dimensions, plan.relation);
+    return query
+    select *
+    from embed._search_rows(source, question, k, plan.vectors, plan.depth, plan.by_index, plan.by_scan, plan.hits, null);
+end
+$$;
+
+comment on function embed.search(anyelement, @extschema:vector@.vector, integer, text) is
+    'The k rows of a table nearest to a vector that the table''s model made.';

@@ -1,0 +1,131 @@
+-- The road of questions: a kept connection of the session to its own server, through dblink.
+--
+-- A kept dblink connection can be used by any SQL of the same session. It is therefore logged in as
+-- a role that can do nothing but call embed.ask and embed.await (see 020_login.sql).
+
+-- Closes the kept connection, if there is one.
+create or replace function embed._loopback_close(connection text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if connection = any (@extschema:dblink@.dblink_get_connections()) then
+        perform @extschema:dblink@.dblink_disconnect(connection);
+    end if;
+end
+$$;
+
+-- Ask over the kept connection and wait; null when nobody answered in time.
+--
+-- Statements are sent behind as many blanks as pg_stat_activity shows characters: all sessions log
+-- in as one role, which may read the statements of its own kind, and so anybody could have read
+-- what others ask through the connection of his own session.
+--
+-- The wait is cut into slices. Before PostgreSQL 17 dblink cannot be interrupted while it waits,
+-- and later ones wait for the statement to end after an interruption: a cancelled statement ends
+-- within a slice, and leaves a connection that is free again.
+create or replace function embed._loopback(question text, model text, role text, patience interval)
+returns @extschema:vector@.vector
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    name constant text := 'embedworker';
+    slice constant interval := '200 ms';
+    deadline timestamptz := clock_timestamp() + patience;
+    blanks text := repeat(' ', pg_size_bytes(current_setting('track_activity_query_size'))::integer);
+    id uuid := gen_random_uuid();
+    connected boolean;
+    again boolean := true;
+    rest interval;
+    result @extschema:vector@.vector;
+    failure text;
+    state text;
+begin
+    loop
+        connected := false;
+        begin
+            if coalesce(name = any (@extschema:dblink@.dblink_get_connections()), false) is false then
+                perform @extschema:dblink@.dblink_connect(name, 'embed_loopback');
+            end if;
+            connected := true;
+            select t.embedding into result
+            from @extschema:dblink@.dblink(
+                name, blanks || format('select embed.ask(%L, %L, %L, %L)', id, model, question, role)
+            ) as t (embedding @extschema:vector@.vector);
+            while result is null and failure is null loop
+                rest := deadline - clock_timestamp();
+                select t.embedding, t.error into result, failure
+                from @extschema:dblink@.dblink(
+                    name, blanks || format('select * from embed.await(%L, %L, %L)', id, least(rest, slice), rest <= slice)
+                ) as t (embedding @extschema:vector@.vector, error text);
+                exit when rest <= slice;
+            end loop;
+            exit;
+        exception when others then
+            -- Broken, busy with something else, or its server process has gone: once more from the
+            -- start, under the same id, with a connection of its own.
+            get stacked diagnostics failure = message_text, state = returned_sqlstate;
+            perform embed._loopback_close(name);
+            if state like 'EW%' then
+                raise;
+            end if;
+            if not connected or not again then
+                raise exception 'questions cannot reach a worker from inside SQL'
+                    using errcode = 'EW007',
+                    detail = failure,
+                    hint = case
+                        when failure like '%too many%' or failure like '%remaining connection slots%'
+                        then 'Every session that asks keeps a second connection: raise max_connections, or ask through a pool of fewer sessions.'
+                        else 'Run `embedworker migrate`, which sets the road up anew and says what stands in its way; EMBEDWORKER_LOOPBACK_HOST names the host.'
+                    end;
+            end if;
+            again := false;
+            failure := null;
+        end;
+    end loop;
+    if failure is not null then
+        raise exception 'the question could not be embedded: %', failure
+            using errcode = 'EW008',
+            hint = 'The log of the worker says more; another model can be named as embed.query(…, model => …).';
+    end if;
+    if result is null then
+        -- A connection on which nothing arrives may be the reason (somebody opened a transaction on
+        -- it, say), so the next question gets a new one.
+        perform embed._loopback_close(name);
+    end if;
+    return result;
+end
+$$;
+
+-- Whether the road leads here: null, or what stands in the way. Its own connection, closed again.
+create or replace function embed._loopback_check() returns text
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    name constant text := 'embedworker_check';
+    failure text;
+    more text;
+    here boolean;
+begin
+    perform embed._loopback_close(name);
+    perform @extschema:dblink@.dblink_connect(name, 'embed_loopback');
+    select t.started = pg_postmaster_start_time() and t.database = current_database() into here
+    from @extschema:dblink@.dblink(
+        name, 'select pg_catalog.pg_postmaster_start_time(), pg_catalog.current_database()'
+    ) as t (started timestamptz, database text);
+    perform embed._loopback_close(name);
+    return case when here then null else 'another server or database answered' end;
+exception when others then
+    get stacked diagnostics failure = message_text, more = pg_exception_detail;
+    perform embed._loopback_close(name);
+    return concat_ws(': ', failure, nullif(more, ''));
+end
+$$;
+
+revoke execute on function
+    embed._loopback_close(text),
+    embed._loopback(text, text, text, interval),
+    embed._loopback_check()
+from public;

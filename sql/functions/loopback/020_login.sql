@@ -1,0 +1,92 @@
+-- The login of the loopback: a role of this database that can do nothing but ask and await, and a
+-- foreign server with a user mapping that holds its password, so that no function body does.
+--
+-- Called by `embedworker migrate` every time. The password is made here and not by the caller, so
+-- that it never stands in a statement that log_statement would write down. The role and the mapping
+-- change in one transaction: no question finds one without the other.
+create or replace function embed._loopback_login(host text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set password_encryption = 'scram-sha-256'
+as $$
+declare
+    login text := embed._loopback_role();
+    -- Twice 122 random bits; the beginning is for servers that ask for every kind of character.
+    password text := 'Ew1!' || replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
+    -- dblink looks for the mapping of whom the function runs as.
+    owner text := (
+        select quote_ident(pg_get_userbyid(p.proowner))
+        from pg_proc p
+        where p.oid = 'embed._loopback(text, text, text, interval)'::regprocedure
+    );
+    connections integer := current_setting('max_connections')::integer / 2;
+begin
+    if to_regrole(login) is null then
+        execute format('create role %I', login);
+    end if;
+    -- Attributes that only a superuser may name are left out: a new role has none of them.
+    execute format('alter role %I login noinherit nocreatedb nocreaterole connection limit %s password %L', login, connections, password);
+    execute format('grant connect on database %I to %I', current_database(), login);
+    execute format('grant usage on schema embed to %I', login);
+    execute format('grant execute on function embed.ask(uuid, text, text, text) to %I', login);
+    execute format('grant execute on function embed.await(uuid, interval, boolean) to %I', login);
+
+    -- Made anew, so that nothing of a database this one was copied from remains.
+    drop server if exists embed_loopback cascade;
+    execute format(
+        'create server embed_loopback foreign data wrapper dblink_fdw options (host %L, port %L, dbname %L, '
+        'connect_timeout ''3'', gssencmode ''disable'', application_name ''embedworker question'', options %L)',
+        host, current_setting('port'), current_database(),
+        -- Given at the start of a session, these win over what the role or the database has set.
+        -- READ COMMITTED gives each look of await a new snapshot. lock_timeout ends a wait for the
+        -- asking transaction itself, which no deadlock detector could see.
+        '-c default_transaction_isolation=read\ committed -c default_transaction_read_only=off '
+        '-c statement_timeout=0 -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s -c jit=off'
+    );
+    execute format('create user mapping for %s server embed_loopback options (user %L, password %L)', owner, login, password);
+end
+$$;
+
+-- Roles belong to the whole cluster, so the name holds the database's number.
+create or replace function embed._loopback_role() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (select 'embed_loopback_' || d.oid from pg_database d where d.datname = current_database());
+
+-- Try another host for the server; null when it works.
+create or replace function embed._loopback_try(host text) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute format('alter server embed_loopback options (set host %L)', host);
+    return embed._loopback_check();
+end
+$$;
+
+-- Where dblink was installed for this alone, nobody else needs its functions. Where it was there
+-- before, they stay as they are.
+create or replace function embed._loopback_close_dblink() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    signature regprocedure;
+begin
+    for signature in
+        select d.objid::regprocedure
+        from pg_depend d
+        join pg_extension e on e.oid = d.refobjid and e.extname = 'dblink'
+        where d.refclassid = 'pg_extension'::regclass and d.classid = 'pg_proc'::regclass and d.deptype = 'e'
+    loop
+        execute format('revoke execute on function %s from public', signature);
+    end loop;
+end
+$$;
+
+revoke execute on function
+    embed._loopback_login(text),
+    embed._loopback_role(),
+    embed._loopback_try(text),
+    embed._loopback_close_dblink()
+from public;

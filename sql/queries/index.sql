@@ -1,0 +1,26 @@
+-- index_facts
+-- Whether a source's vectors have an HNSW index, and whether it can be used.
+select
+    format('%%I.%%I', n.nspname, i.relname) as index,
+    x.indisvalid as valid
+from pg_catalog.pg_index x
+join pg_catalog.pg_class i on i.oid = x.indexrelid
+join pg_catalog.pg_namespace n on n.oid = i.relnamespace
+join pg_catalog.pg_am a on a.oid = i.relam and a.amname = 'hnsw'
+join pg_catalog.pg_attribute c on c.attrelid = x.indrelid and c.attnum = any (x.indkey::smallint[])
+where x.indrelid = %(table)s::regclass
+and c.attname = %(column)s
+order by x.indisvalid desc
+limit 1;
+
+-- index_count
+-- How many vectors there are, counted no further than needed.
+select count(*) from (select from {table} where {column} is not null limit %(enough)s) as counted;
+
+-- index_create
+-- Built beside the running application: neither reads nor writes wait for it.
+create index concurrently {index} on {table} using hnsw ({column} {schema}.vector_cosine_ops);
+
+-- index_drop
+-- What a build that failed has left behind.
+drop index concurrently if exists {index};

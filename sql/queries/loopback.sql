@@ -1,0 +1,50 @@
+-- loopback_install
+-- Install dblink in our own schema, which is always there, and goes with everything else of ours.
+create extension dblink schema embed;
+
+-- loopback_restrict
+-- Take the functions of a dblink that was installed for us away from everybody else.
+select embed._loopback_close_dblink();
+
+-- loopback_hosts
+-- Under which hosts this server may reach itself, besides what people say.
+select
+    (
+        select pg_catalog.btrim(pg_catalog.split_part(s.setting, ',', 1))
+        from pg_catalog.pg_settings s
+        where s.name = 'unix_socket_directories' and s.setting <> ''
+    ) as socket_folder,
+    pg_catalog.host(pg_catalog.inet_server_addr()) as address;
+
+-- loopback_login
+-- Make or renew the role, its password, the foreign server and the user mapping.
+select embed._loopback_login(%(host)s);
+
+-- loopback_try
+-- Point the foreign server to a host and connect through it; null when that works.
+select embed._loopback_try(%(host)s);
+
+-- loopback_check
+-- Connect through the foreign server as it is; null when that works.
+select embed._loopback_check();
+
+-- loopback_ready
+-- Remember that the road works, and for which database it was made.
+insert into embed.setting (name, value)
+select 'loopback', d.oid::text
+from pg_catalog.pg_database d
+where d.datname = pg_catalog.current_database()
+on conflict (name) do update
+set value = excluded.value;
+
+-- loopback_problem
+-- Remember what stands in the way: embed.query says it as its hint.
+insert into embed.setting (name, value)
+values ('loopback_problem', %(problem)s)
+on conflict (name) do update
+set value = excluded.value;
+
+-- loopback_no_problem
+-- Forget what stood in the way.
+delete from embed.setting
+where name = 'loopback_problem';

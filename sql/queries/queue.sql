@@ -1,0 +1,288 @@
+-- queue_move
+-- Empty a part of the inbox into the queue, one entry a key. Each gets a fresh seq, so whatever is
+-- under way for the key no longer matches. One mover at a time, or two could wait for each other.
+with turn as materialized (
+    select pg_try_advisory_xact_lock(1701667431, %(source)s) as mine
+),
+taken as materialized (
+    delete from {inbox} i
+    where i.seq = any (array(
+        select x.seq
+        from {inbox} x
+        where x.seq > %(after)s
+        order by x.seq
+        limit (select case when mine then %(limit)s else 0 end from turn)
+        for update skip locked
+    ))
+    returning {i_places}, i.seq, i.priority, i.at
+),
+newest as (
+    select {places}, min(priority) as priority, min(at) as at, max(seq) as seq
+    from taken
+    group by {places}
+),
+moved as (
+    insert into {queue} as q ({places}, seq, due, priority, since)
+    select {places}, nextval('embed.seq'), now(), priority, at
+    from newest
+    order by {places}
+    on conflict ({places}) do update
+    set seq = excluded.seq,
+        due = excluded.due,
+        attempts = 0,
+        claimed_by = null,
+        error = null,
+        priority = case when q.priority = 0 then 0 else excluded.priority end,
+        since = least(q.since, excluded.since)
+)
+select count(*), max(seq) from taken;
+
+-- queue_claim
+-- Lease due rows, so many of each priority, oldest first. Attempts count here, so that a text that
+-- kills the process ends as a dead letter too; priority tells it from a fresh change from now on.
+with picked as materialized (
+    select {p_places}, p.priority, p.due
+    from unnest(%(priorities)s::smallint[], %(quotas)s::integer[]) as c (priority, quota)
+    cross join lateral (
+        select {x_places}, x.priority, x.due
+        from {queue} x
+        where x.priority = c.priority
+        and x.due <= now() and x.due >= %(after)s and x.due < 'infinity'
+        order by x.due
+        limit c.quota
+        for update skip locked
+    ) as p
+),
+claimed as (
+    update {queue} q
+    set due = case when q.attempts >= %(max_attempts)s then 'infinity' else now() + %(lease)s * interval '1 second' end,
+        error = case
+            when q.attempts >= %(max_attempts)s
+            then coalesce(q.error, format('the worker died %%s times with this text at hand', q.attempts))
+            else q.error
+        end,
+        claimed_by = case when q.attempts >= %(max_attempts)s then null else %(worker)s end,
+        attempts = case when q.attempts >= %(max_attempts)s then q.attempts else q.attempts + 1 end,
+        priority = case when q.attempts >= %(max_attempts)s then q.priority else least(11 + q.attempts, 19) end
+    from picked p
+    where {q_is_p}
+    returning {q_texts} as key, q.seq, q.attempts, p.priority, q.claimed_by is null as dead, p.due
+)
+select key, seq, attempts, priority, dead, due from claimed;
+
+-- queue_read
+-- The texts of claimed rows, in a snapshot newer than the claim: joined into the claim, a row can
+-- come out with the new seq and the old text, and the update would be lost for good.
+-- is_current says that the vector that is there was made of this very text by this model.
+-- Row by row through the keys (limit 1 keeps it so): a join may read the whole table and compose
+-- every text in it, which for 1000 keys of a table of 3000 rows took ten times as long.
+select
+    (j.ord - 1)::integer as position,
+    t.text,
+    t.hash,
+    coalesce(
+        v.fingerprint = %(fingerprint)s
+        and v.hash = t.hash
+        and v.checksum = substr(sha256({vector_send}({read_stored})), 1, 8),
+        false
+    ) as is_current
+from unnest({key_arrays}) with ordinality as j ({places}, ord)
+cross join lateral (
+    select r.text, r.stored, embed.text_hash(r.text) as hash
+    from (
+        select {text} as text, {row_stored} as stored
+        from {rows} s
+        where {s_is_j}
+        limit 1
+    ) as r
+    where r.text is not null
+) as t
+left join lateral (
+    select *
+    from {vectors} v
+    where {v_is_j} and v.chunk = 0
+    limit 1
+) as v on true;
+
+-- queue_complete
+-- Write the vectors of jobs that still hold (same key, same seq, same worker) and strike them from
+-- the queue. The first thing it does is take every lock, without waiting: what is locked or no
+-- longer matches was changed meanwhile and comes round again.
+-- chunks: number of passages; 0 removes the row's vectors, -1 leaves them as they are.
+with job as (
+    select *
+    from unnest({key_arrays}, %(seqs)s::bigint[], %(hashes)s::bytea[], %(chunks)s::integer[])
+        with ordinality as j ({places}, seq, hash, chunks, ord)
+),
+mine as materialized (
+    select {q_places}, q.seq, j.hash, j.chunks, j.ord - 1 as position
+    from job j
+    join {queue} q on {q_is_j}
+    where q.seq = j.seq and q.claimed_by = %(worker)s
+    for update of q skip locked
+),
+cleared as (
+    delete from {vectors} v
+    using mine m
+    where {v_is_m} and m.chunks >= 0 and v.chunk >= m.chunks
+),
+written as (
+    insert into {vectors} ({vector_keys}, chunk, passage_start, passage_end, embedding, fingerprint, hash, checksum, seq)
+    select {m_places}, p.chunk, p.passage_start, p.passage_end, p.embedding, %(fingerprint)s, m.hash,
+        substr(sha256({vector_send}(p.embedding)), 1, 8), m.seq
+    from mine m
+    join unnest(
+        %(positions)s::integer[], %(passages)s::integer[], %(starts)s::integer[], %(ends)s::integer[], %(embeddings)s::{vector}[]
+    ) as p (position, chunk, passage_start, passage_end, embedding) on p.position = m.position
+    on conflict ({vector_keys}, chunk) do update
+    set passage_start = excluded.passage_start,
+        passage_end = excluded.passage_end,
+        embedding = excluded.embedding,
+        fingerprint = excluded.fingerprint,
+        hash = excluded.hash,
+        checksum = excluded.checksum,
+        seq = excluded.seq,
+        embedded_at = now()
+),
+done as (
+    delete from {queue} q
+    using mine m
+    where {q_is_m}
+    returning 1
+)
+select count(*) from done;
+
+-- queue_complete_into
+-- The same for a source whose vector is a column of its own table. Its rows can be locked by the
+-- application: such a row stays in the queue.
+with job as (
+    select *
+    from unnest({key_arrays}, %(seqs)s::bigint[], %(hashes)s::bytea[], %(chunks)s::integer[])
+        with ordinality as j ({places}, seq, hash, chunks, ord)
+),
+mine as materialized (
+    select {q_places}, q.seq, j.hash, j.chunks, j.ord - 1 as position
+    from job j
+    join {queue} q on {q_is_j}
+    where q.seq = j.seq and q.claimed_by = %(worker)s
+    for update of q skip locked
+),
+locked as materialized (
+    select m.position
+    from mine m
+    join {only} {relation} s on {s_is_m}
+    where m.chunks >= 0
+    for no key update of s skip locked
+),
+ready as materialized (
+    select m.*
+    from mine m
+    where m.chunks < 0
+    or m.position in (select position from locked)
+    or not exists (select from {only} {relation} s where {s_is_m})
+),
+passage as materialized (
+    select *
+    from unnest(%(positions)s::integer[], %(passages)s::integer[], %(starts)s::integer[], %(ends)s::integer[], %(embeddings)s::{vector}[])
+        as p (position, chunk, passage_start, passage_end, embedding)
+    where p.chunk = 0
+),
+set_column as (
+    update {only} {relation} s
+    set {into_column} = p.embedding
+    from ready m
+    left join passage p on p.position = m.position
+    where {s_is_m} and m.chunks >= 0
+),
+cleared as (
+    delete from {vectors} v
+    using ready m
+    where {v_is_m} and m.chunks = 0
+),
+written as (
+    insert into {vectors} ({vector_keys}, chunk, passage_start, passage_end, fingerprint, hash, checksum, seq)
+    select {m_places}, 0, p.passage_start, p.passage_end, %(fingerprint)s, m.hash, substr(sha256({vector_send}(p.embedding)), 1, 8), m.seq
+    from ready m
+    join passage p on p.position = m.position
+    on conflict ({vector_keys}, chunk) do update
+    set passage_start = excluded.passage_start,
+        passage_end = excluded.passage_end,
+        fingerprint = excluded.fingerprint,
+        hash = excluded.hash,
+        checksum = excluded.checksum,
+        seq = excluded.seq,
+        embedded_at = now()
+),
+done as (
+    delete from {queue} q
+    using ready m
+    where {q_is_m}
+    returning 1
+)
+select count(*) from done;
+
+-- queue_fail
+-- Put rows off after a failure of their own, or let them be dead letters. Their vectors go: what
+-- they were made of is no longer there.
+with job as (
+    select *
+    from unnest({key_arrays}, %(seqs)s::bigint[], %(errors)s::text[], %(delays)s::double precision[]) as j ({places}, seq, error, delay)
+),
+mine as materialized (
+    select {q_places}, j.error, j.delay
+    from job j
+    join {queue} q on {q_is_j}
+    where q.seq = j.seq and q.claimed_by = %(worker)s
+    for update of q skip locked
+),
+cleared as (
+    delete from {vectors} v
+    using mine m
+    where {v_is_m}
+)
+update {queue} q
+set due = case when q.attempts >= %(max_attempts)s then 'infinity' else now() + m.delay * interval '1 second' end,
+    error = m.error,
+    claimed_by = null
+from mine m
+where {q_is_m}
+returning {q_texts} as key, q.attempts, q.due = 'infinity' as dead;
+
+-- queue_clear_into
+-- Empty the vector column of rows that failed, where the application does not hold them.
+with job as (
+    select * from unnest({key_arrays}) as j ({places})
+),
+locked as materialized (
+    select {s_keys_as_places}
+    from job j
+    join {only} {relation} s on {s_is_j}
+    where s.{into_column} is not null
+    for no key update of s skip locked
+)
+update {only} {relation} s
+set {into_column} = null
+from locked l
+where {s_is_l};
+
+-- queue_release
+-- Hand rows back untried.
+with job as (
+    select * from unnest({key_arrays}, %(seqs)s::bigint[], %(priorities)s::smallint[]) as j ({places}, seq, priority)
+)
+update {queue} q
+set due = now() + %(delay)s * interval '1 second', attempts = greatest(q.attempts - 1, 0), priority = j.priority, claimed_by = null
+from job j
+where {q_is_j} and q.seq = j.seq and q.claimed_by = %(worker)s;
+
+-- queue_extend
+-- Keep the lease of everything this worker holds.
+update {queue} q
+set due = now() + %(lease)s * interval '1 second'
+where q.claimed_by = %(worker)s and q.due < 'infinity';
+
+-- queue_free
+-- Make the rows of a worker that is gone due at once.
+update {queue} q
+set due = now(), claimed_by = null
+where q.claimed_by = %(worker)s and q.due < 'infinity';

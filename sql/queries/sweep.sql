@@ -1,0 +1,111 @@
+-- sweep_try_lock
+-- One sweep of a source at a time; held by the session.
+select pg_try_advisory_lock(1701667430, %(source)s);
+
+-- sweep_unlock
+-- Let another worker sweep.
+select pg_advisory_unlock(1701667430, %(source)s);
+
+-- sweep_begin
+-- Start over for everything asked for so far; a request that comes later starts another sweep.
+with asked as (
+    delete from embed.sweep_request where source = %(source)s
+)
+insert into embed.sweep_state (source, phase) values (%(source)s, 'rows')
+on conflict (source) do update
+set phase = 'rows', cursor = null, visited = 0, missing = 0, stale = 0, orphaned = 0, started_at = now(), finished_at = null;
+
+-- sweep_current
+-- Where the sweep of a source stands.
+select phase, cursor, visited, missing, stale, orphaned from embed.sweep_state where source = %(source)s;
+
+-- sweep_save
+-- Remember how far the sweep has come, so that another worker can go on.
+update embed.sweep_state
+set phase = %(phase)s,
+    cursor = %(cursor)s,
+    visited = visited + %(visited)s,
+    missing = missing + %(missing)s,
+    stale = stale + %(stale)s,
+    orphaned = orphaned + %(orphaned)s,
+    finished_at = case when %(phase)s = 'done' then now() end
+where source = %(source)s;
+
+-- sweep_due
+-- Sources to sweep: the last one is older than the interval, or there was none, or it was begun and
+-- its worker has gone.
+select s.id, w.phase is distinct from 'done' and w.source is not null as unfinished
+from embed.source s
+left join embed.sweep_state w on w.source = s.id
+where not s.paused
+and (w.finished_at is null or w.finished_at < now() - %(interval)s * interval '1 second')
+and not exists (select from embed.sweep_request r where r.source = s.id);
+
+-- sweep_rows
+-- One page of the source in key order: rows without a vector, with one of another text or model, or
+-- with one that was altered by hand go into the queue, behind everything else. A row that is being
+-- worked on gets a new seq: what made the difference may not be what the worker has read.
+with page as materialized (
+    select {s_keys_as_places}, {text} as text, {row_stored} as stored
+    from {rows} s
+    where {after}
+    order by {s_keys}
+    limit %(limit)s
+),
+judged as materialized (
+    select
+        {j_places},
+        v.fingerprint is null as missing,
+        v.fingerprint is not null and (
+            v.fingerprint is distinct from %(fingerprint)s
+            or v.hash <> embed.text_hash(j.text)
+            or v.checksum is distinct from substr(sha256({vector_send}({judged_stored})), 1, 8)
+        ) as stale
+    from page j
+    left join {vectors} v on {v_is_j} and v.chunk = 0
+    where j.text is not null
+),
+queued as (
+    insert into {queue} as q ({places}, seq, due, priority)
+    select {j_places}, nextval('embed.seq'), now(), 20
+    from judged j
+    where %(repair)s and (j.missing or j.stale)
+    order by {j_places}
+    on conflict ({places}) do update
+    set seq = excluded.seq, due = excluded.due, claimed_by = null
+    where q.claimed_by is not null and q.due < 'infinity'
+    returning 1
+)
+select
+    (select count(*) from page) as visited,
+    (select {j_texts} from page j order by {j_places_desc} limit 1) as cursor,
+    (select count(*) from judged where missing) as missing,
+    (select count(*) from judged where stale) as stale,
+    (select count(*) from queued) as queued;
+
+-- sweep_orphans
+-- One page of the vector table in key order: vectors whose row, or its text, is gone.
+with page as materialized (
+    select distinct {v_keys_as_places}
+    from {vectors} v
+    where {after}
+    order by {places}
+    limit %(limit)s
+),
+judged as materialized (
+    select {j_places}
+    from page j
+    where not exists (select from {rows} s where {s_is_j} and {text} is not null)
+),
+queued as (
+    insert into {queue} as q ({places}, seq, due, priority)
+    select {j_places}, nextval('embed.seq'), now(), 20
+    from judged j
+    where %(repair)s
+    order by {j_places}
+    on conflict ({places}) do nothing
+)
+select
+    (select count(*) from page) as visited,
+    (select {j_texts} from page j order by {j_places_desc} limit 1) as cursor,
+    (select count(*) from judged) as orphaned;

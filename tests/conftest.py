@@ -1,0 +1,11 @@
+"""Fixtures of all tests; each ``fix_*.py`` beside this file is one family of them."""
+
+import os
+from pathlib import Path
+
+# What the developer has set must not decide whether a test passes.
+for _name in list(os.environ):
+    if _name.startswith(("EMBEDWORKER_", "PG")) or _name == "DATABASE_URL":
+        del os.environ[_name]
+
+pytest_plugins = sorted(file.stem for file in Path(__file__).parent.glob("fix_*.py"))

@@ -1,0 +1,136 @@
+"""Settings: where they come from, what is refused, what is never shown."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker import settings
+from worker.errors import ConfigurationError
+from worker.settings import describe, load, obfuscate
+
+
+def test_defaults_are_the_named_constants() -> None:
+    found = load()
+    constants = {n[8:].lower(): v for n, v in vars(settings).items() if n.startswith("DEFAULT_")}
+    assert len(constants) > 10
+    assert {name: getattr(found, name) for name in constants} == constants
+    assert found.database_url is None
+
+
+def test_environment_sets_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDWORKER_WINDOW", "7")
+    monkeypatch.setenv("EMBEDWORKER_LEASE", "9.5")
+    monkeypatch.setenv("EMBEDWORKER_LOG_LEVEL", "DEBUG")
+    assert (load().window, load().lease, load().log_level) == (7, 9.5, "debug")
+    assert load(window=8).window == 8
+    assert load(window=None).window == 7
+
+
+def test_own_database_variable_wins_over_the_common_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://common/x")
+    assert load().database_url == "postgresql://common/x"
+    monkeypatch.setenv("EMBEDWORKER_DATABASE_URL", "postgresql://own/x")
+    assert load().database_url == "postgresql://own/x"
+    assert load(database_url="postgresql://flag/x").database_url == "postgresql://flag/x"
+
+
+def test_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDWORKER_THREADS", "")
+    monkeypatch.setenv("DATABASE_URL", "")
+    assert load().threads is None
+    assert load().database_url is None
+
+
+def test_folders_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert load(data_dir=Path("~/a")).data_dir == tmp_path / "a"
+    assert load(cache_dir=Path("b")).cache_dir == tmp_path / "b"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("EMBEDWORKER_LEASE", "0", "greater than or equal to 1"),
+        ("EMBEDWORKER_WINDOW", "many", "valid integer"),
+        ("EMBEDWORKER_DTYPE", "int8", "'auto', 'float32' or 'bfloat16'"),
+        ("EMBEDWORKER_DEVICE", "gpu", "auto|cpu"),
+        ("EMBEDWORKER_POLL_MIN", "3", "greater than EMBEDWORKER_POLL_MAX (2 s)"),
+        ("EMBEDWORKER_NICE", "20", "less than or equal to 19"),
+        ("EMBEDWORKER_BATCH_TIMEOUT", "nan", "greater than 0"),
+    ],
+)
+def test_wrong_values_are_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    assert variable in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_every_mistake_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDWORKER_LEASE", "x")
+    monkeypatch.setenv("EMBEDWORKER_THREADS", "0")
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_unknown_setting_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="unknown setting 'windows'; expected one of"):
+        load(windows=3)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load().__setattr__("window", 3)
+
+
+def test_password_is_not_in_repr_or_str() -> None:
+    found = load(
+        database_url="postgresql://u:hunter2@h/d", listen_url="host=h user=u password=hunter2"
+    )
+    assert "hunter2" not in f"{found!r} {found!s}"
+    assert "postgresql://u:***@h/d" in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p@h:5432/d", "postgresql://u:***@h:5432/d"),
+        ("postgresql://u@h/d", "postgresql://u@h/d"),
+        ("postgresql://u:p@[::1]:5/d", "postgresql://u:***@[::1]:5/d"),
+        (
+            "postgresql://u:p@a:1,b:2/d?sslmode=require",
+            "postgresql://u:***@a:1,b:2/d?sslmode=require",
+        ),
+        ("postgresql:///d?host=/run/pg&password=p", "postgresql:///d?host=/run/pg&password=***"),
+        ("host=h password='a \\' b' user=u", "host=h password=*** user=u"),
+        ("sslpassword = p dbname=d", "sslpassword = *** dbname=d"),
+    ],
+)
+def test_obfuscate_keeps_all_but_the_password(url: str, shown: str) -> None:
+    assert obfuscate(url) == shown
+
+
+@given(st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=4, max_size=12))
+def test_obfuscate_hides_passwords_that_are_not_escaped(password: str) -> None:
+    secret = f"Zq{password}qZ"
+    shown = obfuscate(f"postgresql://user:{secret}@host/name")
+    assert "Zq" not in shown
+    assert "qZ" not in shown
+
+
+def test_every_setting_is_described() -> None:
+    rows = describe()
+    assert [row.name for row in rows] == list(settings.Settings.model_fields)
+    for row in rows:
+        assert row.meaning, row
+        assert re.fullmatch(r"EMBEDWORKER_[A-Z_]+", row.variable)
+        number = isinstance(settings.Settings.model_fields[row.name].default, int | float)
+        assert not number or row.unit, f"{row.name} has a number without a unit"

@@ -1,0 +1,24 @@
+"""Waiting on a condition: the only way a test here lets time pass."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+INTERVAL = 0.01  # seconds between looks
+
+
+def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
+    """Call ``condition`` until it returns something true, and return that.
+
+    Raises:
+        TimeoutError: nothing true within ``timeout`` seconds; says what was seen last.
+    """
+    deadline = time.monotonic() + timeout
+    while not (seen := condition()):
+        if time.monotonic() > deadline:
+            wanted = what or getattr(condition, "__name__", "the condition")
+            raise TimeoutError(f"{wanted} did not come true within {timeout:g} s; last: {seen!r}")
+        time.sleep(INTERVAL)
+    return seen

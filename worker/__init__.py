@@ -1,0 +1,1 @@
+"""embedworker: text columns of PostgreSQL tables, searchable by meaning."""

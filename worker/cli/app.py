@@ -1,0 +1,99 @@
+"""The command ``embedworker``: global flags, and the command groups put together.
+
+A group is a module with ``register(app)``; add it to ``_GROUPS``. Modules here import what is heavy
+(torch, SQLAlchemy, the settings) inside their commands, so that ``--help`` answers at once.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from worker.cli import db, run
+from worker.cli.console import EXIT_WRONG_USE, fail
+from worker.errors import ConfigurationError, EmbedworkerError
+
+__all__ = ["app", "main"]
+
+_GROUPS = (run, db)
+_EPILOG = (
+    "Every flag has an environment twin, EMBEDWORKER_… . Without a database URL an embedded "
+    "PostgreSQL is used. Exit codes: 0 done, 1 failed, 2 wrong use."
+)
+
+app = typer.Typer(
+    name="embedworker",
+    help="Text columns of PostgreSQL tables, searchable by meaning.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # its tracebacks show local variables, passwords among them
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"embedworker {version('embedworker')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    context: typer.Context,
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar=["EMBEDWORKER_DATABASE_URL", "DATABASE_URL"],
+            help="PostgreSQL to use; without one, the embedded server.",
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(envvar="EMBEDWORKER_DATA_DIR", help="Folder of the embedded server."),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(envvar="EMBEDWORKER_CACHE_DIR", help="Folder of the models.")
+    ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            envvar="EMBEDWORKER_LOG_FORMAT", metavar="human|json", help="Form of log lines."
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            envvar="EMBEDWORKER_LOG_LEVEL",
+            metavar="debug|info|warning|error",
+            help="Least severe line that is logged.",
+        ),
+    ] = None,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    context.obj = {
+        "database_url": database_url,
+        "data_dir": data_dir,
+        "cache_dir": cache_dir,
+        "log_format": log_format,
+        "log_level": log_level,
+    }
+
+
+for _group in _GROUPS:
+    _group.register(app)
+
+
+def main() -> None:
+    """Run the command line: one line for an expected error, a traceback for a fault of ours."""
+    try:
+        app()
+    except EmbedworkerError as error:
+        if os.environ.get("EMBEDWORKER_DEBUG"):
+            raise
+        fail(str(error), EXIT_WRONG_USE if isinstance(error, ConfigurationError) else 1)

@@ -1,0 +1,147 @@
+"""Connections: one way to open them, and errors that say what to do."""
+
+import re
+from typing import Any
+
+import psycopg
+from pgvector.psycopg.halfvec import register_halfvec_info
+from pgvector.psycopg.sparsevec import register_sparsevec_info
+from pgvector.psycopg.vector import register_vector_info
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types import TypeInfo
+
+from worker.database.statements import statement
+from worker.errors import ConfigurationError, ServerUnavailable, UnsupportedServer
+from worker.settings import DEFAULT_LOCK_TIMEOUT, obfuscate
+
+__all__ = ["connect", "dsn"]
+
+CONNECT_TIMEOUT = 10  # seconds for each address of the host
+KEEPALIVES_IDLE = 30  # seconds of silence before the first probe
+KEEPALIVES_INTERVAL = 10  # seconds between probes
+KEEPALIVES_COUNT = 3  # lost probes before the connection is given up
+TCP_USER_TIMEOUT = 30_000  # milliseconds data may stay unacknowledged
+
+_DEFAULTS: dict[str, Any] = {
+    "connect_timeout": CONNECT_TIMEOUT,
+    "keepalives": 1,
+    "keepalives_idle": KEEPALIVES_IDLE,
+    "keepalives_interval": KEEPALIVES_INTERVAL,
+    "keepalives_count": KEEPALIVES_COUNT,
+    "tcp_user_timeout": TCP_USER_TIMEOUT,
+    "client_encoding": "UTF8",
+}
+_SCHEME = re.compile(r"^(?:postgres|postgresql)(?:\+\w+)?://")
+_QUOTED = re.compile(r'"[^"]*"')
+_REGISTER = {
+    "vector": register_vector_info,
+    "halfvec": register_halfvec_info,
+    "sparsevec": register_sparsevec_info,
+}
+_URL_FORMS = "postgresql://user:password@host:5432/name or host=… dbname=… user=…"
+
+
+def connect(
+    url: str,
+    *,
+    autocommit: bool = True,
+    application_name: str = "embedworker",
+    lock_timeout: float = DEFAULT_LOCK_TIMEOUT,
+    vectors: bool = True,
+) -> psycopg.Connection[tuple[Any, ...]]:
+    """Open a connection with time-outs, keepalives, UTF-8 and the types of pgvector.
+
+    ``lock_timeout`` is in seconds, 0 for none. ``vectors=False`` is for a database that may not
+    have pgvector yet. What the URL itself says, such as ``connect_timeout``, is kept.
+
+    Raises:
+        ConfigurationError: the URL cannot be read.
+        ServerUnavailable: no connection could be made.
+        UnsupportedServer: pgvector is not installed in this database.
+    """
+    conninfo = dsn(url, application_name=application_name)
+    try:
+        connection = psycopg.connect(conninfo, autocommit=True)
+    except psycopg.OperationalError as error:
+        raise ServerUnavailable(_explain(url, error)) from None
+    try:
+        found = _prepare(connection, lock_timeout)
+        if vectors and not found:
+            raise UnsupportedServer(
+                f"the database {connection.info.dbname!r} has no extension vector (pgvector); "
+                "run `embedworker migrate`, or as a superuser: create extension vector"
+            )
+        connection.autocommit = autocommit
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def dsn(url: str, **defaults: Any) -> str:
+    """Return ``url`` as libpq reads it, with our connection defaults where it says nothing.
+
+    Raises:
+        ConfigurationError: the URL cannot be read.
+    """
+    if "://" in url and not _SCHEME.match(url):
+        scheme = url.partition("://")[0]
+        raise ConfigurationError(f"{scheme}:// is not a PostgreSQL address; expected {_URL_FORMS}")
+    place = url.partition("://")[2].partition("?")[0]
+    if "@" in place.rpartition("@")[0] or "/" in place.rpartition("@")[0]:
+        # libpq would take the rest of the password for a host, port or database, and show it.
+        raise ConfigurationError(_unreadable(url, "the password holds a raw @ or /"))
+    try:
+        given = conninfo_to_dict(_SCHEME.sub("postgresql://", url))
+    except psycopg.ProgrammingError as error:
+        # libpq quotes the part it could not read, which may be a piece of the password.
+        raise ConfigurationError(_unreadable(url, _QUOTED.sub('"…"', str(error).strip()))) from None
+    if not re.fullmatch(r"[\d,]*", str(given.get("port", ""))):
+        raise ConfigurationError(_unreadable(url, "the port is not a number"))
+    return make_conninfo("", **{**_DEFAULTS, **defaults, **given})
+
+
+def _unreadable(url: str, reason: str) -> str:
+    return (
+        f"the database URL {obfuscate(url)} cannot be read: {reason}. Expected {_URL_FORMS}; "
+        "in a URL, write special characters of the password as %40 for @, %2F for /, %3A for :"
+    )
+
+
+def _prepare(connection: psycopg.Connection[Any], lock_timeout: float) -> bool:
+    """Set the session up and say whether pgvector is there; one round trip."""
+    milliseconds = f"{round(lock_timeout * 1000)}ms"
+    rows = connection.execute(
+        statement("connection_prepare"), {"lock_timeout": milliseconds}
+    ).fetchall()
+    types = {name: TypeInfo(name, oid, array) for name, oid, array in rows if name is not None}
+    for name, info in types.items():
+        _REGISTER[name](connection, info)
+    return "vector" in types
+
+
+# libpq gives no SQLSTATE for a failed connection attempt, so its words decide. A server that
+# speaks another language still gets the general advice.
+_ADVICE = (
+    ("password authentication failed", "check user and password"),
+    ("no password supplied", "put the password into the URL, PGPASSWORD or a ~/.pgpass file"),
+    ("does not exist", "create it or correct its name in the URL"),
+    ("pg_hba.conf", "allow this host and user in the server's pg_hba.conf, or add sslmode=require"),
+    ("refused", "start the server, or correct host and port; `embedworker db start` runs one here"),
+    ("No such file or directory", "no server listens on that socket: start it or name a host"),
+    ("could not translate host name", "correct the host name"),
+    ("failed to resolve host", "correct the host name"),
+    ("timeout", "check host, port and firewall"),
+    ("timed out", "check host, port and firewall"),
+    ("too many clients", "close connections or raise max_connections"),
+    ("starting up", "the server is starting: try again in a moment"),
+    ("shutting down", "the server is stopping: start it again"),
+    ("SSL", "check sslmode in the URL"),
+)
+_GENERAL_ADVICE = "check that the server runs and that host, port, user and database are right"
+
+
+def _explain(url: str, error: psycopg.OperationalError) -> str:
+    said = " ".join(str(error).split())
+    advice = next((advice for words, advice in _ADVICE if words in said), _GENERAL_ADVICE)
+    return f"cannot connect to {obfuscate(url)}: {said}. What to do: {advice}"

@@ -1,0 +1,128 @@
+"""Finding a model in the local cache first, and on the hub only when it is not there."""
+
+import queue
+import threading
+from pathlib import Path
+from typing import Final
+
+from huggingface_hub import (
+    constants,
+    get_session,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+from worker.errors import ModelError, ModelNotFound
+from worker.model.catalog import BUNDLED_MODEL
+from worker.model.folder import missing_files, read_pooling
+
+__all__ = ["hub_folder"]
+
+# Without a network the hub's client retries for minutes; so first ask whether anything answers.
+PROBE_SECONDS: Final = 5.0
+
+# Exports for other engines are left out; they double the size of a download.
+_IGNORED: Final = ["onnx/*", "openvino/*", "*.onnx", ".*"]
+_CONFIGURATION: Final = ["*.json", "*.txt", "*.model"]
+_SAFETENSORS: Final = ["*.safetensors"]
+_PICKLED: Final = ["*pytorch_model*.bin"]  # only where there is nothing better
+
+_OTHERWISE: Final = f" or use the model that needs no hub: {BUNDLED_MODEL}"
+
+
+def hub_folder(name: str, cache_folder: Path | None) -> Path:
+    """The folder of one revision of a hub model; its own name is the commit hash.
+
+    A model that is complete in ``cache_folder`` or in the hub's own cache is used as it is and no
+    connection is made. Else it is downloaded into ``cache_folder``, its configuration first, so
+    that a model that must be refused costs no download.
+    ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_TOKEN`` and the proxy variables are honoured.
+
+    Raises ModelNotFound within about PROBE_SECONDS when it is neither cached nor reachable, and
+    ModelRefused when it configures no pooling.
+    """
+    download_folder = None if cache_folder is None else cache_folder / "hub"
+    partly = False
+    for cache in dict.fromkeys((download_folder, None)):
+        if (folder := _cached(name, cache)) is not None:
+            if not missing_files(folder, name):
+                return folder
+            partly = True
+    if problem := _unreachable():
+        raise ModelNotFound(
+            f"the model {name!r} is {'only partly in the' if partly else 'not in the'} local cache"
+            f" and {constants.ENDPOINT} cannot be reached ({problem}); connect once to download it,"
+            " or copy its folder here and name that folder," + _OTHERWISE
+        )
+    try:
+        return _download(name, download_folder)
+    except RepositoryNotFoundError as error:
+        raise ModelNotFound(
+            f"{constants.ENDPOINT} has no model {name!r}, or not for everyone (HF_TOKEN);"
+            " check the name," + _OTHERWISE
+        ) from error
+    except ModelError:
+        raise
+    # Everything else, because the client's HTTP library, and with it the exceptions, changes
+    # between its versions.
+    except Exception as error:
+        raise ModelNotFound(
+            f"downloading the model {name!r} from {constants.ENDPOINT} failed: {error};"
+            " try again, what is complete is kept," + _OTHERWISE
+        ) from error
+
+
+def _cached(name: str, cache: Path | None) -> Path | None:
+    try:
+        path = try_to_load_from_cache(name, "modules.json", cache_dir=cache)
+    except HFValidationError as error:
+        raise ModelNotFound(
+            f"{name!r} is neither a folder nor a model's name on the hub (owner/name);"
+            " check the name," + _OTHERWISE
+        ) from error
+    return Path(path).parent if isinstance(path, str) else None
+
+
+def _download(name: str, cache_folder: Path | None) -> Path:
+    def fetch(patterns: list[str], revision: str | None = None) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=cache_folder,
+                allow_patterns=patterns,
+                ignore_patterns=_IGNORED,
+            )
+        )
+
+    folder = fetch(_CONFIGURATION)
+    read_pooling(folder, name)
+    revision = folder.name  # every file from one commit, whatever is pushed meanwhile
+    fetch(_SAFETENSORS, revision)
+    if missing_files(folder, name):
+        fetch(_PICKLED, revision)
+    return folder
+
+
+def _unreachable() -> str | None:
+    """Why the hub does not answer, or None. Takes PROBE_SECONDS at most.
+
+    In a thread, because looking up a host's name has no time-out of its own.
+    """
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE is set"
+    answer: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            status = get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS).status_code
+            answer.put(f"it answers {status}" if status >= 500 else None)
+        except Exception as error:  # whatever it is, it is shown as the reason
+            answer.put(str(error) or type(error).__name__)
+
+    threading.Thread(target=ask, name="hub probe", daemon=True).start()
+    try:
+        return answer.get(timeout=PROBE_SECONDS)
+    except queue.Empty:
+        return f"no answer in {PROBE_SECONDS:g} s"

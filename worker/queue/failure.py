@@ -1,0 +1,72 @@
+"""What happens to a row whose text cannot be embedded, and to rows handed back untried."""
+
+import random
+from collections.abc import Sequence
+
+from worker.queue.claim import Job
+from worker.queue.source import Connection
+
+__all__ = ["backoff", "fail", "release"]
+
+ERROR_LENGTH = 1000  # characters kept of an error's text
+
+
+def backoff(attempts: int, longest: float) -> float:
+    """Return the seconds to wait after the given number of attempts: min(2^n, longest), jittered.
+
+    Half of it is random ("Exponential Backoff And Jitter", equal jitter), so that rows that failed
+    together are not tried together.
+    """
+    ceiling = min(2.0 ** min(attempts, 60), longest)
+    return ceiling / 2 + random.uniform(0, ceiling / 2)  # noqa: S311  (no secret)
+
+
+def fail(
+    connection: Connection,
+    failures: Sequence[tuple[Job, str]],
+    *,
+    worker: int,
+    max_attempts: int,
+    longest_backoff: float,
+) -> int:
+    """Put jobs of one source off, each with its error, or make them dead letters.
+
+    Their vectors are removed: the text they were made of is no longer there. Returns how many died.
+    """
+    if not failures:
+        return 0
+    source = failures[0][0].source
+    keys = source.key_parameters([job.key for job, _ in failures])
+    rows = connection.execute(
+        source.render("queue_fail"),
+        {
+            **keys,
+            "seqs": [job.seq for job, _ in failures],
+            "errors": [error[:ERROR_LENGTH].replace("\0", "") for _, error in failures],
+            "delays": [backoff(job.attempts, longest_backoff) for job, _ in failures],
+            "worker": worker,
+            "max_attempts": max_attempts,
+        },
+    ).fetchall()
+    if source.into_column:
+        connection.execute(source.render("queue_clear_into"), keys)
+    return sum(dead for _, _, dead in rows)
+
+
+def release(
+    connection: Connection, jobs: Sequence[Job], *, worker: int, delay: float = 0.0
+) -> None:
+    """Hand jobs of one source back untried, due again in ``delay`` seconds."""
+    if not jobs:
+        return
+    source = jobs[0].source
+    connection.execute(
+        source.render("queue_release"),
+        {
+            **source.key_parameters([job.key for job in jobs]),
+            "seqs": [job.seq for job in jobs],
+            "priorities": [job.priority for job in jobs],
+            "worker": worker,
+            "delay": delay,
+        },
+    )

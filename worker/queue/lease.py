@@ -1,0 +1,110 @@
+"""Who holds which rows: leases, and the lock that shows a worker is alive."""
+
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from worker.database.statements import statement
+from worker.queue.source import Connection, Source
+
+__all__ = ["Identity", "enter", "extend", "free", "hold", "leave", "others_gone", "seen"]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the list of workers shows of one. ``id`` is unique among all that ever ran."""
+
+    id: int
+    host: str
+    pid: int
+    lanes: tuple[str, ...]
+    model: str | None
+
+    def __str__(self) -> str:
+        return f"{self.id} ({'+'.join(self.lanes)}, pid {self.pid} on {self.host})"
+
+
+def enter(connection: Connection, *, lanes: Sequence[str], model: str | None = None) -> Identity:
+    """Register this process as a new worker."""
+    host, pid = socket.gethostname(), os.getpid()
+    row = connection.execute(
+        statement("worker_register"),
+        {"host": host, "pid": pid, "lanes": list(lanes), "model": model},
+    ).fetchone()
+    assert row is not None
+    return Identity(int(row[0]), host, pid, tuple(lanes), model)
+
+
+def hold(connection: Connection, worker: Identity) -> bool:
+    """Take, on a direct connection, the lock that shows the worker is alive, and say so.
+
+    False when the server still holds it for a connection of ours that was lost; try again.
+    """
+    row = connection.execute(statement("worker_lock"), {"worker": worker.id}).fetchone()
+    if row is None or not row[0]:
+        return False
+    connection.execute(
+        statement("worker_lock_held"),
+        {
+            "worker": worker.id,
+            "host": worker.host,
+            "pid": worker.pid,
+            "lanes": list(worker.lanes),
+            "model": worker.model,
+            "backend": connection.info.backend_pid,
+        },
+    )
+    return True
+
+
+def seen(
+    connection: Connection,
+    worker: int,
+    *,
+    embedded: int,
+    rows_per_second: float,
+    model: str | None,
+) -> None:
+    """Give a sign of life and say what was done."""
+    connection.execute(
+        statement("worker_seen"),
+        {
+            "worker": worker,
+            "embedded": embedded,
+            "rows_per_second": rows_per_second,
+            "model": model,
+        },
+    )
+
+
+def leave(connection: Connection, worker: int) -> None:
+    """Strike a worker from the list."""
+    connection.execute(statement("worker_leave"), {"worker": worker})
+
+
+def others_gone(connection: Connection, worker: int, *, lease: float) -> tuple[int, list[int]]:
+    """Return how many other workers live, and the numbers of those that are gone."""
+    rows = connection.execute(
+        statement("worker_others"), {"worker": worker, "lease": lease}
+    ).fetchall()
+    gone = [int(number) for number, is_gone in rows if is_gone]
+    return len(rows) - len(gone), gone
+
+
+def free(connection: Connection, sources: Iterable[Source], worker: int) -> int:
+    """Make the rows that a gone worker held due at once, and return how many there were."""
+    return sum(
+        connection.execute(source.render("queue_free"), {"worker": worker}).rowcount
+        for source in sources
+        if source.key_types
+    )
+
+
+def extend(connection: Connection, sources: Iterable[Source], worker: int, lease: float) -> None:
+    """Keep everything the worker holds for another ``lease`` seconds."""
+    for source in sources:
+        if source.key_types:
+            connection.execute(
+                source.render("queue_extend"), {"worker": worker, "lease": lease}
+            )

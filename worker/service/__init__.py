@@ -1,0 +1,1 @@
+"""The life of a worker: its connections, its two lanes, its end."""

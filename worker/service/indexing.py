@@ -1,0 +1,117 @@
+"""Builds a source's HNSW index once its vectors are there, beside everything else.
+
+After the backfill, not before it: filling an index row by row costs several times a build. A small
+table stays without; reading it whole is exact and fast.
+"""
+
+import logging
+import threading
+import time
+
+import psycopg
+from psycopg import sql
+
+from worker.database.connect import connect
+from worker.database.statements import render, statement
+from worker.errors import EmbedworkerError
+from worker.queue.source import Connection, Source
+
+__all__ = ["Indexer"]
+
+log = logging.getLogger("embedworker.indexing")
+
+CONSIDER = 60.0  # seconds between looks at a source that has no index yet
+NAME_BYTES = 63
+
+
+class Indexer:
+    """One build at a time, in a thread with a connection of its own."""
+
+    def __init__(self, url: str, *, after_rows: int) -> None:
+        self._url = url
+        self._after_rows = after_rows
+        self._looked: dict[int, float] = {}
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a build is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def consider(self, connection: Connection, source: Source) -> None:
+        """Start a build if the source has enough vectors and no valid index."""
+        now = time.monotonic()
+        if self.busy or now - self._looked.get(source.id, -CONSIDER) < CONSIDER:
+            return
+        self._looked[source.id] = now
+        table = source.relation if source.into_column else source.vectors
+        column = source.into_column or "embedding"
+        assert table is not None
+        facts = connection.execute(
+            statement("index_facts"), {"table": table, "column": column.strip('"').replace('""', '"')}
+        ).fetchone()
+        if facts is not None and facts[1]:
+            self._note(connection, source, "valid")
+            return
+        enough = connection.execute(
+            render("index_count", table=_quoted(table), column=_quoted(column)),
+            {"enough": self._after_rows},
+        ).fetchone()
+        if enough is None or enough[0] < max(self._after_rows, 1):
+            self._note(connection, source, "none: few rows")
+            return
+        self._note(connection, source, "building")
+        self._thread = threading.Thread(
+            target=self._build,
+            args=(source, table, column, None if facts is None else facts[0]),
+            name="indexer",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for a build that is under way."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _build(self, source: Source, table: str, column: str, broken: str | None) -> None:
+        started = time.monotonic()
+        name = _index_name(table, column if source.into_column else "")
+        try:
+            # No limit on waiting: CREATE INDEX CONCURRENTLY waits for old transactions to end, and
+            # nobody waits for it meanwhile.
+            with connect(
+                self._url, lock_timeout=0, application_name="embedworker index"
+            ) as connection:
+                if broken is not None:
+                    connection.execute(render("index_drop", index=_quoted(broken)))
+                connection.execute(
+                    render(
+                        "index_create",
+                        index=sql.Identifier(name),
+                        table=_quoted(table),
+                        column=_quoted(column),
+                        schema=sql.Identifier(source.vector_schema),
+                    )
+                )
+                self._note(connection, source, "valid")
+        except (psycopg.Error, EmbedworkerError) as error:
+            log.warning("index of %s: %s; trying again later", table, str(error).strip())
+            return
+        log.info("index of %s built in %.1f s", table, time.monotonic() - started)
+
+    @staticmethod
+    def _note(connection: Connection, source: Source, state: str) -> None:
+        connection.execute(
+            statement("source_index_state"), {"source": source.id, "index_state": state}
+        )
+
+
+def _index_name(table: str, column: str) -> str:
+    base = "_".join(filter(None, (table.rpartition(".")[2].strip('"'), column.strip('"'))))
+    encoded = base.encode()[: NAME_BYTES - len("_hnsw")]
+    return encoded.decode(errors="ignore") + "_hnsw"
+
+
+def _quoted(identifier: str) -> sql.SQL:
+    return sql.SQL(identifier)  # type: ignore[arg-type]  # quoted by the server already

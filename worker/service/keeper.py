@@ -1,0 +1,119 @@
+"""Keeps what the worker holds: leases, its sign of life, and an eye on its peers and on itself."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import psycopg
+
+from worker.database.connect import connect
+from worker.errors import EmbedworkerError
+from worker.queue.lease import Identity, extend, free, leave, others_gone, seen
+from worker.queue.source import Connection, Source
+from worker.service.patience import Patience
+
+__all__ = ["HUNG", "Keeper", "Progress"]
+
+log = logging.getLogger("embedworker.keeper")
+
+TICK = 1.0  # seconds: a killed peer's rows are free within two
+SEEN = 5.0  # seconds between signs of life
+HUNG = 70  # exit code of a worker whose model did not come back
+
+
+class Progress:
+    """What a lane tells its keeper. Plain attributes: one thread writes, another reads."""
+
+    def __init__(self) -> None:
+        self.embedded = 0
+        self.holding = False
+        self.sources: Sequence[Source] = ()
+        self.model: str | None = None
+        self.batch_since: float | None = None
+
+
+class Keeper(threading.Thread):
+    """A thread beside a lane, so that a long batch neither loses its lease nor looks dead."""
+
+    def __init__(
+        self,
+        url: str,
+        worker: Identity,
+        progress: Progress,
+        *,
+        lease: float,
+        batch_timeout: float,
+        wake: Callable[[], None],
+    ) -> None:
+        super().__init__(name="keeper", daemon=True)
+        self._url = url
+        self._worker = worker
+        self._progress = progress
+        self._lease = lease
+        self._batch_timeout = batch_timeout
+        self._wake = wake
+        self._stopped = threading.Event()
+        self._counted = 0
+        self._seen_at = self._extended_at = time.monotonic()
+
+    def run(self) -> None:
+        patience = Patience(log, "the connection that keeps leases")
+        while not self._stopped.is_set():
+            try:
+                with connect(
+                    self._url, application_name=f"embedworker keep {self._worker.id}"
+                ) as connection:
+                    while not self._stopped.is_set():
+                        self._tick(connection)
+                        patience.success()
+                        self._stopped.wait(TICK)
+            except (psycopg.Error, EmbedworkerError) as error:
+                self._end_if_hung()
+                patience.wait(error, self._stopped)
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        self.join(timeout=2 * TICK)
+
+    def _tick(self, connection: Connection) -> None:
+        self._end_if_hung()
+        now = time.monotonic()
+        progress = self._progress
+        if progress.holding and now - self._extended_at >= self._lease / 3:
+            extend(connection, progress.sources, self._worker.id, self._lease)
+            self._extended_at = now
+        if now - self._seen_at >= SEEN:
+            done = progress.embedded - self._counted
+            seen(
+                connection,
+                self._worker.id,
+                embedded=done,
+                rows_per_second=done / (now - self._seen_at),
+                model=progress.model,
+            )
+            self._counted += done
+            self._seen_at = now
+        self._bury(connection)
+
+    def _bury(self, connection: Connection) -> None:
+        _, gone = others_gone(connection, self._worker.id, lease=self._lease)
+        for number in gone:
+            freed = free(connection, self._progress.sources, number)
+            leave(connection, number)
+            log.info("worker %s is gone; %s rows of its are free again", number, freed)
+            self._wake()
+
+    def _end_if_hung(self) -> None:
+        since = self._progress.batch_since
+        if since is not None and time.monotonic() - since > self._batch_timeout:
+            # Nothing in this process can stop a model call; the rows are freed by its end.
+            log.critical(
+                "a batch has been with the model for more than %g s (EMBEDWORKER_BATCH_TIMEOUT); "
+                "ending the process",
+                self._batch_timeout,
+            )
+            logging.shutdown()
+            os._exit(HUNG)

@@ -1,0 +1,109 @@
+"""The encoders of a process, loaded when first needed, and their numbers in the database."""
+
+import logging
+import threading
+import time
+from dataclasses import asdict, dataclass
+
+from psycopg.types.json import Jsonb
+
+from worker.database.statements import statement
+from worker.errors import ConfigurationError, ModelError
+from worker.model import Encoder, open_encoder
+from worker.queue.source import Connection
+from worker.service.patience import Patience
+from worker.settings import Settings
+
+__all__ = ["Loaded", "Models"]
+
+log = logging.getLogger("embedworker.models")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A loaded model and the number of its fingerprint in ``embed.fingerprint``."""
+
+    name: str
+    encoder: Encoder
+    fingerprint: int
+
+
+class Models:
+    """Loads each model once. One that fails is tried again, less and less often."""
+
+    def __init__(self, settings: Settings, *, threads: int | None) -> None:
+        self._settings = settings
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._encoders: dict[str, Encoder] = {}
+        self._loaded: dict[str, Loaded] = {}
+        self._failed: dict[str, tuple[float, Exception, Patience]] = {}
+
+    def get(self, connection: Connection, name: str) -> Loaded:
+        """Return the model, loading it if need be.
+
+        Raises ModelError or ConfigurationError; at once, while the last failure is recent.
+        """
+        with self._lock:
+            found = self._loaded.get(name)
+            if found is not None:
+                return found
+            again_at, error, patience = self._failed.get(name, (0.0, None, None))
+            if error is not None and time.monotonic() < again_at:
+                raise error
+            patience = patience or Patience(log, f"model {name}", longest=60.0)
+            try:
+                loaded = self._load(connection, name)
+            except (ModelError, ConfigurationError) as failure:
+                patience.say(failure)
+                self._failed[name] = (time.monotonic() + patience.next_pause(), failure, patience)
+                raise
+            patience.success()
+            self._failed.pop(name, None)
+            self._loaded[name] = loaded
+            return loaded
+
+    def renew(self) -> None:
+        """Register the fingerprints anew: the database may be another one by now."""
+        with self._lock:
+            self._loaded.clear()
+
+    def _load(self, connection: Connection, name: str) -> Loaded:
+        card = connection.execute(statement("model_card"), {"name": name}).fetchone()
+        if card is None:
+            raise ConfigurationError(
+                f"the database does not know the model {name!r}; add it with embed.add_model(…)"
+            )
+        encoder = self._encoders.get(name) or self._open(name, *card[1:5])
+        self._encoders[name] = encoder
+        fingerprint = encoder.fingerprint
+        row = connection.execute(
+            statement("fingerprint_register"),
+            {
+                **asdict(fingerprint),
+                "digest": fingerprint.digest,
+                "notes": Jsonb(dict(encoder.notes)),
+            },
+        ).fetchone()
+        assert row is not None
+        return Loaded(name, encoder, int(row[0]))
+
+    def _open(
+        self, name: str, dimensions: int, _: int, query_prefix: str, passage_prefix: str
+    ) -> Encoder:
+        started = time.monotonic()
+        chosen = self._settings
+        encoder = open_encoder(
+            name,
+            query_prefix=query_prefix,
+            passage_prefix=passage_prefix,
+            dimensions=dimensions,
+            cache_folder=chosen.cache_dir,
+            device=chosen.device,
+            dtype=chosen.dtype,
+            threads=self._threads,
+            token_budget=chosen.batch_tokens,
+        )
+        took = time.monotonic() - started
+        log.info("model %s loaded in %.1f s: %s", name, took, dict(encoder.notes))
+        return encoder

@@ -1,0 +1,364 @@
+"""The passage lane: queue to vectors, in windows of similar length, newest changes first."""
+
+import logging
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from psycopg.types.json import Jsonb
+
+from worker.database.statements import statement
+from worker.model.batches import CPU_TOKEN_BUDGET
+from worker.model.passages import split
+from worker.queue.claim import BACKFILL, FRESH, RETRIES, Job, claim, move, read
+from worker.queue.complete import Passage, Result, complete
+from worker.queue.failure import fail, release
+from worker.queue.lease import Identity
+from worker.queue.source import Connection, Source
+from worker.queue.sweep import Sweep, due_sweeps, request
+from worker.service.embedding import Unit, encode
+from worker.service.failpoints import failpoint
+from worker.service.indexing import Indexer
+from worker.service.keeper import Progress
+from worker.service.models import Loaded
+from worker.service.pool import Pool
+from worker.service.registry import Registry
+from worker.settings import Settings
+
+__all__ = ["PassageLane"]
+
+log = logging.getLogger("embedworker.passages")
+
+URGENT = 64  # fresh rows taken between two batches of a window; a full 64 is a backlog, not news
+URGENT_LOOK = 0.2  # seconds between such looks where no NOTIFY came: it may have been left out
+SUSPECTS = {11: 256, 12: 16}  # rows tried together after that many attempts that did not end well
+FULL_LOOK = 0.05  # of the time: how much looking behind the cursors may take
+SAFETY = timedelta(seconds=10)  # behind the cursor: rows that were due but not yet visible
+SCHEDULE = 60.0  # seconds between looks at which sweeps are due
+LOCKED = 0.2  # seconds until a row that the application holds locked is tried again
+
+
+class PassageLane:
+    """Everything one worker does to keep vectors current. Its own connection, one thread."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        worker: Identity,
+        registry: Registry,
+        progress: Progress,
+        settings: Settings,
+        indexer: Indexer,
+        wake: threading.Event,
+    ) -> None:
+        self._connection = connection
+        self._worker = worker
+        self._registry = registry
+        self._registry.on_trouble = self._let_go
+        self._progress = progress
+        self._settings = settings
+        self._indexer = indexer
+        self._wake = wake
+        self._pool = Pool()
+        self._sweeps: dict[int, Sweep] = {}
+        self._requested: set[int] = set()
+        self._suspects = 1
+        self._shrink = 1.0
+        self._backlog = False
+        self._urgent_at = 0.0
+        self._cursors: dict[int, tuple[int, datetime | None]] = {}
+        self._full_look_at = 0.0
+        self._scheduled_at: float | None = None
+        # Jitter, so that many workers and sources do not all sweep at one moment of the night.
+        self._interval = settings.sweep_interval * random.uniform(0.9, 1.0)  # noqa: S311
+
+    def step(self) -> bool:
+        """Do one piece of work: a batch, or a refill. False: there was nothing to do."""
+        if self._pool:
+            self._take_urgent()
+            self._embed_one()
+            return True
+        self._wake.clear()
+        self._progress.holding = False
+        self._backlog = False
+        ready = self._look()
+        worked = sum(self._for(source, self._refill, len(ready)) for source in ready)
+        if worked == 0:
+            worked = sum(self._for(source, self._sweep) for source in self._registry.active())
+        if worked == 0:
+            for source in self._registry.active():
+                if source.id not in self._sweeps:
+                    self._registry.guarded(
+                        source, self._indexer.consider, self._connection, source
+                    )
+        return worked > 0
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is left that could be done now, for ``--once``."""
+        return not self._pool and not self._sweeps and not self._requested
+
+    def hand_back(self) -> None:
+        """Give back every claimed row untried, for another worker or the next start."""
+        jobs = self._pool.clear()
+        self._release(jobs)
+        self._progress.holding = False
+        if jobs:
+            log.info("handed %s rows back", len(jobs))
+
+    def _for(self, source: Source, action, *arguments) -> int:  # type: ignore[no-untyped-def]
+        return self._registry.guarded(source, action, source, *arguments) or 0
+
+    # Looking
+
+    def _look(self) -> list[Source]:
+        """Return the sources that have rows to claim, after bringing the list up to date."""
+        started = time.monotonic()
+        full = started >= self._full_look_at
+        if full:
+            self._cursors.clear()
+        after = {
+            number: [seq, None if due is None else due.isoformat()]
+            for number, (seq, due) in self._cursors.items()
+        }
+        rows = self._connection.execute(
+            statement("worker_poll"), {"after": Jsonb(after)}
+        ).fetchall()
+        if full:
+            took = time.monotonic() - started
+            self._full_look_at = started + took / FULL_LOOK
+        self._registry.follow({source: version for source, version, _, _, _ in rows})
+        self._progress.sources = self._registry.all
+        self._requested = {source for source, _, paused, _, asked in rows if asked and not paused}
+        self._schedule_sweeps(started)
+        active = self._registry.active()
+        for source in active:
+            if source.id in self._requested:
+                self._for(source, self._begin_sweep)
+        working = {source for source, _, _, work, _ in rows if work}
+        return [source for source in self._registry.active() if source.id in working]
+
+    # Taking
+
+    def _refill(self, source: Source, sharing: int) -> int:
+        loaded = self._registry.load(source)
+        share = max(1, self._settings.window // sharing)
+        moved = move(self._connection, source, after=self._cursor(source)[0])
+        taken = self._claim(source, {FRESH: share, BACKFILL: share})
+        if not taken and not self._pool:
+            # Rows that were at hand when a worker died are tried apart, few at a time: the text
+            # that killed it must not take its neighbours with it.
+            taken = self._claim_suspects(source)
+        self._plan(loaded, source, taken, moved.last)
+        return moved.count + len(taken)
+
+    def _take_urgent(self) -> None:
+        now = time.monotonic()
+        if self._backlog or not (self._wake.is_set() or now - self._urgent_at > URGENT_LOOK):
+            return
+        self._wake.clear()
+        self._urgent_at = now
+        for source in self._registry.active():
+            self._for(source, self._take_fresh)
+
+    def _take_fresh(self, source: Source) -> int:
+        loaded = self._registry.load(source)
+        moved = move(self._connection, source, after=self._cursor(source)[0])
+        if moved.count == 0:
+            return 0
+        taken = self._claim(source, {FRESH: URGENT})
+        self._backlog = self._backlog or len(taken) == URGENT
+        self._plan(loaded, source, taken, moved.last)
+        return len(taken)
+
+    def _claim(self, source: Source, quotas: dict[int, int]) -> list[Job]:
+        jobs, dead = claim(
+            self._connection,
+            source,
+            worker=self._worker.id,
+            quotas=quotas,
+            lease=self._settings.lease,
+            max_attempts=self._settings.max_attempts,
+            after=self._cursor(source)[1] or "-infinity",
+        )
+        if dead:
+            log.error("source %s: %s texts are dead: workers died with them", source, len(dead))
+        if jobs:
+            self._progress.holding = True
+            failpoint("after-claim")
+        return jobs
+
+    def _claim_suspects(self, source: Source) -> list[Job]:
+        for priority in RETRIES:
+            taken = self._claim(source, {priority: min(self._suspects, SUSPECTS.get(priority, 1))})
+            if taken:
+                self._suspects = min(self._suspects * 2, max(SUSPECTS.values()))
+                return taken
+        return []
+
+    def _cursor(self, source: Source) -> tuple[int, datetime | None]:
+        return self._cursors.get(source.id, (0, None))
+
+    def _plan(self, loaded: Loaded, source: Source, jobs: list[Job], moved: int | None) -> None:
+        """Read the texts of claimed jobs and put them into the pool; settle what needs no model."""
+        seq, _ = self._cursor(source)
+        due = max((job.due for job in jobs), default=None)
+        self._cursors[source.id] = (max(seq, moved or 0), due and due - SAFETY)
+        if not jobs:
+            return
+        read(self._connection, jobs, fingerprint=loaded.fingerprint)
+        failpoint("after-read")
+        settled = [job for job in jobs if job.text is None or job.current]
+        self._complete(
+            source, loaded, [Result(job, untouched=job.text is not None) for job in settled]
+        )
+        texts = [(job, job.text) for job in jobs if job.text is not None and not job.current]
+        passages = split(loaded.encoder, [text for _, text in texts], chunk=source.chunk)
+        cut = sum(any(tokens.truncated for _, _, tokens in parts) for parts in passages)
+        if cut:
+            self._connection.execute(
+                statement("source_truncated"), {"source": source.id, "count": cut}
+            )
+        self._pool.add(
+            loaded,
+            [(job, parts) for (job, _), parts in zip(texts, passages, strict=True)],
+            self._budget(loaded),
+        )
+
+    # Embedding
+
+    def _embed_one(self) -> None:
+        loaded, units = self._pool.next(self._budget)
+        if not units:
+            return
+        started = time.monotonic()
+        results: list[Result] = []
+        failures: list[tuple[Job, str]] = []
+
+        def done(unit: Unit, passage: Passage) -> None:
+            result = self._pool.done(unit, passage)
+            if result is not None:
+                results.append(result)
+
+        def failed(unit: Unit, error: str) -> None:
+            self._pool.drop(unit.job)
+            failures.append((unit.job, error))
+
+        self._progress.batch_since = started
+        try:
+            largest = encode(loaded.encoder, units, done, failed)
+        finally:
+            self._progress.batch_since = None
+        self._adapt(shrunk=largest < len(units) and not failures)
+        failpoint("after-embed")
+        log.info(
+            "batch of %s: %s texts, %s tokens, %.0f ms",
+            units[0].job.source,
+            len(units),
+            sum(len(unit.tokens) for unit in units),
+            1000 * (time.monotonic() - started),
+        )
+        self._settle(loaded, results, failures)
+
+    def _adapt(self, *, shrunk: bool) -> None:
+        """Make batches smaller where only halves went through (memory), and slowly larger again."""
+        self._shrink = max(self._shrink / 2, 1 / 64) if shrunk else min(self._shrink * 1.1, 1.0)
+
+    def _budget(self, loaded: Loaded) -> int:
+        budget = self._settings.batch_tokens or loaded.encoder.token_budget or CPU_TOKEN_BUDGET
+        return max(1, int(budget * self._shrink))
+
+    def _settle(
+        self, loaded: Loaded, results: list[Result], failures: list[tuple[Job, str]]
+    ) -> None:
+        by_source: dict[int, tuple[list[Result], list[tuple[Job, str]]]] = defaultdict(
+            lambda: ([], [])
+        )
+        for result in results:
+            by_source[result.job.source.id][0].append(result)
+        for failure in failures:
+            by_source[failure[0].source.id][1].append(failure)
+        for made, lost in by_source.values():
+            source = made[0].job.source if made else lost[0][0].source
+            self._for(source, self._complete, loaded, made)
+            self._for(source, self._fail, lost)
+
+    def _complete(self, source: Source, loaded: Loaded, results: list[Result]) -> int:
+        failpoint("before-complete")
+        count = complete(
+            self._connection, results, worker=self._worker.id, fingerprint=loaded.fingerprint
+        )
+        failpoint("after-commit")
+        self._progress.embedded += count
+        if count < len(results) and source.into_column:
+            # Rows that the application holds locked are still ours: hand them back.
+            self._release([result.job for result in results], delay=LOCKED)
+        return count
+
+    def _fail(self, source: Source, failures: list[tuple[Job, str]]) -> int:
+        if not failures:
+            return 0
+        dead = fail(
+            self._connection,
+            failures,
+            worker=self._worker.id,
+            max_attempts=self._settings.max_attempts,
+            longest_backoff=self._settings.backoff_max,
+        )
+        log.warning(
+            "source %s: %s texts could not be embedded, %s of them for good; see embed.failure",
+            source,
+            len(failures),
+            dead,
+        )
+        return len(failures)
+
+    def _let_go(self, source: Source) -> None:
+        """A source is in trouble: what is held of it is handed back."""
+        self._release(self._pool.clear(source.id))
+
+    def _release(self, jobs: Sequence[Job], *, delay: float = 0.0) -> None:
+        by_source: dict[int, list[Job]] = defaultdict(list)
+        for job in jobs:
+            by_source[job.source.id].append(job)
+        for some in by_source.values():
+            release(self._connection, some, worker=self._worker.id, delay=delay)
+
+    # Sweeping
+
+    def _schedule_sweeps(self, now: float) -> None:
+        if self._scheduled_at is not None and now - self._scheduled_at < SCHEDULE:
+            return
+        self._scheduled_at = now
+        due, unfinished = due_sweeps(self._connection, self._interval)
+        for source in self._registry.active():
+            if source.id in due:
+                request(self._connection, source, "schedule")
+                self._requested.add(source.id)
+            elif source.id in unfinished and source.id not in self._sweeps:
+                self._for(source, self._begin_sweep)
+
+    def _begin_sweep(self, source: Source) -> int:
+        fingerprint = self._registry.load(source).fingerprint
+        if source.id not in self._sweeps and not Sweep.try_lock(self._connection, source):
+            return 0
+        if source.id in self._requested:
+            Sweep.begin(self._connection, source)
+        self._sweeps[source.id] = Sweep(self._connection, source, fingerprint)
+        self._requested.discard(source.id)
+        return 1
+
+    def _sweep(self, source: Source) -> int:
+        sweep = self._sweeps.get(source.id)
+        if sweep is None:
+            return 0
+        queued = 0
+        while queued < self._settings.window and not sweep.done and not self._wake.is_set():
+            queued += sweep.page().queued
+        if sweep.done:
+            del self._sweeps[source.id]
+            Sweep.unlock(self._connection, source)
+        return 1

@@ -1,0 +1,93 @@
+"""Texts on their way through the model: what is held, in which batches it goes, what is ready."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from worker.model import Tokens
+from worker.model.batches import token_batches
+from worker.queue.claim import Job
+from worker.queue.complete import Passage, Result
+from worker.service.embedding import Unit
+from worker.service.models import Loaded
+
+__all__ = ["Pool"]
+
+Key = tuple[int, tuple[str, ...]]
+
+
+class Pool:
+    """Jobs that are claimed and tokenised, planned into batches of similar length.
+
+    Batches planned later go first: those are the changes that arrived while a window of backlog was
+    being worked on.
+    """
+
+    def __init__(self) -> None:
+        self._batches: deque[tuple[Loaded, list[Unit]]] = deque()
+        self._waiting: dict[Key, tuple[Job, list[Passage | None]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    def add(
+        self, loaded: Loaded, texts: Iterable[tuple[Job, Sequence[tuple[int, int, Tokens]]]], budget: int
+    ) -> None:
+        """Plan jobs, each with its passages (start, end, tokens), in front of what is there."""
+        units: list[Unit] = []
+        for job, passages in texts:
+            self._waiting[_key(job)] = (job, [None] * len(passages))
+            units += [
+                Unit(job, number, start, end, tokens)
+                for number, (start, end, tokens) in enumerate(passages)
+            ]
+        batches = token_batches([len(unit.tokens) for unit in units], budget)
+        self._batches.extendleft(
+            (loaded, [units[index] for index in batch]) for batch in reversed(batches)
+        )
+
+    def next(self, budget_of: Callable[[Loaded], int]) -> tuple[Loaded, list[Unit]]:
+        """Take the next batch; of one that was planned larger than its budget is now, a part."""
+        loaded, units = self._batches.popleft()
+        budget = budget_of(loaded)
+        units = [unit for unit in units if _key(unit.job) in self._waiting]
+        if units:
+            fits = max(1, budget // max(len(unit.tokens) for unit in units))
+            if len(units) > fits:
+                self._batches.appendleft((loaded, units[fits:]))
+                units = units[:fits]
+        return loaded, units
+
+    def done(self, unit: Unit, passage: Passage) -> Result | None:
+        """Put a passage's vector to its job; return the job's result once all are there."""
+        entry = self._waiting.get(_key(unit.job))
+        if entry is None:
+            return None
+        job, passages = entry
+        passages[unit.number] = passage
+        ready = [made for made in passages if made is not None]
+        if len(ready) < len(passages):
+            return None
+        del self._waiting[_key(job)]
+        return Result(job, ready)
+
+    def drop(self, job: Job) -> None:
+        """Forget a job, of which some passages may still be planned."""
+        self._waiting.pop(_key(job), None)
+
+    def clear(self, source: int | None = None) -> list[Job]:
+        """Forget every job, or those of one source, and return them."""
+        jobs = [
+            job for job, _ in self._waiting.values() if source is None or job.source.id == source
+        ]
+        for job in jobs:
+            self.drop(job)
+        if not self._waiting:
+            self._batches.clear()
+        return jobs
+
+
+def _key(job: Job) -> Key:
+    return job.source.id, job.key

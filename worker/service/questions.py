@@ -1,0 +1,138 @@
+"""The query lane: takes questions that wait in ``embed.question`` and writes their vectors."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+import psycopg
+
+from worker.database.statements import statement
+from worker.errors import EmbedworkerError
+from worker.model.encoder import Encoder, Vectors
+from worker.queue.source import Connection
+from worker.service.models import Loaded
+
+__all__ = ["BATCH", "QuestionLane"]
+
+LEASE = 5.0  # seconds until another worker may take a question over
+BATCH = 8  # questions in one forward; also what one claim takes, so that other workers share
+SHORT = 200  # characters; longer ones go alone, or short ones would pay for their padding
+CACHE_KEEP = 10_000  # vectors
+CACHE_STEP = 256  # vectors kept between two evictions, of up to twice as many
+ABANDONED_AFTER = 120.0  # seconds; twice the longest embed.query_timeout
+ABANDONED_INTERVAL = 30.0  # seconds between looks for them
+
+log = logging.getLogger("embedworker.questions")
+
+
+class _Question(NamedTuple):
+    """One row of the query ``questions_claim``."""
+
+    id: UUID
+    model: str
+    text: str
+    role: Literal["query", "passage"]
+    hash: bytes
+
+
+class QuestionLane:
+    """Answers questions, a handful at a time. Not for use from several threads at once.
+
+    ``load`` returns the model of a name, :meth:`worker.service.models.Models.get`; what it raises
+    becomes the answer.
+    """
+
+    def __init__(self, load: Callable[[Connection, str], Loaded]) -> None:
+        self._load = load
+        self._kept = 0
+        self._next_look = 0.0
+
+    def __repr__(self) -> str:
+        return f"<QuestionLane kept={self._kept}>"
+
+    def answer_once(self, connection: Connection, worker_id: int) -> int:
+        """Claim up to ``BATCH`` waiting questions, answer them, and return how many there were.
+
+        ``connection`` is in autocommit mode: no transaction is open while the model runs. A number
+        below ``BATCH`` says that nothing else was waiting.
+        """
+        claimed = connection.execute(
+            statement("questions_claim"), {"limit": BATCH, "lease": LEASE, "worker": worker_id}
+        ).fetchall()
+        for batch in _batches(_Question(*row) for row in claimed):
+            self._answer(connection, worker_id, batch)
+        if self._kept >= CACHE_STEP:
+            connection.execute(
+                statement("questions_evict"), {"keep": CACHE_KEEP, "limit": 2 * CACHE_STEP}
+            )
+            self._kept = 0
+        if time.monotonic() >= self._next_look:
+            connection.execute(statement("questions_abandoned"), {"age": ABANDONED_AFTER})
+            self._next_look = time.monotonic() + ABANDONED_INTERVAL
+        return len(claimed)
+
+    def _answer(self, connection: Connection, worker: int, batch: Sequence[_Question]) -> None:
+        try:
+            model = self._load(connection, batch[0].model)
+            vectors = _encode(model.encoder, batch)
+        except psycopg.Error:
+            raise  # the connection's trouble, not the question's: the lease brings it round again
+        except Exception as error:
+            # Whatever it was, somebody waits: a reason now is better than silence until a time-out.
+            if len(batch) > 1:
+                for question in batch:
+                    self._answer(connection, worker, [question])
+                return
+            log.warning("question %s has no vector", batch[0].id, exc_info=error)
+            connection.execute(
+                statement("questions_fail"),
+                {"ids": [batch[0].id], "errors": [_reason(error)], "worker": worker},
+            )
+            return
+        # Only questions are kept: hash and fingerprint do not tell a passage from one.
+        keep = batch[0].role == "query"
+        connection.execute(
+            statement("questions_answer"),
+            {
+                "ids": [q.id for q in batch],
+                "hashes": [q.hash for q in batch],
+                "vectors": list(vectors),
+                "fingerprint": model.fingerprint,
+                "keep": keep,
+                "worker": worker,
+            },
+        )
+        self._kept += len(batch) if keep else 0
+
+def _batches(questions: Iterable[_Question]) -> Iterator[list[_Question]]:
+    """Questions of one model and role, the short ones together and each long one alone."""
+
+    def kind(question: _Question) -> tuple[str, str]:
+        return question.model, question.role
+
+    for _, group in groupby(sorted(questions, key=kind), key=kind):
+        short = []
+        for question in group:
+            if len(question.text) <= SHORT:
+                short.append(question)
+            else:
+                yield [question]
+        if short:
+            yield short
+
+
+def _encode(encoder: Encoder, batch: Sequence[_Question]) -> Vectors:
+    texts = [question.text for question in batch]
+    if batch[0].role == "query":
+        return encoder.encode_queries(texts)
+    return encoder.encode_passages(texts)
+
+
+def _reason(error: Exception) -> str:
+    """What the asker is told; of an error that is not ours, no more than its kind."""
+    if isinstance(error, EmbedworkerError):
+        return str(error)
+    return f"{type(error).__name__} in the worker"

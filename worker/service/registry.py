@@ -1,0 +1,159 @@
+"""The sources a worker serves, kept in line with their tables, and the trouble each may be in."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ParamSpec, TypeVar
+
+import psycopg
+
+from worker.database.statements import statement
+from worker.errors import ConfigurationError, DimensionMismatch, ModelError
+from worker.queue.lease import Identity
+from worker.queue.source import Connection, Source, load_sources
+from worker.queue.sweep import request
+from worker.service.models import Loaded, Models
+from worker.service.patience import Patience
+
+__all__ = ["Registry"]
+
+log = logging.getLogger("embedworker.sources")
+
+REFRESH = 60.0  # seconds between looks at whether tables have changed
+LONGEST = 60.0  # seconds a source in trouble is left alone at most
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Registry:
+    """Sources by number. What goes wrong with one of them stops no other."""
+
+    def __init__(self, connection: Connection, worker: Identity, models: Models) -> None:
+        self._connection = connection
+        self._worker = worker
+        self._models = models
+        self._sources: dict[int, Source] = {}
+        self._versions: dict[int, int] = {}
+        self._verdicts: dict[int, str] = {}
+        self._refreshed_at: float | None = None
+        self._troubles: dict[int, tuple[float, Patience, str]] = {}
+        self.on_trouble: Callable[[Source], None] = lambda source: None
+
+    @property
+    def all(self) -> tuple[Source, ...]:
+        """Every source, usable or not."""
+        return tuple(self._sources.values())
+
+    def active(self) -> list[Source]:
+        """Return the sources that can be worked on now."""
+        now = time.monotonic()
+        return [
+            source
+            for source in self._sources.values()
+            if source.usable
+            and not source.paused
+            and self._verdicts.get(source.id) in ("same", "changed")
+            and self._troubles.get(source.id, (0.0, None, ""))[0] <= now
+        ]
+
+    def troubles(self) -> list[str]:
+        """Return what stops sources at the moment, a sentence each."""
+        return [f"{self._sources[n]}: {why}" for n, (_, _, why) in self._troubles.items() if n in self._sources] + [
+            f"{self._sources[n]}: {why}"
+            for n, why in self._verdicts.items()
+            if n in self._sources and why not in ("same", "changed")
+        ]
+
+    def follow(self, versions: dict[int, int]) -> None:
+        """Bring the list up to date when a version is new, and from time to time."""
+        now = time.monotonic()
+        recent = self._refreshed_at is not None and now - self._refreshed_at < REFRESH
+        if recent and versions == self._versions:
+            return
+        for number in versions:
+            self._refresh(number)
+        before = self._versions
+        self._sources = {source.id: source for source in load_sources(self._connection)}
+        self._versions = {number: source.version for number, source in self._sources.items()}
+        self._refreshed_at = now
+        for number in [*self._troubles]:
+            if before.get(number) != self._versions.get(number):
+                del self._troubles[number]
+
+    def guarded(
+        self, source: Source, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
+        """Run an action for one source. Its trouble is remembered, said once, and kept from others.
+
+        Raises psycopg.Error only when the connection itself is gone.
+        """
+        try:
+            result = action(*args, **kwargs)
+        except (ModelError, ConfigurationError) as error:
+            self._trouble(source, error)
+        except psycopg.Error as error:
+            if self._connection.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                raise
+            self._trouble(source, error)
+        else:
+            over = self._troubles.pop(source.id, None)
+            if over is not None:
+                over[1].success()
+                self._set_error(source.id, None)
+            return result
+        return None
+
+    def load(self, source: Source) -> Loaded:
+        """Return the source's model, and make its fingerprint the active one.
+
+        Raises ModelError, DimensionMismatch among them, or ConfigurationError.
+        """
+        loaded = self._models.get(self._connection, source.model)
+        if loaded.encoder.dimensions != source.dimensions:
+            raise DimensionMismatch(
+                f"the model {source.model!r} makes vectors of {loaded.encoder.dimensions} "
+                f"dimensions, the vectors of {source} have {source.dimensions}; enable it with a "
+                "model that fits, or anew with drop_vectors"
+            )
+        known = self._sources.get(source.id, source)
+        if known.fingerprint != loaded.fingerprint:
+            row = self._connection.execute(
+                statement("source_fingerprint"),
+                {"source": source.id, "fingerprint": loaded.fingerprint},
+            ).fetchone()
+            self._sources[source.id] = replace(known, fingerprint=loaded.fingerprint)
+            if row is not None and row[0]:
+                log.info("source %s: the model changed; its vectors are made anew", source)
+                request(self._connection, source, "model changed")
+        return loaded
+
+    def _refresh(self, number: int) -> None:
+        row = self._connection.execute(statement("source_refresh"), {"source": number}).fetchone()
+        verdict = str(row[0]) if row is not None else "gone"
+        before = self._verdicts.get(number)
+        self._verdicts[number] = verdict
+        known = self._sources.get(number, number)
+        if verdict == "gone":
+            log.info("source %s is gone with its table", known)
+        elif verdict == "changed" and before is not None:
+            log.info("source %s: the triggers follow the table's new form", known)
+        elif verdict not in ("same", "changed") and verdict != before:
+            log.error("source %s: %s", known, verdict)
+            self._set_error(number, verdict)
+        elif verdict in ("same", "changed") and before not in (None, "same", "changed"):
+            self._set_error(number, None)
+
+    def _trouble(self, source: Source, error: Exception) -> None:
+        _, patience, _ = self._troubles.get(source.id, (0.0, None, ""))
+        patience = patience or Patience(log, f"source {source}", longest=LONGEST)
+        patience.say(error)
+        text = str(error).strip()
+        self._troubles[source.id] = (time.monotonic() + patience.next_pause(), patience, text)
+        self._refreshed_at = None  # the table may have changed: look before the next try
+        self._set_error(source.id, text)
+        self.on_trouble(source)
+
+    def _set_error(self, number: int, error: str | None) -> None:
+        self._connection.execute(statement("source_error"), {"source": number, "error": error})

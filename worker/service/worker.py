@@ -1,0 +1,181 @@
+"""A worker's life: connect, register, serve, and come back after whatever happens."""
+
+import logging
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Literal
+
+import psycopg
+
+from worker.errors import ConfigurationError, EmbedworkerError, ModelError
+from worker.model.cpu import cpu_quota
+from worker.queue.source import load_sources
+from worker.service.indexing import Indexer
+from worker.service.models import Models
+from worker.service.passages import PassageLane
+from worker.service.patience import Patience
+from worker.service.questions import QuestionLane
+from worker.service.registry import Registry
+from worker.service.session import Session, session
+from worker.settings import Settings
+
+__all__ = ["LANES", "Lane", "Worker"]
+
+log = logging.getLogger("embedworker.worker")
+
+Lane = Literal["passages", "questions"]
+LANES: tuple[Lane, ...] = ("passages", "questions")
+
+CHANNELS: dict[Lane, str] = {"passages": "embed", "questions": "embed_question"}
+QUESTION_POLL = 1.0  # seconds; a NOTIFY comes first, unless a pooler swallows it
+QUESTION_POLL_DEAF = 0.02  # seconds, where notifications do not arrive
+
+
+class Worker:
+    """Keeps the vectors of one database current, and answers its questions, in this process.
+
+        worker = Worker("postgresql://…", settings)
+        worker.run()            # until worker.stop(), from another thread or a signal
+
+    Each lane has its own thread, connections and model. The command line runs the lanes in two
+    processes instead, so that bulk work can be niced and die alone.
+    """
+
+    def __init__(self, url: str, settings: Settings, *, lanes: Iterable[Lane] = LANES) -> None:
+        self._url = url
+        self._settings = settings
+        self._lanes = tuple(lanes)
+        self._stopped = threading.Event()
+        self._wakes: dict[Lane, threading.Event] = {lane: threading.Event() for lane in LANES}
+        self._models: dict[Lane, Models] = {
+            "questions": Models(settings, threads=settings.query_threads),
+            "passages": Models(settings, threads=settings.threads or cpu_quota()),
+        }
+        self._errors: list[BaseException] = []
+
+    def __repr__(self) -> str:
+        return f"<Worker {'+'.join(self._lanes)}{' stopped' if self._stopped.is_set() else ''}>"
+
+    def run(self) -> None:
+        """Serve until :meth:`stop`; lost connections are made again, a missing schema waited for.
+
+        Raises ConfigurationError when a setting makes it impossible to ever start.
+        """
+        threads = [
+            threading.Thread(target=self._serve, args=(lane,), name=lane) for lane in self._lanes
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self._errors:
+            raise self._errors[0]
+
+    def run_once(self) -> list[str]:
+        """Embed everything that is due now; return what stood in the way, a sentence each.
+
+        Raises EmbedworkerError when the database cannot be used.
+        """
+        with self._session("passages") as current:
+            registry, indexer, lane = self._passage_lane(current)
+            try:
+                while not self._stopped.is_set():
+                    if not lane.step():
+                        if lane.drained or registry.troubles():
+                            break
+                        current.wake.wait(self._settings.poll_min)
+            finally:
+                _hand_back(lane)
+            indexer.wait()
+            return registry.troubles()
+
+    def stop(self) -> None:
+        """Ask the lanes to end: a batch at the model is finished, the rest handed back."""
+        self._stopped.set()
+        for wake in self._wakes.values():
+            wake.set()
+
+    def _serve(self, lane: Lane) -> None:
+        patience = Patience(log, f"the {lane} lane")
+        serve = self._serve_passages if lane == "passages" else self._serve_questions
+        while not self._stopped.is_set():
+            try:
+                with self._session(lane) as current:
+                    log.info("worker %s is up", current.worker)
+                    serve(current, patience)
+            except ConfigurationError as error:
+                self._errors.append(error)
+                self.stop()
+            except (psycopg.Error, EmbedworkerError) as error:
+                if not self._stopped.is_set():
+                    patience.wait(error, self._stopped)
+            except BaseException as error:
+                # A fault of ours: end the process loudly rather than live on with one lane.
+                self._errors.append(error)
+                self.stop()
+
+    def _serve_passages(self, current: Session, patience: Patience) -> None:
+        _, _, lane = self._passage_lane(current)
+        shortest, longest = self._settings.poll_min, self._settings.poll_max
+        pause = shortest
+        try:
+            while not self._stopped.is_set():
+                worked = lane.step()
+                patience.success()
+                if worked:
+                    pause = shortest
+                    continue
+                # After a wake-up the pauses start over: rows of transactions that did not get to
+                # notify are found within poll_min.
+                woken = current.wake.wait(pause)
+                pause = shortest if woken else min(pause * 2, longest)
+        finally:
+            _hand_back(lane)
+
+    def _serve_questions(self, current: Session, patience: Patience) -> None:
+        models = self._models["questions"]
+        for name in sorted({source.model for source in load_sources(current.connection)}):
+            # Loaded before the first question, whose time-out is shorter than a load.
+            with suppress(ModelError, ConfigurationError):  # models has said it, and tries again
+                models.get(current.connection, name)
+                current.progress.model = name
+        lane = QuestionLane(models.get)
+        while not self._stopped.is_set():
+            current.wake.clear()
+            answered = lane.answer_once(current.connection, current.worker.id)
+            current.progress.embedded += answered
+            patience.success()
+            if not answered and not self._stopped.is_set():
+                heard = current.listener.notified.is_set()
+                current.wake.wait(QUESTION_POLL if heard else QUESTION_POLL_DEAF)
+
+    def _passage_lane(self, current: Session) -> tuple[Registry, Indexer, PassageLane]:
+        registry = Registry(current.connection, current.worker, self._models["passages"])
+        indexer = Indexer(self._url, after_rows=self._settings.index_after_rows)
+        lane = PassageLane(
+            current.connection,
+            current.worker,
+            registry,
+            current.progress,
+            self._settings,
+            indexer,
+            current.wake,
+        )
+        return registry, indexer, lane
+
+    def _session(self, lane: Lane):  # type: ignore[no-untyped-def]
+        # What a fingerprint is called may be another number in a database that was set up anew.
+        self._models[lane].renew()
+        return session(
+            self._url,
+            self._settings,
+            lane=lane,
+            channel=CHANNELS[lane],
+            wake=self._wakes[lane],
+        )
+
+
+def _hand_back(lane: PassageLane) -> None:
+    with suppress(psycopg.OperationalError):  # the lost connection may be why we are here
+        lane.hand_back()

@@ -1,0 +1,283 @@
+"""Every setting: its name, unit, default, environment variable and meaning.
+
+    from worker.settings import load
+
+    settings = load()                      # environment only
+    settings = load(window=256, threads=2) # what a flag or an application says wins
+
+A setting ``window`` is the variable ``EMBEDWORKER_WINDOW`` and the flag ``--window``. The database
+alone has two variables: ``EMBEDWORKER_DATABASE_URL``, and ``DATABASE_URL`` when that is not set.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import parse_qsl, urlencode
+
+import platformdirs
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.errors import ConfigurationError
+
+__all__ = ["Description", "Settings", "describe", "load", "obfuscate"]
+
+ENVIRONMENT_PREFIX = "EMBEDWORKER_"
+
+DEFAULT_MODEL = "dragonkue/multilingual-e5-small-ko-v2"
+DEFAULT_LEASE = 60.0  # seconds
+DEFAULT_POLL_MIN = 0.05  # seconds
+DEFAULT_POLL_MAX = 2.0  # seconds
+DEFAULT_WINDOW = 1024  # texts
+DEFAULT_QUERY_THREADS = 1  # threads
+DEFAULT_MAX_ATTEMPTS = 5  # attempts
+DEFAULT_BACKOFF_MAX = 300.0  # seconds
+DEFAULT_BATCH_TIMEOUT = 300.0  # seconds
+DEFAULT_LOCK_TIMEOUT = 1.0  # seconds
+DEFAULT_QUERY_TIMEOUT = 5.0  # seconds
+DEFAULT_SWEEP_INTERVAL = 86400.0  # seconds
+DEFAULT_INDEX_AFTER_ROWS = 1000  # vectors
+DEFAULT_NICE = 19  # steps of nice(2)
+
+_HIDDEN = "***"
+_PASSWORD_IN_DSN = re.compile(r"(\b(?:ssl)?password\s*=\s*)('(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])+)")
+
+
+def obfuscate(url: str) -> str:
+    """Return a database URL or ``key=value`` DSN with every password replaced by ``***``."""
+    if "://" not in url:
+        return _PASSWORD_IN_DSN.sub(rf"\g<1>{_HIDDEN}", url)
+    scheme, _, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    if "@" in query:  # a raw ? in a password looks like this: nothing of it is safe to show
+        return f"{scheme}://{_HIDDEN}"
+    # The last @ ends the credentials, so that a raw @ or / in a password stays hidden with it.
+    credentials, at, server = place.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    pairs = parse_qsl(query, keep_blank_values=True)
+    hidden = [(key, _HIDDEN if "password" in key else value) for key, value in pairs]
+    shown = f"{scheme}://{user}{f':{_HIDDEN}' if colon else ''}{at}{server}"
+    return f"{shown}?{urlencode(hidden, safe='*/:,')}" if hidden else shown
+
+
+def _user_cache() -> Path:
+    return platformdirs.user_cache_path("embedworker", appauthor=False)
+
+
+class Settings(BaseSettings):
+    """All settings, checked once and never changed afterwards."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
+    )
+
+    database_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices(f"{ENVIRONMENT_PREFIX}DATABASE_URL", "DATABASE_URL"),
+        description="Where PostgreSQL is: postgresql://…, postgresql+psycopg://… or key=value. "
+        "Not set: the embedded server. DATABASE_URL is used when this variable is not set",
+    )
+    listen_url: str | None = Field(
+        default=None,
+        description="Direct connection for LISTEN when the database URL goes through a "
+        "transaction pooler; not set: the database URL",
+    )
+    loopback_host: str | None = Field(
+        default=None,
+        description="Host under which the database server reaches itself for embed.query; "
+        "not set: found by `migrate`",
+    )
+    data_dir: Path | None = Field(
+        default=None,
+        description="Folder of the embedded server; not set: embedworker in the user's data "
+        "folder (as root: below /var/lib/embedworker)",
+    )
+    cache_dir: Path = Field(
+        default_factory=_user_cache,
+        description="Folder of downloaded and unpacked models",
+    )
+    model: str = Field(
+        default=DEFAULT_MODEL,
+        min_length=1,
+        description="Model name, folder, or bundled:multilingual-e5-small",
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|mps|xpu|cuda(:\d+)?)$",
+        description="Where the model runs: auto, cpu, cuda, cuda:1, mps, xpu",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Number format of the model: auto (bfloat16 where the hardware has it), "
+        "float32, bfloat16",
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="Threads for bulk embedding; not set: all cores but those of the questions",
+    )
+    query_threads: int = Field(
+        default=DEFAULT_QUERY_THREADS, ge=1, description="Threads for questions"
+    )
+    nice: int = Field(
+        default=DEFAULT_NICE,
+        ge=0,
+        le=19,
+        description="Priority given up by the bulk process, so that questions stay quick",
+    )
+    window: int = Field(
+        default=DEFAULT_WINDOW, ge=1, description="Texts claimed at once and sorted by length"
+    )
+    batch_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Padded tokens in one model call; not set: chosen for the device",
+    )
+    lease: float = Field(
+        default=DEFAULT_LEASE,
+        ge=1,
+        description="How long a claimed row stays with a worker that has gone silent",
+    )
+    poll_min: float = Field(
+        default=DEFAULT_POLL_MIN, gt=0, description="First wait between looks at a quiet queue"
+    )
+    poll_max: float = Field(
+        default=DEFAULT_POLL_MAX, gt=0, description="Longest wait between looks at a quiet queue"
+    )
+    max_attempts: int = Field(
+        default=DEFAULT_MAX_ATTEMPTS, ge=1, description="Attempts before a row is dead"
+    )
+    backoff_max: float = Field(
+        default=DEFAULT_BACKOFF_MAX, gt=0, description="Longest wait before a row is tried again"
+    )
+    batch_timeout: float = Field(
+        default=DEFAULT_BATCH_TIMEOUT, gt=0, description="Longest time one window may be embedded"
+    )
+    query_timeout: float = Field(
+        default=DEFAULT_QUERY_TIMEOUT, gt=0, description="Longest wait for a question's vector"
+    )
+    lock_timeout: float = Field(
+        default=DEFAULT_LOCK_TIMEOUT,
+        gt=0,
+        description="Longest wait of the worker for a database lock",
+    )
+    sweep_interval: float = Field(
+        default=DEFAULT_SWEEP_INTERVAL,
+        gt=0,
+        description="Time between sweeps for what triggers cannot see (moved by up to a tenth)",
+    )
+    index_after_rows: int = Field(
+        default=DEFAULT_INDEX_AFTER_ROWS,
+        ge=0,
+        description="Vectors in a table before the worker builds its HNSW index",
+    )
+    log_format: Literal["human", "json"] = Field(
+        default="human", description="Form of log lines: human, json"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe line that is logged"
+    )
+
+    @field_validator("data_dir", "cache_dir")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        return None if folder is None else folder.expanduser().absolute()
+
+    @field_validator("log_level", "log_format", "dtype", "device", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.poll_min > self.poll_max:
+            raise ValueError(
+                f"EMBEDWORKER_POLL_MIN ({self.poll_min:g} s) is greater than "
+                f"EMBEDWORKER_POLL_MAX ({self.poll_max:g} s); expected the smaller first"
+            )
+        return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            hidden = name is not None and name.endswith("_url") and isinstance(value, str)
+            yield name, obfuscate(value) if hidden else value
+
+
+def load(**given: Any) -> Settings:
+    """Return the settings of the environment; values in ``given`` that are not None win.
+
+    Raises:
+        ConfigurationError: one line for each setting that is wrong.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        lines = [_complaint(entry["loc"], entry["msg"]) for entry in error.errors()]
+        raise ConfigurationError("\n".join(lines)) from None
+
+
+def _complaint(location: tuple[int | str, ...], message: str) -> str:
+    if not location:
+        return message.removeprefix("Value error, ")
+    name = str(location[0])
+    if name.lower() not in Settings.model_fields and not name.endswith("DATABASE_URL"):
+        return f"unknown setting {name!r}; expected one of: {', '.join(Settings.model_fields)}"
+    variable = name if name.isupper() else ENVIRONMENT_PREFIX + name.upper()
+    reason = message.removeprefix("Value error, ")
+    return f"{variable} is wrong: {reason[:1].lower()}{reason[1:]}"
+
+
+class Description(NamedTuple):
+    """One row of the reference table of settings."""
+
+    name: str
+    variable: str
+    default: str
+    unit: str
+    meaning: str
+
+
+_SECONDS = "s"
+_UNITS = {
+    "backoff_max": _SECONDS,
+    "batch_timeout": _SECONDS,
+    "batch_tokens": "tokens",
+    "index_after_rows": "vectors",
+    "lease": _SECONDS,
+    "lock_timeout": _SECONDS,
+    "max_attempts": "attempts",
+    "nice": "nice(2) steps",
+    "poll_max": _SECONDS,
+    "poll_min": _SECONDS,
+    "query_threads": "threads",
+    "query_timeout": _SECONDS,
+    "sweep_interval": _SECONDS,
+    "threads": "threads",
+    "window": "texts",
+}
+_COMPUTED_DEFAULTS = {"cache_dir": "embedworker in the user's cache folder"}
+
+
+def describe() -> list[Description]:
+    """Return every setting in order of the class, for the reference in the documentation."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = _COMPUTED_DEFAULTS.get(name, field.default)
+        if isinstance(default, float):
+            default = f"{default:g}"
+        rows.append(
+            Description(
+                name=name,
+                variable=ENVIRONMENT_PREFIX + name.upper(),
+                default="not set" if default is None else str(default),
+                unit=_UNITS.get(name, ""),
+                meaning=field.description or "",
+            )
+        )
+    return rows
