@@ -1,4 +1,4 @@
-"""Alembic's environment: only through ``worker.database.migrate``, which hands over a connection."""
+"""Alembic's environment: run by ``worker.database.migrate``, which hands over a connection."""
 
 from alembic import context
 

@@ -15,8 +15,9 @@
 -- sorted by distance): the answer of a worker is committed after this statement took its snapshot,
 -- so neither the cache nor anything else in a table can be seen by the second call. A cursor can.
 -- It holds the vector as it is (kept as text in a setting, it took 180 us to read instead of 10),
--- and is gone with the transaction, so no other user of a pooled session sees it. One of eight
--- slots, since a statement may hold several questions; a setting names what is in it.
+-- and is gone with the transaction, so no other user of a pooled session sees it. Its price is a
+-- snapshot that is held until then. One of eight slots, since a statement may hold several
+-- questions; a setting names what is in it.
 create or replace function embed._vector(question text, model text, role text) returns @extschema:vector@.vector
 language plpgsql stable cost 1000
 set search_path = pg_catalog, pg_temp

@@ -159,16 +159,19 @@ def test_stale_pid_file_that_names_another_process(cluster: Cluster) -> None:
     """After a reboot or a container's restart the remembered pid is somebody else's."""
     cluster.stop()
     account = cluster.account
-    identity = {} if account.is_caller else {"user": account.uid, "group": account.gid}
-    with subprocess.Popen(["sleep", "60"], **identity) as stranger:  # of the server's own user
+    other = None if account.is_caller else account.uid
+    stranger = subprocess.Popen(["sleep", "60"], user=other)  # of the server's own user
+    try:
         pid_file = cluster.data / "postmaster.pid"
         place = f"{cluster.data}\n1\n{cluster.port}\n\n127.0.0.1\n0 0\nready\n"
         pid_file.write_text(f"{stranger.pid}\n{place}")
         account.own(pid_file)
-        assert cluster.pid is None
+        assert "stopped" in repr(cluster)
         cluster.start()
         assert cluster.pid not in (None, stranger.pid)
+    finally:
         stranger.terminate()
+        stranger.wait()
 
 
 def test_moves_when_its_port_is_taken(cluster: Cluster) -> None:

@@ -65,7 +65,7 @@ def run(
         )
         child.start()
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, _: FrameType | None) -> None:
         logging.getLogger("embedworker").info("%s: ending in order", signal.Signals(number).name)
         signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
         signal.signal(signal.SIGINT, lambda *_: os._exit(1))

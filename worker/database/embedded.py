@@ -119,7 +119,7 @@ def _prepare(folder: Path) -> None:
     account = Account.owner(folder / "data") if _exists(folder) else Account.unprivileged()
     try:
         if made := not folder.exists():
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)  # two may start at once
             # Another user's server must pass through; what is secret inside is 0600 or 0700.
             folder.chmod(0o700 if account.is_caller else 0o711)
             if folder.parent == _ROOT_DATA:

@@ -1,7 +1,7 @@
 """Runs files of ``sql/`` inside a migration."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from alembic import op
@@ -19,8 +19,7 @@ EXTENSIONS = ("vector", "dblink")
 def run_files(*patterns: str) -> None:
     """Run the files of ``sql/`` that match the patterns, in the order of their names."""
     # The driver's own connection: a file holds many statements, and colons that are no parameters.
-    connection = op.get_bind().connection.driver_connection
-    assert isinstance(connection, psycopg.Connection)
+    connection = cast("psycopg.Connection[Any]", op.get_bind().connection.driver_connection)
     for pattern in patterns:
         for file in sorted(sql_folder().glob(pattern)):
             run_file(connection, file)

@@ -19,7 +19,7 @@ MOVE_LIMIT = 5000  # rows; 5,000 take about 50 ms, so no transaction of ours gro
 class Moved(NamedTuple):
     """How many inbox rows were moved and the highest seq among them (None: none)."""
 
-    count: int
+    rows: int
     last: int | None
 
 
@@ -41,7 +41,9 @@ class Job:
     current: bool = False
 
 
-def move(connection: Connection, source: Source, *, after: int = 0, limit: int = MOVE_LIMIT) -> Moved:
+def move(
+    connection: Connection, source: Source, *, after: int = 0, limit: int = MOVE_LIMIT
+) -> Moved:
     """Move up to ``limit`` rows from the inbox into the queue."""
     row = connection.execute(
         source.render("queue_move"), {"source": source.id, "after": after, "limit": limit}

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from worker.database.rows import one
 from worker.database.statements import statement
 from worker.queue.source import Connection, Source
 
@@ -28,12 +29,13 @@ class Identity:
 def enter(connection: Connection, *, lanes: Sequence[str], model: str | None = None) -> Identity:
     """Register this process as a new worker."""
     host, pid = socket.gethostname(), os.getpid()
-    row = connection.execute(
-        statement("worker_register"),
-        {"host": host, "pid": pid, "lanes": list(lanes), "model": model},
-    ).fetchone()
-    assert row is not None
-    return Identity(int(row[0]), host, pid, tuple(lanes), model)
+    (number,) = one(
+        connection.execute(
+            statement("worker_register"),
+            {"host": host, "pid": pid, "lanes": list(lanes), "model": model},
+        )
+    )
+    return Identity(int(number), host, pid, tuple(lanes), model)
 
 
 def hold(connection: Connection, worker: Identity) -> bool:
@@ -41,8 +43,8 @@ def hold(connection: Connection, worker: Identity) -> bool:
 
     False when the server still holds it for a connection of ours that was lost; try again.
     """
-    row = connection.execute(statement("worker_lock"), {"worker": worker.id}).fetchone()
-    if row is None or not row[0]:
+    (had,) = one(connection.execute(statement("worker_lock"), {"worker": worker.id}))
+    if not had:
         return False
     connection.execute(
         statement("worker_lock_held"),
@@ -105,6 +107,4 @@ def extend(connection: Connection, sources: Iterable[Source], worker: int, lease
     """Keep everything the worker holds for another ``lease`` seconds."""
     for source in sources:
         if source.key_types:
-            connection.execute(
-                source.render("queue_extend"), {"worker": worker, "lease": lease}
-            )
+            connection.execute(source.render("queue_extend"), {"worker": worker, "lease": lease})

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -72,7 +72,9 @@ class Source:
             sql.SQL("{}::text::{}").format(value, _trusted(kind))
             for value, kind in zip(cursor, self.key_types, strict=True)
         )
-        return sql.SQL("({}) > ({})").format(_trusted(", ".join(columns)), sql.SQL(", ").join(values))
+        return sql.SQL("({}) > ({})").format(
+            _trusted(", ".join(columns)), sql.SQL(", ").join(values)
+        )
 
     def qualified(self, alias: str) -> list[str]:
         """Return the source's key columns, qualified."""
@@ -116,7 +118,9 @@ class Source:
             "q_is_m": equal(q_keys, "m"),
             "s_is_j": equal(s_keys, "j"),
             "s_is_m": equal(s_keys, "m"),
-            "s_is_l": " and ".join(f"{key} = l.{place}" for key, place in zip(s_keys, places, strict=True)),
+            "s_is_l": " and ".join(
+                f"{key} = l.{place}" for key, place in zip(s_keys, places, strict=True)
+            ),
             "v_is_j": equal(v_keys, "j"),
             "v_is_m": equal(v_keys, "m"),
             "s_keys": ", ".join(s_keys),
@@ -162,4 +166,4 @@ def load_sources(connection: Connection) -> list[Source]:
 
 def _trusted(text: str) -> sql.SQL:
     """SQL that the server itself wrote (``quote_ident``, ``format_type``), never a user's text."""
-    return sql.SQL(cast(LiteralString, text.replace("%", "%%")))
+    return sql.SQL(text.replace("%", "%%"))

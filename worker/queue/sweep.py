@@ -5,7 +5,9 @@ It is also the backfill of a newly enabled table and the way to another model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from worker.database.rows import one
 from worker.database.statements import statement
 from worker.queue.source import Connection, Source
 
@@ -33,7 +35,12 @@ class Sweep:
     """
 
     def __init__(
-        self, connection: Connection, source: Source, fingerprint: int | None, *, repair: bool = True
+        self,
+        connection: Connection,
+        source: Source,
+        fingerprint: int | None,
+        *,
+        repair: bool = True,
     ) -> None:
         self._connection = connection
         self._source = source
@@ -57,8 +64,7 @@ class Sweep:
     @staticmethod
     def try_lock(connection: Connection, source: Source) -> bool:
         """Take the session's lock on sweeping this source; False when another worker has it."""
-        row = connection.execute(statement("sweep_try_lock"), {"source": source.id}).fetchone()
-        return row is not None and bool(row[0])
+        return bool(one(connection.execute(statement("sweep_try_lock"), {"source": source.id}))[0])
 
     @staticmethod
     def unlock(connection: Connection, source: Source) -> None:
@@ -107,14 +113,13 @@ class Sweep:
             )
         return Page(visited, missing, stale, orphaned, queued, self.done)
 
-    def _run(self, name: str, columns: list[str], limit: int) -> tuple[int, ...]:
+    def _run(self, name: str, columns: list[str], limit: int) -> tuple[Any, ...]:
         source = self._source
-        row = self._connection.execute(
+        cursor = self._connection.execute(
             source.render(name, after=source.after(columns, self._cursor)),
             {"fingerprint": self._fingerprint, "limit": limit, "repair": self._repair},
-        ).fetchone()
-        assert row is not None
-        return row
+        )
+        return one(cursor)
 
 
 def due_sweeps(connection: Connection, interval: float) -> tuple[set[int], set[int]]:
@@ -130,6 +135,4 @@ def due_sweeps(connection: Connection, interval: float) -> tuple[set[int], set[i
 
 def request(connection: Connection, source: Source, reason: str) -> None:
     """Ask for a sweep; a worker takes it up at its next look."""
-    connection.execute(
-        statement("source_request_sweep"), {"source": source.id, "reason": reason}
-    )
+    connection.execute(statement("source_request_sweep"), {"source": source.id, "reason": reason})

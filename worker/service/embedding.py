@@ -15,7 +15,7 @@ log = logging.getLogger("embedworker.embedding")
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A passage on its way through the model: which one of its job, [start, end), and its tokens."""
+    """A passage on its way through the model: its number in its job, [start, end), its tokens."""
 
     job: Job
     number: int

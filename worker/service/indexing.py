@@ -44,11 +44,11 @@ class Indexer:
         if self.busy or now - self._looked.get(source.id, -CONSIDER) < CONSIDER:
             return
         self._looked[source.id] = now
-        table = source.relation if source.into_column else source.vectors
+        table = (source.relation if source.into_column else source.vectors) or ""
         column = source.into_column or "embedding"
-        assert table is not None
         facts = connection.execute(
-            statement("index_facts"), {"table": table, "column": column.strip('"').replace('""', '"')}
+            statement("index_facts"),
+            {"table": table, "column": column.strip('"').replace('""', '"')},
         ).fetchone()
         if facts is not None and facts[1]:
             self._note(connection, source, "valid")
@@ -114,4 +114,4 @@ def _index_name(table: str, column: str) -> str:
 
 
 def _quoted(identifier: str) -> sql.SQL:
-    return sql.SQL(identifier)  # type: ignore[arg-type]  # quoted by the server already
+    return sql.SQL(identifier)  # quoted by the server already

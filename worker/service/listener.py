@@ -33,9 +33,7 @@ class Listener(threading.Thread):
     Setting them after LISTEN, not before, is what finds the rows whose NOTIFY fell into the gap.
     """
 
-    def __init__(
-        self, url: str, worker: Identity, channels: Mapping[str, threading.Event]
-    ) -> None:
+    def __init__(self, url: str, worker: Identity, channels: Mapping[str, threading.Event]) -> None:
         super().__init__(name="listener", daemon=True)
         self._url = url
         self._worker = worker

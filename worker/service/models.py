@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from psycopg.types.json import Jsonb
 
+from worker.database.rows import one
 from worker.database.statements import statement
 from worker.errors import ConfigurationError, ModelError
 from worker.model import Encoder, open_encoder
@@ -77,16 +78,17 @@ class Models:
         encoder = self._encoders.get(name) or self._open(name, *card[1:5])
         self._encoders[name] = encoder
         fingerprint = encoder.fingerprint
-        row = connection.execute(
-            statement("fingerprint_register"),
-            {
-                **asdict(fingerprint),
-                "digest": fingerprint.digest,
-                "notes": Jsonb(dict(encoder.notes)),
-            },
-        ).fetchone()
-        assert row is not None
-        return Loaded(name, encoder, int(row[0]))
+        (number,) = one(
+            connection.execute(
+                statement("fingerprint_register"),
+                {
+                    **asdict(fingerprint),
+                    "digest": fingerprint.digest,
+                    "notes": Jsonb(dict(encoder.notes)),
+                },
+            )
+        )
+        return Loaded(name, encoder, int(number))
 
     def _open(
         self, name: str, dimensions: int, _: int, query_prefix: str, passage_prefix: str

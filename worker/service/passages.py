@@ -91,9 +91,7 @@ class PassageLane:
         if worked == 0:
             for source in self._registry.active():
                 if source.id not in self._sweeps:
-                    self._registry.guarded(
-                        source, self._indexer.consider, self._connection, source
-                    )
+                    self._registry.guarded(source, self._indexer.consider, self._connection, source)
         return worked > 0
 
     @property
@@ -153,7 +151,7 @@ class PassageLane:
             # that killed it must not take its neighbours with it.
             taken = self._claim_suspects(source)
         self._plan(loaded, source, taken, moved.last)
-        return moved.count + len(taken)
+        return moved.rows + len(taken)
 
     def _take_urgent(self) -> None:
         now = time.monotonic()
@@ -167,7 +165,7 @@ class PassageLane:
     def _take_fresh(self, source: Source) -> int:
         loaded = self._registry.load(source)
         moved = move(self._connection, source, after=self._cursor(source)[0])
-        if moved.count == 0:
+        if moved.rows == 0:
             return 0
         taken = self._claim(source, {FRESH: URGENT})
         self._backlog = self._backlog or len(taken) == URGENT

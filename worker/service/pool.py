@@ -33,7 +33,10 @@ class Pool:
         return bool(self._batches)
 
     def add(
-        self, loaded: Loaded, texts: Iterable[tuple[Job, Sequence[tuple[int, int, Tokens]]]], budget: int
+        self,
+        loaded: Loaded,
+        texts: Iterable[tuple[Job, Sequence[tuple[int, int, Tokens]]]],
+        budget: int,
     ) -> None:
         """Plan jobs, each with its passages (start, end, tokens), in front of what is there."""
         units: list[Unit] = []

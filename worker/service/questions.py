@@ -107,6 +107,7 @@ class QuestionLane:
         )
         self._kept += len(batch) if keep else 0
 
+
 def _batches(questions: Iterable[_Question]) -> Iterator[list[_Question]]:
     """Questions of one model and role, the short ones together and each long one alone."""
 

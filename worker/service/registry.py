@@ -39,7 +39,7 @@ class Registry:
         self._verdicts: dict[int, str] = {}
         self._refreshed_at: float | None = None
         self._troubles: dict[int, tuple[float, Patience, str]] = {}
-        self.on_trouble: Callable[[Source], None] = lambda source: None
+        self.on_trouble: Callable[[Source], None] = lambda _: None
 
     @property
     def all(self) -> tuple[Source, ...]:
@@ -60,11 +60,9 @@ class Registry:
 
     def troubles(self) -> list[str]:
         """Return what stops sources at the moment, a sentence each."""
-        return [f"{self._sources[n]}: {why}" for n, (_, _, why) in self._troubles.items() if n in self._sources] + [
-            f"{self._sources[n]}: {why}"
-            for n, why in self._verdicts.items()
-            if n in self._sources and why not in ("same", "changed")
-        ]
+        reasons = {n: why for n, why in self._verdicts.items() if why not in ("same", "changed")}
+        reasons |= {n: why for n, (_, _, why) in self._troubles.items()}
+        return [f"{self._sources[n]}: {why}" for n, why in reasons.items() if n in self._sources]
 
     def follow(self, versions: dict[int, int]) -> None:
         """Bring the list up to date when a version is new, and from time to time."""

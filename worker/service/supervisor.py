@@ -39,7 +39,7 @@ class Child(threading.Thread):
                 if self._stopped.is_set():
                     return
                 # Its stdin is a pipe that ends when we do, however that happens.
-                self._process = subprocess.Popen(  # noqa: S603  (our own command line)
+                self._process = subprocess.Popen(
                     self._command, stdin=subprocess.PIPE, env=self._environment
                 )
             code = self._process.wait()

@@ -35,17 +35,25 @@ declare
     deadline timestamptz := clock_timestamp() + patience;
     blanks text := repeat(' ', pg_size_bytes(current_setting('track_activity_query_size'))::integer);
     id uuid := gen_random_uuid();
+    kept boolean;
     connected boolean;
     again boolean := true;
     rest interval;
     result @extschema:vector@.vector;
     failure text;
     state text;
+    context text;
 begin
     loop
         connected := false;
         begin
-            if coalesce(name = any (@extschema:dblink@.dblink_get_connections()), false) is false then
+            kept := coalesce(name = any (@extschema:dblink@.dblink_get_connections()), false);
+            -- Something else may run on it: dblink would wait for the end of that, however far.
+            if kept and @extschema:dblink@.dblink_is_busy(name) = 1 then
+                perform @extschema:dblink@.dblink_disconnect(name);
+                kept := false;
+            end if;
+            if not kept then
                 perform @extschema:dblink@.dblink_connect(name, 'embed_loopback');
             end if;
             connected := true;
@@ -62,10 +70,14 @@ begin
                 exit when rest <= slice;
             end loop;
             exit;
-        exception when others then
-            -- Broken, busy with something else, or its server process has gone: once more from the
-            -- start, under the same id, with a connection of its own.
-            get stacked diagnostics failure = message_text, state = returned_sqlstate;
+        exception when query_canceled or others then
+            -- Broken, busy with something else, cancelled over there, or its server process has
+            -- gone: once more from the start, under the same id, with a new connection. When it is
+            -- the caller's own statement that was cancelled, no connection is named.
+            get stacked diagnostics failure = message_text, state = returned_sqlstate, context = pg_exception_context;
+            if state = '57014' and context not like '%"' || name || '"%' then
+                raise;
+            end if;
             perform embed._loopback_close(name);
             if state like 'EW%' then
                 raise;
