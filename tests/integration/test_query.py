@@ -661,7 +661,7 @@ def test_password_of_the_loopback_is_hidden(
     assert application.execute(mine).fetchall() == [(None,)]
     refused(application, "42501", "select umoptions from pg_user_mapping")
     grant_dblink(owner)
-    refused(application, "42501", "select embed.dblink_connect('mine', 'embed_loopback')")
+    refused(application, "42704", "select embed.dblink_connect('mine', 'embed_loopback')")
     ask(application, "x")
     seen = application.execute(
         "select * from embed.dblink('embedworker', %s) as t (x text)", [mine]

@@ -49,6 +49,13 @@ def run(
     set_up_logs(chosen)
     end_with_parent()
     url = database_url(context)
+    if chosen.database_url is None:
+        # The embedded server is ours to set up; its port, which the road of questions needs, may
+        # have changed since the last time.
+        from worker.database.migrate import migrate
+
+        for remark in migrate(url):
+            note(remark)
     lanes: tuple[Lane, ...] = LANES
     if only_queries or not only_passages:
         lanes = ("questions",)

@@ -106,8 +106,9 @@ def _works(connection: Connection) -> bool:
 
 def _explain(connection: Connection, error: psycopg.Error) -> str:
     role = connection.info.user
+    said = ": ".join(filter(None, (error.diag.message_primary, error.diag.message_detail)))
     return (
-        f"the role {role} may not set up the loopback: {error.diag.message_primary}. Run "
+        f"the role {role} may not set up the loopback: {said.rstrip('.')}. Run "
         f"`embedworker migrate` as a superuser once, or as a superuser: alter role {role} "
         f"createrole; grant usage on foreign data wrapper dblink_fdw to {role}."
     )

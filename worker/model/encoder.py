@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tokenizers import Tokenizer
+
 from worker.model.fingerprint import Fingerprint
 
 __all__ = ["DType", "Encoder", "Tokens", "Vectors", "prefixed"]
@@ -54,6 +56,14 @@ class Encoder(Protocol):
     @property
     def notes(self) -> Mapping[str, str | int]:
         """How, not what: ``engine``, ``dtype``, ``device``, ``threads``."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's fast tokeniser, to count tokens; None where a character is a token."""
+
+    @property
+    def overhead(self) -> int:
+        """Tokens that the passage prefix and the special tokens take of ``max_tokens``."""
 
     def tokenize_passages(self, texts: Sequence[str]) -> list[Tokens]:
         """Add the passage prefix to each text and tokenise it.

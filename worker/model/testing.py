@@ -46,6 +46,7 @@ class HashEncoder:
     dimensions: Final = DIMENSIONS
     max_tokens: Final = MAX_TOKENS
     token_budget: Final = CPU_TOKEN_BUDGET
+    tokenizer: Final = None
 
     def __init__(self, query_prefix: str = "query: ", passage_prefix: str = "passage: ") -> None:
         if os.environ.get("EMBEDWORKER_ALLOW_TESTING_MODEL") != "1":
@@ -71,6 +72,10 @@ class HashEncoder:
 
     def __repr__(self) -> str:
         return f"<HashEncoder {self.fingerprint.digest[:12]}>"
+
+    @property
+    def overhead(self) -> int:
+        return len(self.fingerprint.passage_prefix)
 
     def tokenize_passages(self, texts: Sequence[str]) -> list[Tokens]:
         return self._tokenize(self.fingerprint.passage_prefix, texts)

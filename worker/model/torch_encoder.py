@@ -47,10 +47,18 @@ class TorchEncoder:
         self._model = model.eval()
         self._tokenizer, self._pad, self._pad_left = _tokenizer(model, fingerprint.model)
         self._special = self._tokenizer.num_special_tokens_to_add(False)
+        # One more: the first piece of a passage may be cut otherwise behind a prefix.
+        self.overhead: Final = self._special + 1 + len(
+            self._encode_texts([prefixed(fingerprint.passage_prefix, "")])[0]
+        )
 
     def __repr__(self) -> str:
         how = " ".join(str(self.notes[key]) for key in ("engine", "dtype", "device"))
         return f"<TorchEncoder {self.fingerprint.model} {self.dimensions} dimensions, {how}>"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
 
     def tokenize_passages(self, texts: Sequence[str]) -> list[Tokens]:
         return self._tokenize(self.fingerprint.passage_prefix, texts)

@@ -38,6 +38,8 @@ SUSPECTS = {11: 256, 12: 16}  # rows tried together after that many attempts tha
 FULL_LOOK = 0.05  # of the time: how much looking behind the cursors may take
 SAFETY = timedelta(seconds=10)  # behind the cursor: rows that were due but not yet visible
 SCHEDULE = 60.0  # seconds between looks at which sweeps are due
+SLICE = 128  # rows whose texts are read at once
+CHARACTERS = 4_000_000  # of text held at once: about 15 MB, and 100 MB as tokens
 LOCKED = 0.2  # seconds until a row that the application holds locked is tried again
 
 
@@ -207,7 +209,7 @@ class PassageLane:
         self._cursors[source.id] = (max(seq, moved or 0), due and due - SAFETY)
         if not jobs:
             return
-        read(self._connection, jobs, fingerprint=loaded.fingerprint)
+        jobs = self._read(loaded, jobs)
         failpoint("after-read")
         settled = [job for job in jobs if job.text is None or job.current]
         self._complete(
@@ -225,6 +227,18 @@ class PassageLane:
             [(job, parts) for (job, _), parts in zip(texts, passages, strict=True)],
             self._budget(loaded),
         )
+
+    def _read(self, loaded: Loaded, jobs: list[Job]) -> list[Job]:
+        """Read as many texts as may be held at once, and hand the other rows back."""
+        characters = 0
+        for at in range(0, len(jobs), SLICE):
+            if characters > CHARACTERS:
+                self._release(jobs[at:])
+                return jobs[:at]
+            some = jobs[at : at + SLICE]
+            read(self._connection, some, fingerprint=loaded.fingerprint)
+            characters += sum(len(job.text or "") for job in some)
+        return jobs
 
     # Embedding
 

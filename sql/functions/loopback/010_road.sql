@@ -12,6 +12,8 @@ begin
     if connection = any (@extschema:dblink@.dblink_get_connections()) then
         perform @extschema:dblink@.dblink_disconnect(connection);
     end if;
+exception when undefined_function or invalid_schema_name then
+    null; -- dblink was dropped
 end
 $$;
 
@@ -41,6 +43,7 @@ declare
     rest interval;
     result @extschema:vector@.vector;
     failure text;
+    more text;
     state text;
     context text;
 begin
@@ -74,7 +77,8 @@ begin
             -- Broken, busy with something else, cancelled over there, or its server process has
             -- gone: once more from the start, under the same id, with a new connection. When it is
             -- the caller's own statement that was cancelled, no connection is named.
-            get stacked diagnostics failure = message_text, state = returned_sqlstate, context = pg_exception_context;
+            get stacked diagnostics failure = message_text, more = pg_exception_detail,
+                state = returned_sqlstate, context = pg_exception_context;
             if state = '57014' and context not like '%"' || name || '"%' then
                 raise;
             end if;
@@ -85,9 +89,9 @@ begin
             if not connected or not again then
                 raise exception 'questions cannot reach a worker from inside SQL'
                     using errcode = 'EW007',
-                    detail = failure,
+                    detail = concat_ws(': ', failure, nullif(more, '')),
                     hint = case
-                        when failure like '%too many%' or failure like '%remaining connection slots%'
+                        when more like '%too many%' or more like '%remaining connection slots%'
                         then 'Every session that asks keeps a second connection: raise max_connections, or ask through a pool of fewer sessions.'
                         else 'Run `embedworker migrate`, which sets the road up anew and says what stands in its way; EMBEDWORKER_LOOPBACK_HOST names the host.'
                     end;

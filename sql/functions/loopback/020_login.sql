@@ -24,8 +24,8 @@ begin
     if to_regrole(login) is null then
         execute format('create role %I', login);
     end if;
-    -- Attributes that only a superuser may name are left out: a new role has none of them.
-    execute format('alter role %I login noinherit nocreatedb nocreaterole connection limit %s password %L', login, connections, password);
+    -- No more attributes: a new role has none of them, and naming one needs the right to give it.
+    execute format('alter role %I login noinherit connection limit %s password %L', login, connections, password);
     execute format('grant connect on database %I to %I', current_database(), login);
     execute format('grant usage on schema embed to %I', login);
     execute format('grant execute on function embed.ask(uuid, text, text, text) to %I', login);
