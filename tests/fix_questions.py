@@ -1,27 +1,36 @@
 """A query lane without the rest of the worker, for tests of ``embed.query``.
 
-questions   a running QuestionRunner on the database of ``database``, whose default model is then
-            the deterministic encoder of the tests
+testing_database  URL of ``database``, whose default model is then the encoder of the tests
+questions         a running QuestionRunner on it
+owner             an open connection to it as its owner
+application_role  the name of a role that was granted nothing
+application       an open connection as that role
 """
 
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import count
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from worker.database.connect import connect
 from worker.database.statements import statement
 from worker.model.catalog import TESTING_MODEL
 from worker.model.encoder import Vectors
 from worker.model.testing import HashEncoder, hash_vector
+from worker.queue.source import Connection
 from worker.service.models import Loaded
 from worker.service.questions import BATCH, QuestionLane
 
 WORKER_LOCK = 1701667429
 LISTEN = 0.1  # seconds between looks at whether to stop
+
+_numbers = count(1)
 
 
 class QuestionRunner(threading.Thread):
@@ -62,9 +71,7 @@ class QuestionRunner(threading.Thread):
         except BaseException as error:
             self.error = error
 
-    def _serve(
-        self, listener: psycopg.Connection[Any], connection: psycopg.Connection[Any]
-    ) -> None:
+    def _serve(self, listener: Connection, connection: Connection) -> None:
         listener.execute("select pg_advisory_lock(%s, %s)", [WORKER_LOCK, self.worker_id])
         listener.execute("listen embed_question")
         connection.execute(
@@ -72,7 +79,7 @@ class QuestionRunner(threading.Thread):
             " values (%s, 'test', 0, '{questions}', 0, true)",
             [self.worker_id],
         )
-        lane = QuestionLane(self._load)
+        lane = QuestionLane(self.load)
         self.listening.set()
         while not self._stopped.is_set():
             if self.gate.wait(LISTEN) and lane.answer_once(connection, self.worker_id) < BATCH:
@@ -80,7 +87,7 @@ class QuestionRunner(threading.Thread):
                     pass
         connection.execute("delete from embed.worker_session where id = %s", [self.worker_id])
 
-    def _load(self, connection: psycopg.Connection[Any], name: str) -> Loaded:
+    def load(self, connection: Connection, name: str) -> Loaded:
         if name in self._loaded:
             return self._loaded[name]
         encoder = _CountingEncoder(self)
@@ -124,3 +131,60 @@ def testing_database(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def questions(testing_database: str) -> Iterator[QuestionRunner]:
     with QuestionRunner(testing_database) as runner:
         yield runner
+
+
+@pytest.fixture
+def application_role(testing_database: str) -> Iterator[str]:
+    """A role of an application, which was granted nothing at all."""
+    name = f"application{next(_numbers)}"
+    quoted = sql.Identifier(name)
+    with connect(testing_database) as c:
+        c.execute(sql.SQL("create role {} login password 'made up'").format(quoted))
+    yield name
+    with connect(testing_database) as c:
+        c.execute(sql.SQL("drop owned by {0} cascade").format(quoted))
+        c.execute(sql.SQL("drop role {}").format(quoted))
+
+
+@pytest.fixture
+def application(testing_database: str, application_role: str) -> Iterator[Connection]:
+    with connect(make_conninfo(testing_database, user=application_role, password="made up")) as c:
+        yield c
+
+
+@pytest.fixture
+def owner(testing_database: str) -> Iterator[Connection]:
+    with connect(testing_database) as c:
+        yield c
+
+
+def ask(c: Connection, text: str | None, **named: str) -> list[float]:
+    arguments = ", ".join(f"{name} => %({name})s" for name in named)
+    call = f"select embed.query(%(text)s{', ' if named else ''}{arguments})"
+    row = c.execute(call, {"text": text, **named}).fetchone()
+    assert row is not None
+    return [float(x) for x in row[0].to_list()]
+
+
+def refused(c: Connection, state: str, statement: str, *values: Any) -> Any:
+    """Run what must fail with ``state``; return the error. All of ours have a hint."""
+    with pytest.raises(psycopg.DatabaseError) as caught:
+        c.execute(statement, values)
+    assert caught.value.sqlstate == state, caught.value
+    if state.startswith("EW"):
+        assert caught.value.diag.message_hint
+    return caught.value.diag
+
+
+def loopback_backends(c: Connection) -> list[int]:
+    rows = c.execute(
+        "select pid from pg_stat_activity where datname = current_database()"
+        " and application_name = 'embedworker question'"
+    ).fetchall()
+    return [pid for (pid,) in rows]
+
+
+def waiting(c: Connection) -> int:
+    row = c.execute("select count(*) from embed.question").fetchone()
+    assert row is not None
+    return int(row[0])

@@ -48,3 +48,7 @@ set value = excluded.value;
 -- Forget what stood in the way.
 delete from embed.setting
 where name = 'loopback_problem';
+
+-- loopback_take_down
+-- Drop the role and the foreign server.
+select embed._loopback_take_down();

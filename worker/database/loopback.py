@@ -1,5 +1,6 @@
 """The road of ``embed.query``: a connection from the server to itself, through dblink."""
 
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -9,9 +10,11 @@ from worker.database.scripts import extension_schema, run_file
 from worker.database.statements import statement
 from worker.resources import sql_folder
 
-__all__ = ["set_up_loopback"]
+__all__ = ["set_up_loopback", "take_down_loopback"]
 
 FIRST_HOSTS = ("127.0.0.1", "localhost")
+
+_FOLDER = sql_folder() / "functions" / "loopback"
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -39,13 +42,22 @@ def set_up_loopback(connection: Connection, host: str | None = None) -> list[str
     return [*remarks, f"embed.query will not work: {problem}"]
 
 
+def take_down_loopback(connection: Connection) -> None:
+    """Drop the role and the foreign server, before the schema ``embed`` goes; dblink stays.
+
+    A role that this one may not drop is left: it can do nothing any more.
+    """
+    with suppress(errors.InsufficientPrivilege, errors.UndefinedFunction):
+        connection.execute(statement("loopback_take_down"))
+
+
 def _set_up(connection: Connection, host: str | None) -> tuple[list[str], str | None]:
     problem = _install_dblink(connection)
     if problem is not None:
         return [], problem
     hosts = _hosts(connection, host)
     with connection.transaction():
-        for file in sorted(sql_folder().glob("functions/loopback/*.sql")):
+        for file in sorted(_FOLDER.glob("*.sql")):
             run_file(connection, file)
     connection.execute(statement("loopback_login"), {"host": hosts[0]})
     # The password had to be committed first: the server looks at it in a session of its own.
@@ -77,10 +89,7 @@ def _install_dblink(connection: Connection) -> str | None:
         return None
     advice = "as a superuser run `create extension dblink`, then `embedworker migrate` again."
     try:
-        with connection.transaction():
-            connection.execute(statement("loopback_install"))
-            run_file(connection, sql_folder() / "functions" / "loopback" / "020_login.sql")
-            connection.execute(statement("loopback_restrict"))
+        connection.execute(statement("loopback_install"))
     except errors.InsufficientPrivilege:
         return f"the extension dblink is missing and this role may not install it: {advice}"
     except (errors.UndefinedFile, errors.FeatureNotSupported):
@@ -88,6 +97,10 @@ def _install_dblink(connection: Connection) -> str | None:
             "this server does not have the extension dblink: install the package of PostgreSQL's "
             f"contrib modules; {advice}"
         )
+    run_file(connection, _FOLDER / "020_login.sql")
+    # Some hosting services install extensions as somebody else: dblink then stays open to all.
+    with suppress(errors.InsufficientPrivilege):
+        connection.execute(statement("loopback_restrict"))
     return None
 
 

@@ -86,11 +86,13 @@ begin
             if state like 'EW%' then
                 raise;
             end if;
-            if not connected or not again then
+            if not connected or not again or state = '55P03' then
                 raise exception 'questions cannot reach a worker from inside SQL'
                     using errcode = 'EW007',
                     detail = concat_ws(': ', failure, nullif(more, '')),
                     hint = case
+                        when state = '55P03'
+                        then 'A transaction, maybe this one, locks embed.question: end it first.'
                         when more like '%too many%' or more like '%remaining connection slots%'
                         then 'Every session that asks keeps a second connection: raise max_connections, or ask through a pool of fewer sessions.'
                         else 'Run `embedworker migrate`, which sets the road up anew and says what stands in its way; EMBEDWORKER_LOOPBACK_HOST names the host.'

@@ -84,7 +84,27 @@ begin
 end
 $$;
 
+-- The reverse of embed._loopback_login.
+create or replace function embed._loopback_take_down() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    login text := embed._loopback_role();
+begin
+    drop server if exists embed_loopback cascade;
+    if to_regrole(login) is not null then
+        execute format('revoke connect on database %I from %I', current_database(), login);
+        execute format('revoke usage on schema embed from %I', login);
+        execute format('revoke execute on function embed.ask(uuid, text, text, text) from %I', login);
+        execute format('revoke execute on function embed.await(uuid, interval, boolean) from %I', login);
+        execute format('drop role %I', login);
+    end if;
+end
+$$;
+
 revoke execute on function
+    embed._loopback_take_down(),
     embed._loopback_login(text),
     embed._loopback_role(),
     embed._loopback_try(text),

@@ -1,0 +1,123 @@
+-- cli_migrated
+-- Whether the schema of ours is in this database.
+select pg_catalog.to_regclass('embed.source') is not null;
+
+-- cli_table
+-- A table by the name a person typed, as the server reads it.
+select
+    c.oid::bigint as oid,
+    c.oid::pg_catalog.regclass::text as shown,
+    pg_catalog.format('%%I.%%I', n.nspname, c.relname) as qualified,
+    greatest(c.reltuples, 0)::bigint as estimate
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.oid = pg_catalog.to_regclass(%(name)s);
+
+-- cli_tables
+-- The tables a person may have meant.
+select c.oid::pg_catalog.regclass::text as shown, c.relname::text as name
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'p')
+and n.nspname <> 'information_schema'
+and n.nspname !~ '^pg_'
+and (n.nspname <> 'embed' or c.relname = 'document')
+and not c.relispartition
+order by 1;
+
+-- cli_enable
+-- Make a table searchable; the table that holds its vectors, and what became of the rows' number.
+select embed.enable(
+    %(relation)s::bigint::oid::regclass,
+    %(columns)s::text[],
+    name => %(name)s,
+    model => %(model)s,
+    template => %(template)s,
+    into_column => %(into_column)s,
+    chunk => %(chunk)s,
+    filter => %(filter)s,
+    key => %(key)s::text[]
+)::text;
+
+-- cli_disable
+-- Stop keeping the vectors of a table.
+select embed.disable(%(relation)s::bigint::oid::regclass, drop_vectors => %(drop_vectors)s, name => %(name)s);
+
+-- cli_pause
+-- Leave the changes of a table waiting.
+select embed.pause(%(relation)s::bigint::oid::regclass);
+
+-- cli_resume
+-- Take a paused table up again.
+select embed.resume(%(relation)s::bigint::oid::regclass);
+
+-- cli_retry
+-- Have the dead rows of a table tried again.
+select embed.retry(%(relation)s::bigint::oid::regclass);
+
+-- cli_enabled
+-- The tables that are enabled, each once.
+select distinct on (s.relation)
+    s.relation::oid::bigint as oid,
+    s.relation::text as shown,
+    pg_catalog.format('%%I.%%I', n.nspname, c.relname) as qualified,
+    greatest(c.reltuples, 0)::bigint as estimate
+from embed.source s
+join pg_catalog.pg_class c on c.oid = s.relation
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+order by s.relation, s.id;
+
+-- cli_workers_for
+-- How many live workers keep vectors.
+select pg_catalog.count(*) from embed.worker where 'passages' = any (lanes);
+
+-- cli_status
+-- Every source and how far it is.
+select
+    source::text, name, model, state, coverage::text, rows, embedded, pending, stale, dead, removing,
+    oldest_wait, rows_per_second, eta, truncated, paused, index_state, error
+from embed.status;
+
+-- cli_failures
+-- The rows that could not be embedded, the oldest first.
+select source::text, name, key, attempts, error, since, retry_at, dead
+from embed.failure
+order by since
+limit %(limit)s;
+
+-- cli_failure_count
+-- How many rows could not be embedded.
+select pg_catalog.count(*) from embed.failure;
+
+-- cli_workers
+-- The live workers.
+select id, host, pid, lanes, model, embedded, rows_per_second, started_at, seen_at
+from embed.worker
+order by id;
+
+-- search_timeout
+-- Bound the wait for a question's vector in this session.
+select pg_catalog.set_config('embed.query_timeout', %(timeout)s, false);
+
+-- search_plan
+-- What a source is searched with: its model, and the names of its key columns.
+select p.model, p.key_names
+from embed._search_plan(%(relation)s::regclass::text::regtype, %(name)s, %(k)s, false) as p;
+
+-- search_text
+-- The rows of a table nearest in meaning to a question.
+select s.score, s.similarity, s.passage, pg_catalog.to_jsonb(s."row") as found
+from embed.search(null::{relation}, %(question)s, k => %(k)s, name => %(name)s) as s;
+
+-- search_vector
+-- The rows of a table nearest to a vector.
+select s.score, s.similarity, s.passage, pg_catalog.to_jsonb(s."row") as found
+from embed.search(null::{relation}, %(question)b, k => %(k)s, name => %(name)s) as s;
+
+-- search_ask
+-- Leave a question for the workers; its vector at once where it is known already.
+select embed.ask(%(id)s, %(model)s, %(question)s, 'query');
+
+-- search_await
+-- Wait for the answer to a question that was left.
+select a.embedding, a.error from embed.await(%(id)s, %(patience)s * interval '1 second') as a;

@@ -1,0 +1,99 @@
+"""The query lane: batches, failures, leases and what is left behind."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fix_questions import (
+    QuestionRunner,
+    question_vector,
+)
+from waiting import wait_until
+
+from worker.database.statements import statement
+from worker.errors import ModelError
+from worker.queue.source import Connection
+from worker.service import questions as lane
+from worker.service.questions import QuestionLane
+
+
+def leave(c: Connection, *texts: str, age: str = "0") -> None:
+    for text in texts:
+        c.execute(
+            "insert into embed.question (id, model, text, asked_at)"
+            " values (gen_random_uuid(), embed.default_model(), %s,"
+            " clock_timestamp() - %s::interval)",
+            [text, age],
+        )
+
+
+def test_one_bad_question_does_not_spoil_its_batch(
+    testing_database: str, owner: Connection
+) -> None:
+    runner = QuestionRunner(testing_database)
+    leave(owner, "good", "<<fail>>", "better", "<<oom>>", "x" * 500)
+    assert QuestionLane(runner.load).answer_once(owner, 1) == 5
+    rows = owner.execute("select text, embedding, error from embed.question").fetchall()
+    for text, embedding, error in rows:
+        if text == "<<fail>>":
+            assert embedding is None
+            assert "<<fail>>" in error
+        else:
+            assert error is None
+            assert embedding.to_list() == pytest.approx(question_vector(text), abs=1e-7)
+
+
+def test_model_that_cannot_be_loaded_is_an_answer(owner: Connection) -> None:
+    def load(_: Connection, name: str) -> Any:
+        raise ModelError(f"the folder of {name} is gone")
+
+    leave(owner, "x")
+    assert QuestionLane(load).answer_once(owner, 1) == 1
+    row = owner.execute("select error from embed.question").fetchone()
+    assert row is not None
+    assert "is gone" in row[0]
+
+
+def test_error_that_is_not_ours_tells_no_more_than_its_kind(owner: Connection) -> None:
+    def load(_: Connection, name: str) -> Any:
+        raise OSError(f"/somewhere/private/{name}")
+
+    leave(owner, "x")
+    QuestionLane(load).answer_once(owner, 1)
+    assert owner.execute("select error from embed.question").fetchone() == (
+        "OSError in the worker",
+    )
+
+
+def test_question_of_a_dead_worker_is_answered_by_another(
+    testing_database: str, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = QuestionRunner(testing_database)
+    leave(owner, "x")
+    monkeypatch.setattr(lane, "LEASE", 0.2)
+    claimed = owner.execute(
+        statement("questions_claim"), {"limit": 8, "lease": 0.2, "worker": 1}
+    ).fetchall()
+    assert len(claimed) == 1
+    heir = QuestionLane(runner.load)
+    assert heir.answer_once(owner, 2) == 0
+    wait_until(lambda: heir.answer_once(owner, 2) == 1)
+    late = {
+        "ids": [claimed[0][0]],
+        "hashes": [b"0" * 16],
+        "vectors": [[0.0] * 384],
+        "fingerprint": 1,
+        "keep": False,
+        "worker": 1,
+    }
+
+    late["vectors"] = [np.zeros(384, np.float32)]
+    assert owner.execute(statement("questions_answer"), late).rowcount == 0
+
+
+def test_requests_of_lost_askers_are_deleted(testing_database: str, owner: Connection) -> None:
+    runner = QuestionRunner(testing_database)
+    leave(owner, "abandoned", age="3 minutes")
+    leave(owner, "recent", age="1 minute")
+    QuestionLane(runner.load).answer_once(owner, 1)
+    assert owner.execute("select text from embed.question").fetchall() == [("recent",)]

@@ -1,0 +1,135 @@
+"""A command's connection, the table it was told, and the server's own words when it refuses."""
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import typer
+from psycopg import errors
+from psycopg.rows import class_row
+
+from worker.cli.console import database_url
+from worker.database.connect import connect
+from worker.database.rows import one
+from worker.database.statements import statement
+from worker.errors import DatabaseError, NotMigrated, SourceError
+
+__all__ = ["Connection", "Table", "connected", "enabled_tables", "explained", "find_table"]
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+LOCK_TIMEOUT = 5.0  # seconds; a trigger cannot be made while a transaction uses the table
+SUGGESTIONS = 3
+LISTED = 8  # tables named where none is similar
+
+# What the server says without telling what to do.
+_ADVICE = {
+    "25006": "This server is a read-only replica: name the primary in --database-url.",
+    "42501": "Run this as the owner of the table and of the schema embed.",
+    "55P03": "An open transaction holds the table: end it (see pg_stat_activity), or try again.",
+    "57014": "The statement was cancelled: try again.",
+    "53300": "Close connections or raise max_connections.",
+}
+_NAME_TROUBLE = (errors.InvalidName, errors.SyntaxError, errors.FeatureNotSupported)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the database. ``shown`` and ``qualified`` are quoted by the server."""
+
+    oid: int
+    shown: str
+    qualified: str
+    estimate: int
+
+
+@contextmanager
+def connected(context: typer.Context) -> Iterator[Connection]:
+    """Connect to the database of this call, which must have been migrated."""
+    with (
+        explained(),
+        connect(
+            database_url(context), lock_timeout=LOCK_TIMEOUT, application_name="embedworker cli"
+        ) as connection,
+    ):
+        if not one(connection.execute(statement("cli_migrated")))[0]:
+            raise NotMigrated(
+                f"the database {connection.info.dbname!r} is not set up for embedworker; run "
+                "`embedworker migrate`"
+            )
+        yield connection
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what the server refuses into an error that says what, why and what to do."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.diag.message_primary is None and not isinstance(error, psycopg.OperationalError):
+            raise  # psycopg's own complaint: a fault of ours
+        raise DatabaseError(_explain(error)) from error
+
+
+def find_table(connection: Connection, name: str) -> Table:
+    """Return the table that the server knows under ``name``, quoted or qualified as in SQL.
+
+    Raises SourceError that names similar tables.
+    """
+    found = None
+    try:
+        with connection.cursor(row_factory=class_row(Table)) as cursor:
+            found = cursor.execute(statement("cli_table"), {"name": name}).fetchone()
+    except _NAME_TROUBLE:
+        pass  # not a name at all: what follows says what to write
+    except errors.InsufficientPrivilege as error:
+        raise DatabaseError(_explain(error)) from error
+    if found is None:
+        raise SourceError(_unknown(connection, name))
+    return found
+
+
+def enabled_tables(connection: Connection) -> list[Table]:
+    """Return the tables that have at least one source."""
+    with connection.cursor(row_factory=class_row(Table)) as cursor:
+        return cursor.execute(statement("cli_enabled"), {}).fetchall()
+
+
+def _unknown(connection: Connection, name: str) -> str:
+    tables = connection.execute(statement("cli_tables")).fetchall()
+    by_word: dict[str, str] = {}
+    for shown, bare in tables:
+        by_word.setdefault(bare.lower(), shown)
+        by_word[shown.replace('"', "").lower()] = shown
+    close = difflib.get_close_matches(name.replace('"', "").lower(), by_word, n=SUGGESTIONS)
+    similar = list(dict.fromkeys(by_word[word] for word in close))
+    if similar:
+        listed = f"did you mean {' or '.join(similar)}?"
+    elif tables:
+        some = ", ".join(shown for shown, _ in tables[:LISTED])
+        listed = f"there are: {some}{', …' if len(tables) > LISTED else ''}."
+    else:
+        listed = "this database has no tables yet; the ready one is embed.document."
+    return (
+        f"no table is named {name!r}; {listed}\n"
+        "  hint: Write it as in SQL: article, other_schema.article or '\"Article\"'."
+    )
+
+
+def _explain(error: psycopg.Error) -> str:
+    diag = error.diag
+    if diag.message_primary is None:
+        said = " ".join(str(error).split())
+        return f"the connection to the database was lost: {said}. Try again"
+    hint = diag.message_hint or _ADVICE.get(error.sqlstate or "")
+    if isinstance(
+        error, (errors.UndefinedFunction, errors.UndefinedTable, errors.UndefinedColumn)
+    ) and ("embed." in diag.message_primary):
+        hint = "The schema embed is of another version: run `embedworker migrate`."
+    lines = [diag.message_primary]
+    lines += [f"  detail: {diag.message_detail}"] if diag.message_detail else []
+    lines += [f"  hint: {hint}"] if hint else []
+    return "\n".join(lines)

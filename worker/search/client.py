@@ -1,0 +1,136 @@
+"""Search and question vectors for Python programs, through the functions of the schema ``embed``.
+
+    from worker.database.connect import connect
+    from worker.search.client import search
+
+    with connect(url) as connection:
+        for hit in search(connection, "article", "how do I fix a flat tyre?", k=3):
+            print(hit.score, hit.key, hit.passage)
+"""
+
+import unicodedata
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from pgvector import Vector
+from psycopg import sql
+
+from worker.database.rows import one
+from worker.database.statements import render, statement
+from worker.errors import DatabaseError
+from worker.settings import DEFAULT_QUERY_TIMEOUT
+
+__all__ = ["Hit", "query_vector", "search"]
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+NO_ROAD = "EW007"  # SQLSTATE: embed.query cannot reach a worker from inside SQL
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One row that was found.
+
+    ``score`` orders the hits of one search and says nothing by itself; ``similarity`` is the cosine
+    of question and passage. ``key`` and ``row`` are by column, as PostgreSQL's ``to_jsonb`` has
+    them.
+    """
+
+    key: dict[str, Any]
+    score: float
+    similarity: float
+    passage: str
+    row: dict[str, Any]
+
+
+def search(
+    connection: Connection,
+    table: str,
+    question: str,
+    k: int = 10,
+    *,
+    name: str | None = None,
+    timeout: float = DEFAULT_QUERY_TIMEOUT,
+) -> list[Hit]:
+    """Return the ``k`` rows of ``table`` nearest in meaning to ``question``, the nearest first.
+
+    ``table`` is written as in SQL. ``timeout`` (seconds, up to 60) bounds the wait for a worker.
+    ``connection`` is in autocommit mode. Where the server has no road for questions (no dblink), the
+    question is asked over this connection, which needs the right to execute embed.ask.
+
+    Raises:
+        psycopg.Error: what the server refuses, with SQLSTATE EW001 where no worker answers.
+    """
+    (relation,) = one(connection.execute("select %s::text::regclass::text", [table]))
+    model, key_names = one(
+        connection.execute(statement("search_plan"), {"relation": relation, "name": name, "k": k})
+    )
+    asked: dict[str, Any] = {"question": question, "name": name, "k": k}
+    connection.execute(statement("search_timeout"), {"timeout": f"{timeout:g}s"})
+    identifier = sql.SQL(relation.replace("%", "%%"))
+    try:
+        rows = connection.execute(render("search_text", relation=identifier), asked).fetchall()
+    except psycopg.DatabaseError as error:
+        if error.sqlstate != NO_ROAD:
+            raise
+        try:
+            asked["question"] = query_vector(connection, question, model, timeout=timeout)
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
+            raise error from None  # what the road's own error says is what helps
+        rows = connection.execute(render("search_vector", relation=identifier), asked).fetchall()
+    keys = [_plain(key) for key in key_names]
+    return [
+        Hit({key: row[key] for key in keys if key in row}, score, similarity, passage, row)
+        for score, similarity, passage, row in rows
+    ]
+
+
+def query_vector(
+    connection: Connection,
+    question: str,
+    model: str,
+    *,
+    timeout: float = DEFAULT_QUERY_TIMEOUT,
+) -> Vector:
+    """Return a question's vector by way of the workers, without dblink.
+
+    ``connection`` is in autocommit mode, or no worker could see the request.
+
+    Raises:
+        DatabaseError: no worker answered within ``timeout`` seconds, or it could not embed it.
+        psycopg.Error: what the server refuses.
+    """
+    request = uuid.uuid4()
+    (known,) = one(
+        connection.execute(
+            statement("search_ask"),
+            {
+                "id": request,
+                "model": model,
+                "question": unicodedata.normalize("NFC", question),
+            },
+        )
+    )
+    if known is not None:
+        return known if isinstance(known, Vector) else Vector(known)
+    answer = connection.execute(
+        statement("search_await"), {"id": request, "patience": timeout}
+    ).fetchone()
+    if answer is None:
+        raise DatabaseError(
+            f"no worker answered the question within {timeout:g} s; start one with "
+            "`embedworker run`"
+        )
+    vector, failure = answer
+    if failure is not None:
+        raise DatabaseError(f"the question could not be embedded: {failure}")
+    return vector if isinstance(vector, Vector) else Vector(vector)
+
+
+def _plain(identifier: str) -> str:
+    """An identifier as the server quotes it, without its quotes."""
+    if identifier.startswith('"'):
+        return identifier[1:-1].replace('""', '"')
+    return identifier
