@@ -34,7 +34,7 @@ class VectorWriter:
 
     def fingerprint(self, revision: str = "1", model: str | None = None) -> int:
         """Id of the fingerprint of a model, the default one unless said otherwise."""
-        return self._one(
+        number: int = self._one(
             """
             insert into embed.fingerprint (digest, model, revision, query_prefix, passage_prefix,
                 pooling, dimensions, max_tokens)
@@ -45,6 +45,7 @@ class VectorWriter:
             """,
             {"revision": revision, "model": model, "dimensions": DIMENSIONS},
         )
+        return number
 
     def activate(self, relation: str, fingerprint: int, name: str | None = None) -> None:
         """Make ``fingerprint`` the one that searches of the source compare with."""

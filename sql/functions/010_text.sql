@@ -3,8 +3,9 @@
 create or replace function embed.nonblank(value text) returns text
 language sql immutable parallel safe
 return case
-    -- Everything Unicode calls a blank, and the zero-width characters: nothing in them can be found.
-    when btrim(value, U&' \0009\000A\000B\000C\000D\0085\00A0\1680\2000\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\2028\2029\202F\205F\3000\3164\200B\200C\200D\2060\FEFF') = '' then null
+    -- Everything Unicode calls a blank, the zero-width characters, and the fillers of Hangul: nothing
+    -- in them can be found.
+    when btrim(value, U&' \0009\000A\000B\000C\000D\001C\001D\001E\001F\0085\00A0\00AD\034F\061C\115F\1160\1680\180E\2000\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\200B\200C\200D\200E\200F\2028\2029\202F\205F\2060\2061\2062\2063\2064\2800\3000\3164\FEFF\FFA0') = '' then null
     else value
 end;
 
@@ -132,21 +133,42 @@ begin
 end
 $$;
 
+-- The filter with the names that its columns have now; it is stored with their numbers, as "{3}".
+-- Null without a filter, and where one of its columns was dropped.
+create or replace function embed._filter_sql(source embed.source) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    result text := source.filter;
+    place text;
+begin
+    for place in select distinct m[1] from regexp_matches(source.filter, '"\{(\d+)\}"', 'g') as m loop
+        result := replace(
+            result, format('"{%s}"', place), quote_ident(embed._column_name(source.relation, place::smallint))
+        );
+    end loop;
+    return result;
+end
+$$;
+
 -- Where rows of the source are read from: its filter applied, its inheritance children left out.
 -- (Children of a plain table have keys of their own that may repeat the parent's; partitions do not.)
+-- Null when the table or a column of the filter was dropped.
 create or replace function embed._rows_sql(source embed.source) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 return (
-    select format(
-        case when source.filter is null then '%s%s' else '(select * from %s%s where (%s))' end,
-        case when c.relkind = 'p' then '' else 'only ' end,
-        format('%I.%I', n.nspname, c.relname),
-        source.filter
-    )
-    from pg_catalog.pg_class c
-    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    where c.oid = source.relation
+    select case
+        when source.filter is null then of_table.rows
+        else '(select * from ' || of_table.rows || ' where (' || embed._filter_sql(source) || '))'
+    end
+    from (
+        select format('%s%I.%I', case when c.relkind = 'p' then '' else 'only ' end, n.nspname, c.relname) as rows
+        from pg_catalog.pg_class c
+        join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+        where c.oid = source.relation
+    ) as of_table
 );
 
 -- What makes a text's hash. Sixteen bytes of SHA-256 (md5 is refused by servers in FIPS mode).

@@ -12,10 +12,10 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if (case coalesce(nullif(current_setting('embed.notify', true), ''), 'auto')
-        when 'auto' then current_setting('max_prepared_transactions') = '0'
-        when 'off' then false
-        else true
+    if (case
+        when lower(current_setting('embed.notify', true)) in ('off', 'false', 'no', '0') then false
+        when lower(current_setting('embed.notify', true)) in ('on', 'true', 'yes', '1') then true
+        else current_setting('max_prepared_transactions') = '0'
     end)
     and pg_try_advisory_xact_lock(1701667428, 1) then
         -- Always empty: a payload over 8000 bytes would fail the application's statement.

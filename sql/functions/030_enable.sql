@@ -41,36 +41,87 @@ begin
 end
 $$;
 
--- Columns that an expression over the table's row reads.
-create or replace function embed._columns_read(relation regclass, expression text) returns smallint[]
+-- pg_get_viewdef, with every name qualified that is not of the system.
+create or replace function embed._definition(view regclass) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return pg_get_viewdef(view);
+
+-- A filter as PostgreSQL understands it: names of functions and operators qualified, columns as
+-- "{3}", the third of the table, so that neither search_path nor a rename changes what it means.
+create or replace function embed._read_filter(relation regclass, filter text, out stored text, out attnums smallint[])
 language plpgsql
 as $$
 declare
-    result smallint[];
-    kind text;
+    a_name text := (select c.relname from pg_catalog.pg_class c where c.oid = relation);
+    wrong constant text := 'Give a condition over columns of the table, as in WHERE, for example: published and lang = ''ko''.';
+    col record;
 begin
-    -- A view records which columns it reads; nothing else in the server says so.
-    begin
-        execute format('create temporary view embed_probe as select (%s) as answer from %s', expression, relation);
-    exception when others then
-        raise exception 'filter % is not an expression over the columns of %: %', quote_literal(expression), relation, sqlerrm
-            using errcode = 'EW003', hint = 'Give a condition as in WHERE, for example: published and lang = ''ko''.';
-    end;
-    select pg_catalog.format_type(a.atttypid, null) into kind
-    from pg_catalog.pg_attribute a where a.attrelid = 'pg_temp.embed_probe'::regclass and a.attnum = 1;
-    select pg_catalog.array_agg(distinct d.refobjsubid::smallint) into result
-    from pg_catalog.pg_rewrite r
-    join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = r.oid
-    where r.ev_class = 'pg_temp.embed_probe'::regclass
-    and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = relation and d.refobjsubid > 0;
-    drop view pg_temp.embed_probe;
-    if kind <> 'boolean' then
-        raise exception 'filter % is of type %, expected boolean', quote_literal(expression), kind
-            using errcode = 'EW003', hint = 'Give a condition as in WHERE, for example: published and lang = ''ko''.';
+    if filter is null then
+        attnums := '{}';
+        return;
     end if;
-    return coalesce(result, '{}');
+    -- A view records which columns it reads and follows their names; nothing else in the server does.
+    -- It is one over an empty copy, as the table itself would have to be locked for the renaming.
+    begin
+        execute format('create temporary table embed_probe (like %s)', relation);
+        execute format('create temporary view embed_probe_rows as select 1 as one from pg_temp.embed_probe as %I where (%s)', a_name, filter);
+    exception when others then
+        raise exception 'filter % is not a condition over the columns of %: %', quote_literal(filter), relation, sqlerrm
+            using errcode = 'EW003', hint = wrong;
+    end;
+    stored := (select r.ev_action::text from pg_catalog.pg_rewrite r where r.ev_class = 'pg_temp.embed_probe_rows'::regclass);
+    if stored like '%:hasSubLinks true%' or stored not like '%:setOperations <>%' then
+        raise exception 'filter % asks more than the row itself', quote_literal(filter)
+            using errcode = 'EW003',
+            detail = 'A change of other rows or tables would go unnoticed.',
+            hint = wrong;
+    end if;
+    attnums := '{}';
+    for col in
+        select distinct p.attname, a.attnum
+        from pg_catalog.pg_rewrite r
+        join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = r.oid
+            and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = 'pg_temp.embed_probe'::regclass
+        join pg_catalog.pg_attribute p on p.attrelid = d.refobjid and p.attnum = d.refobjsubid and p.attnum > 0
+        join pg_catalog.pg_attribute a on a.attrelid = relation and a.attname = p.attname
+        where r.ev_class = 'pg_temp.embed_probe_rows'::regclass
+    loop
+        attnums := attnums || col.attnum;
+        execute format('alter table pg_temp.embed_probe rename column %I to %I', col.attname, format('{%s}', col.attnum));
+    end loop;
+    stored := substring(embed._definition('pg_temp.embed_probe_rows') from '^.*?\n  WHERE (.*);$');
+    drop view pg_temp.embed_probe_rows;
+    drop table pg_temp.embed_probe;
+    if cardinality(attnums) = 0 or strpos(stored, format('%I.*', a_name)) > 0 then
+        raise exception 'filter % names no column of %', quote_literal(filter), relation
+            using errcode = 'EW003', hint = wrong;
+    end if;
 end
 $$;
+
+-- Columns of a table as text that declares them again: "k1 bigint, k2 text collate …". Without
+-- length limits, which the table may widen later.
+create or replace function embed._declared(relation regclass, attnums smallint[], names text[]) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select string_agg(
+        format('%I %s', names[k.place], format_type(a.atttypid, -1))
+            || coalesce(
+                (
+                    select format(' collate %I.%I', n.nspname, c.collname)
+                    from pg_collation c join pg_namespace n on n.oid = c.collnamespace
+                    where c.oid = a.attcollation and a.attcollation <> t.typcollation
+                ),
+                ''
+            ),
+        ', ' order by k.place
+    )
+    from unnest(attnums) with ordinality as k (attnum, place)
+    join pg_attribute a on a.attrelid = relation and a.attnum = k.attnum
+    join pg_type t on t.oid = a.atttypid
+);
 
 -- A virtual generated column has no value of its own in a trigger; what it is computed from has.
 create or replace function embed._stored_attnums(relation regclass, attnums smallint[]) returns smallint[]
@@ -128,14 +179,11 @@ declare
     new embed.source;
     class record;
     bad record;
-    vector_oid oid := (select e.oid from pg_catalog.pg_extension e where e.extname = 'vector');
     vector_schema text := (select n.nspname from pg_catalog.pg_extension e join pg_catalog.pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector');
-    vectors_name text;
-    vectors_full text;
     found_dims integer;
-    key_sql text;
     k_columns text;
     k_list text;
+    persistence text;
 begin
     select c.relkind, c.relpersistence, c.relname, n.nspname into class
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -212,16 +260,14 @@ begin
     );
     new.key_attnums := embed._key_attnums(a_relation, key);
     select array_agg(a.attname::text order by k.place),
-        array_agg(pg_catalog.format_type(a.atttypid, a.atttypmod) order by k.place)
+        array_agg(pg_catalog.format_type(a.atttypid, -1) order by k.place)
     into new.keys, new.key_types
     from unnest(new.key_attnums) with ordinality as k (attnum, place)
     join pg_catalog.pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum;
     new.template := embed._template_normalise(template, columns);
-    new.filter := filter;
-    new.watch_attnums := embed._stored_attnums(
-        a_relation,
-        new.column_attnums || case when filter is null then '{}'::smallint[] else embed._columns_read(a_relation, filter) end
-    );
+    select f.stored, new.column_attnums || f.attnums into new.filter, new.watch_attnums
+    from embed._read_filter(a_relation, filter) as f;
+    new.watch_attnums := embed._stored_attnums(a_relation, new.watch_attnums);
     new.chunk := chunk and into_column is null;
     new.model := enable.model;
     new.dimensions := a_model.dimensions;
@@ -244,50 +290,72 @@ begin
         end if;
     end if;
 
+    -- A table that was dropped and made again: its vectors can be used for the new one.
+    perform embed._forget(s, drop_vectors => false)
+    from embed.source s
+    where s.vectors = pg_catalog.to_regclass(format('%I.%I', class.nspname, embed._bounded_name(a_name, '_embedding')))
+    and not exists (select from pg_catalog.pg_class c where c.oid = s.relation);
+
     select * into old from embed.source s where s.relation = a_relation and s.name = a_name;
-    if found then
+    if found and old.relation_oid <> old.relation then
+        perform embed._refresh(old.id);
+        select * into old from embed.source s where s.id = old.id;
+    end if;
+    if old.id is not null then
         if (old.into_column is null) <> (into_column is null) or old.into_column <> into_column
-            or old.key_attnums <> new.key_attnums then
+            or (old.key_attnums, old.key_types) is distinct from (new.key_attnums, new.key_types)
+        then
             raise exception '% is enabled already, with another %', a_relation,
-                case when old.key_attnums <> new.key_attnums then 'key' else 'place for its vectors' end
-                using errcode = 'EW003', hint = format('Call embed.disable(%L) first.', a_relation::text);
+                case when (old.key_attnums, old.key_types) is distinct from (new.key_attnums, new.key_types) then 'key'
+                    else 'place for its vectors' end
+                using errcode = 'EW003', hint = format('Call embed.disable(%L, drop_vectors => true) first.', a_relation::text);
+        end if;
+        if old.chunk <> new.chunk then
+            raise exception '% is enabled already, with chunk => %', a_relation, old.chunk
+                using errcode = 'EW003',
+                detail = 'Which of its vectors would have to be made anew is not known.',
+                hint = format('Call embed.disable(%L, drop_vectors => true) first.', a_relation::text);
         end if;
         if old.dimensions <> new.dimensions then
             raise exception 'vectors of % have % dimensions, but model % makes %', a_relation, old.dimensions, a_model.name, new.dimensions
                 using errcode = 'EW005',
                 hint = format('Call embed.disable(%L, drop_vectors => true) first, then enable it with the new model.', a_relation::text);
         end if;
-        if (old.columns, old.column_attnums, old.watch_attnums, old.template, old.filter, old.chunk, old.model)
+        if (old.columns, old.column_attnums, old.watch_attnums, old.template, old.filter, old.model)
             is not distinct from
-            (new.columns, new.column_attnums, new.watch_attnums, new.template, new.filter, new.chunk, new.model)
-            and old.relation_oid = new.relation_oid
+            (new.columns, new.column_attnums, new.watch_attnums, new.template, new.filter, new.model)
+            and exists (select from pg_catalog.pg_class c where c.oid = old.vectors)
+            and not exists (select from embed._missing_triggers(old))
         then
             return case when into_column is null then old.vectors else a_relation end;
         end if;
         update embed.source s
         set columns = new.columns, column_attnums = new.column_attnums, watch_attnums = new.watch_attnums,
-            template = new.template, filter = new.filter, chunk = new.chunk, model = new.model,
-            relation_oid = new.relation_oid, version = nextval('embed.seq')
+            template = new.template, filter = new.filter, model = new.model,
+            vectors = case when exists (select from pg_catalog.pg_class c where c.oid = old.vectors) then old.vectors
+                else embed._make_vectors(old) end,
+            version = nextval('embed.seq')
         where s.id = old.id
         returning * into new;
         perform embed._write_capture(new);
         perform embed._attach_capture(new);
+        perform embed._guard_vectors(new);
         insert into embed.sweep_request (source, reason) values (new.id, 'enabled anew');
         perform embed.wake();
         return case when into_column is null then new.vectors else a_relation end;
     end if;
 
-    select string_agg(format('k%s %s%s', k.place, pg_catalog.format_type(a.atttypid, a.atttypmod), case
-            when a.attcollation not in (0, t.typcollation) then ' collate ' || (
-                select format('%I.%I', cn.nspname, co.collname)
-                from pg_catalog.pg_collation co join pg_catalog.pg_namespace cn on cn.oid = co.collnamespace
-                where co.oid = a.attcollation)
-            else '' end), ', ' order by k.place),
-        string_agg('k' || k.place, ', ' order by k.place)
-    into k_columns, k_list
-    from unnest(new.key_attnums) with ordinality as k (attnum, place)
-    join pg_catalog.pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum
-    join pg_catalog.pg_type t on t.oid = a.atttypid;
+    if new.keys && array['chunk', 'passage_start', 'passage_end', 'embedding', 'fingerprint', 'hash', 'checksum', 'seq', 'embedded_at'] then
+        raise exception 'a key column of % has the name of a column of its vector table', a_relation
+            using errcode = 'EW003',
+            detail = 'Taken: chunk, passage_start, passage_end, embedding, fingerprint, hash, checksum, seq, embedded_at.',
+            hint = 'Give another unique key with key => …, or rename the column.';
+    end if;
+    select string_agg('k' || k.place, ', ' order by k.place),
+        embed._declared(a_relation, new.key_attnums, array_agg('k' || k.place order by k.place))
+    into k_list, k_columns
+    from unnest(new.key_attnums) with ordinality as k (attnum, place);
+    persistence := case class.relpersistence when 'u' then 'unlogged' else '' end;
 
     insert into embed.source (name, relation, relation_oid, vectors, keys, key_attnums, key_types, columns, column_attnums,
         watch_attnums, template, filter, into_column, into_attnum, chunk, model, dimensions)
@@ -302,7 +370,7 @@ begin
     execute format(
         'create %s table embed.inbox_%s (seq bigint primary key default nextval(''embed.seq''), %s, priority smallint not null default 0, at timestamptz not null default now())
          with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000)',
-        case class.relpersistence when 'u' then 'unlogged' else '' end, new.id, k_columns
+        persistence, new.id, k_columns
     );
     -- due is lease, back-off and dead letter (infinity) in one; priority 0 is a fresh change, 1 an
     -- attempt that did not end, 2 a backfill.
@@ -310,51 +378,16 @@ begin
         'create %s table embed.queue_%s (%s, seq bigint not null, due timestamptz not null default now(), attempts smallint not null default 0,
             priority smallint not null default 0, claimed_by integer, error text, since timestamptz not null default now(), primary key (%s))
          with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0)',
-        case class.relpersistence when 'u' then 'unlogged' else '' end, new.id, k_columns, k_list
+        persistence, new.id, k_columns, k_list
     );
     execute format('create index on embed.queue_%1$s (priority, due) where due < ''infinity''', new.id);
     execute format('create index on embed.queue_%1$s (claimed_by) where claimed_by is not null', new.id);
 
-    -- The vectors.
-    select string_agg(format('%I %s%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), case
-            when a.attcollation not in (0, t.typcollation) then ' collate ' || (
-                select format('%I.%I', cn.nspname, co.collname)
-                from pg_catalog.pg_collation co join pg_catalog.pg_namespace cn on cn.oid = co.collnamespace
-                where co.oid = a.attcollation)
-            else '' end), ', ' order by k.place)
-    into key_sql
-    from unnest(new.key_attnums) with ordinality as k (attnum, place)
-    join pg_catalog.pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum
-    join pg_catalog.pg_type t on t.oid = a.atttypid;
-    if new.keys && array['chunk', 'passage_start', 'passage_end', 'embedding', 'fingerprint', 'hash', 'checksum', 'seq', 'embedded_at'] then
-        raise exception 'a key column of % has the name of a column of its vector table', a_relation
-            using errcode = 'EW003',
-            detail = 'Taken: chunk, passage_start, passage_end, embedding, fingerprint, hash, checksum, seq, embedded_at.',
-            hint = 'Give another unique key with key => …, or rename the column.';
-    end if;
-    vectors_name := case when into_column is null
-        then embed._bounded_name(a_name, '_embedding') else format('state_%s', new.id) end;
-    vectors_full := format('%I.%I', case when into_column is null then class.nspname else 'embed' end, vectors_name);
-    if pg_catalog.to_regclass(vectors_full) is null then
-        execute format(
-            'create %s table %s (%s, chunk integer not null default 0, passage_start integer not null, passage_end integer not null,
-                %s fingerprint integer not null, hash bytea not null, checksum bytea not null, seq bigint not null,
-                embedded_at timestamptz not null default now(), primary key (%s, chunk))',
-            case class.relpersistence when 'u' then 'unlogged' else '' end, vectors_full, key_sql,
-            case when into_column is null then format('embedding %I.vector(%s) not null,', vector_schema, new.dimensions) else '' end,
-            (select string_agg(quote_ident(k), ', ' order by o) from unnest(new.keys) with ordinality as u (k, o))
-        );
-        execute format('comment on table %s is %L', vectors_full,
-            format('Vectors of %s, kept by embedworker; a row without its source row is on its way out.', a_relation));
-    else
-        -- Left from an earlier registration: its vectors are used where their text has not changed.
-        perform embed._check_adoptable(pg_catalog.to_regclass(vectors_full), new);
-    end if;
-    update embed.source s set vectors = vectors_full::regclass where s.id = new.id returning * into new;
-
+    update embed.source s set vectors = embed._make_vectors(new) where s.id = new.id returning * into new;
     perform embed._write_capture(new);
     perform embed._attach_capture(new);
     perform embed._guard_vectors(new);
+    update embed.source_state t set structure = embed._structure(new) where t.source = new.id;
     insert into embed.sweep_request (source, reason) values (new.id, 'enabled');
     perform embed.wake();
     return case when into_column is null then new.vectors else a_relation end;
@@ -363,6 +396,44 @@ $enable$;
 
 comment on function embed.enable(regclass, text[], text, text, text, text, boolean, text, text[]) is
     'Makes a table searchable by the meaning of the given text columns; returns the table that holds the vectors.';
+
+-- Makes the table of the vectors, or takes one that is left from an earlier registration.
+create or replace function embed._make_vectors(source embed.source) returns regclass
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    vector_schema text := (select n.nspname from pg_extension e join pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector');
+    class record;
+    vectors text;
+begin
+    select c.relpersistence, n.nspname into class
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.oid = source.relation;
+    vectors := case when source.into_column is null
+        then format('%I.%I', class.nspname, embed._bounded_name(source.name, '_embedding'))
+        else format('embed.state_%s', source.id) end;
+    if to_regclass(vectors) is not null then
+        -- Its vectors are used where their text has not changed.
+        perform embed._check_adoptable(to_regclass(vectors), source);
+        return to_regclass(vectors);
+    end if;
+    execute format(
+        'create %s table %s (%s, chunk integer not null default 0, passage_start integer not null, passage_end integer not null,
+            %s fingerprint integer not null, hash bytea not null, checksum bytea not null, seq bigint not null,
+            embedded_at timestamptz not null default now(), primary key (%s, chunk))',
+        case class.relpersistence when 'u' then 'unlogged' else '' end, vectors,
+        embed._declared(source.relation, source.key_attnums, source.keys),
+        case when source.into_column is null then format('embedding %I.vector(%s) not null,', vector_schema, source.dimensions) else '' end,
+        embed._each('%1$I', source.keys, ', ')
+    );
+    execute format(
+        'comment on table %s is %L', vectors,
+        format('Vectors of %s, kept by embedworker; a row without its source row is on its way out.', source.relation)
+    );
+    return vectors::regclass;
+end
+$$;
 
 create or replace function embed._check_adoptable(vectors regclass, source embed.source) returns void
 language plpgsql stable
@@ -373,18 +444,33 @@ declare
         select format('%s %s', source.keys[i], source.key_types[i]) from generate_subscripts(source.keys, 1) as i
     ) || array['chunk integer', 'passage_start integer', 'passage_end integer']
       || case when source.into_column is null then array['embedding vector'] else '{}' end
-      || array['fingerprint integer', 'hash bytea', 'checksum bytea', 'seq bigint'];
+      || array['fingerprint integer', 'hash bytea', 'checksum bytea', 'seq bigint', 'embedded_at timestamp with time zone'];
     present text[] := array(
-        select format('%s %s', a.attname, case when t.typname = 'vector' then 'vector' else format_type(a.atttypid, a.atttypmod) end)
+        select format('%s %s', a.attname, case when t.typname = 'vector' then 'vector' else format_type(a.atttypid, -1) end)
         from pg_attribute a join pg_type t on t.oid = a.atttypid
         where a.attrelid = vectors and a.attnum > 0 and not a.attisdropped
     );
     dims integer := (select a.atttypmod from pg_attribute a where a.attrelid = vectors and a.attname = 'embedding');
+    lacks text := (
+        select string_agg(w, ', ') from unnest(wanted) as w where w <> all (present)
+    );
 begin
-    if not (present @> wanted) then
+    if lacks is null and not exists (select from pg_class c where c.oid = vectors and c.relkind = 'r') then
+        lacks := 'being a table';
+    elsif lacks is null and not exists (
+        select
+        from pg_index i
+        where i.indrelid = vectors and i.indisunique and i.indimmediate and i.indisvalid and i.indpred is null
+        and array(
+            select a.attname::text from pg_attribute a where a.attrelid = vectors and a.attnum = any (i.indkey) order by a.attname
+        ) = array(select k::name::text from unnest(source.keys || array['chunk']) as k order by k::name)
+    ) then
+        lacks := format('a unique key (%s, chunk)', embed._each('%1$I', source.keys, ', '));
+    end if;
+    if lacks is not null then
         raise exception 'table % exists and is not a vector table of %', vectors, source.relation
             using errcode = '42P07',
-            detail = format('Missing: %s.', (select string_agg(w, ', ') from unnest(wanted) as w where w <> all (present))),
+            detail = format('Missing: %s.', lacks),
             hint = 'Rename it, or call embed.enable with another name => ….';
     end if;
     if source.into_column is null and dims <> source.dimensions then
@@ -399,14 +485,20 @@ end
 $$;
 
 -- Whoever may read the source may read its vectors, and no other: the same grants, and where the
--- source has row security, a policy that asks it.
-create or replace function embed._guard_vectors(source embed.source) returns void
+-- source has row security, a policy that asks it. It asks through a function whose body no catalog
+-- knows: a policy that names the table would forbid its owner to drop the table or a key column.
+-- A worker does not wait for the lock.
+create or replace function embed._guard_vectors(source embed.source, wait boolean default true) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     grantee text;
-    same_key text;
+    guarded boolean := exists (
+        select
+        from pg_class c join pg_policy p on p.polrelid = c.oid and p.polname = 'embed_source'
+        where c.oid = source.vectors and c.relrowsecurity
+    );
 begin
     if source.into_column is not null then
         return;
@@ -418,15 +510,42 @@ begin
     loop
         execute format('grant select on %s to %s', source.vectors, grantee);
     end loop;
-    if (select relrowsecurity from pg_class where oid = source.relation)
-        and not (select relrowsecurity from pg_class where oid = source.vectors)
-    then
-        select string_agg(format('s.%I = %s.%I', embed._column_name(source.relation, source.key_attnums[i]), source.vectors, source.keys[i]), ' and ')
-        into same_key
-        from generate_subscripts(source.keys, 1) as i;
+    if not (select relrowsecurity from pg_class where oid = source.relation) then
+        return;
+    end if;
+    if not wait and not guarded then
+        execute format('lock table %s in access exclusive mode nowait', source.vectors);
+    end if;
+    execute format(
+        'create or replace function embed.source_%s_visible(%s) returns boolean language plpgsql stable as %L',
+        source.id,
+        embed._declared(source.relation, source.key_attnums, array(select 'k' || i from generate_subscripts(source.keys, 1) as i)),
+        format(
+            'begin return exists (select from %s s where %s); end', source.relation,
+            (select string_agg(format('s.%s %s $%s', x.row_name, x.equal, x.place), ' and ') from embed._keys(source) as x)
+        )
+    );
+    if not guarded then
         execute format('alter table %s enable row level security', source.vectors);
-        execute format('create policy embed_source on %s for select using (exists (select from %s s where %s))',
-            source.vectors, source.relation, same_key);
+        execute format('drop policy if exists embed_source on %s', source.vectors);
+        execute format('create policy embed_source on %s for select using (embed.source_%s_visible(%s))',
+            source.vectors, source.id, embed._each('%1$I', source.keys, ', '));
+    end if;
+end
+$$;
+
+-- Takes everything of a source out, but the column that into_column named.
+create or replace function embed._forget(source embed.source, drop_vectors boolean) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform embed._drop_capture(source.id);
+    execute format('drop table if exists embed.inbox_%1$s, embed.queue_%1$s', source.id);
+    delete from embed.sweep_request r where r.source = source.id;
+    delete from embed.source x where x.id = source.id;
+    if (drop_vectors or source.into_column is not null) and exists (select from pg_class c where c.oid = source.vectors) then
+        execute format('drop table %s', source.vectors);
     end if;
 end
 $$;
@@ -444,17 +563,9 @@ begin
         where x.relation = disable.relation and (disable.name is null or x.name = disable.name)
     loop
         any_found := true;
-        perform embed._drop_capture(s.id);
-        execute format('drop table if exists embed.inbox_%1$s, embed.queue_%1$s', s.id);
-        delete from embed.sweep_request r where r.source = s.id;
-        delete from embed.source x where x.id = s.id;
-        if s.into_column is not null then
-            execute format('drop table if exists %s', s.vectors);
-            if drop_vectors then
-                execute format('update %s set %I = null where %2$I is not null', relation, s.into_column);
-            end if;
-        elsif drop_vectors then
-            execute format('drop table if exists %s', s.vectors);
+        perform embed._forget(s, drop_vectors);
+        if drop_vectors and embed._column_name(relation, s.into_attnum) is not null then
+            execute format('update %s set %I = null where %2$I is not null', relation, embed._column_name(relation, s.into_attnum));
         end if;
     end loop;
     if not any_found then

@@ -1,20 +1,114 @@
 -- What the worker asks of the schema. Kept apart from what people call: these may be added to, but
 -- never changed in place while a worker of the version before may be running.
 
--- What the trigger functions of a source and the worker's statements are written for. When it
--- changes, both are written anew.
+-- What the trigger functions of a source and the worker's statements are written for, and what
+-- decides which rows it has. When it changes, they are written anew and the rows compared.
 create or replace function embed._structure(source embed.source) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
-return (
-    select string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod), ',' order by a.attnum)
-        || ' ' || min(c.oid::text) || ' ' || min(c.relname) || ' ' || min(c.relnamespace::text)
-        || ' ' || (select count(*) from pg_partition_tree(source.relation))
+begin atomic
+    with recursive tree as (
+        select (source).relation::oid as relation
+        union
+        select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.relation
+    )
+    select jsonb_build_object(
+        'relation', jsonb_build_array(c.oid::bigint, c.relname, c.relnamespace::bigint, c.relrowsecurity),
+        'parents', (select jsonb_agg(i.inhparent::bigint order by i.inhparent) from pg_inherits i where i.inhrelid = c.oid),
+        'tree', case when c.relkind = 'p' then (select encode(sha256(convert_to(string_agg(t.relation::text, ',' order by t.relation), 'UTF8')), 'hex') from tree t) end,
+        'columns', (
+            select jsonb_object_agg(
+                a.attnum,
+                -- A generated column can be given another expression; every row then has another text.
+                jsonb_build_array(a.attname, a.atttypid::bigint, a.atttypmod, case when a.attgenerated::text <> '' then pg_get_expr(d.adbin, d.adrelid) end)
+            )
+            from pg_attribute a
+            left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+            where a.attrelid = c.oid
+            and a.attnum = any ((source).key_attnums || (source).watch_attnums || (source).column_attnums || coalesce((source).into_attnum, 0::smallint))
+        )
+    )::text
     from pg_class c
-    join pg_attribute a on a.attrelid = c.oid
-        and a.attnum = any (source.key_attnums || source.watch_attnums || source.column_attnums || coalesce(source.into_attnum, 0::smallint))
-    where c.oid = source.relation
+    where c.oid = (source).relation;
+end;
+
+-- Numbers of columns in a table that was restored from a dump: the names are as they were, the
+-- numbers need not be. before holds the names by the old numbers, as in embed._structure; names is
+-- for where that is not known. A column that is not there has -1, which no column of a user's has.
+create or replace function embed._renumbered(relation regclass, attnums smallint[], before jsonb, names text[]) returns smallint[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+return array(
+    select case when n.attnum is not null then coalesce(a.attnum, -1::smallint) end
+    from unnest(attnums, names) with ordinality as n (attnum, name, place)
+    left join pg_attribute a on a.attrelid = relation and a.attname = coalesce(before -> n.attnum::text ->> 0, n.name)
+        and a.attnum > 0 and not a.attisdropped
+    order by n.place
 );
+
+create or replace function embed._renumber(source embed.source) returns embed.source
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    before constant jsonb := (select t.structure::jsonb -> 'columns' from embed.source_state t where t.source = source.id);
+    of_filter smallint[] := array(
+        select distinct m[1]::smallint from regexp_matches(source.filter, '"\{(\d+)\}"', 'g') as m
+    );
+    renumbered constant smallint[] := embed._renumbered(source.relation, of_filter, before, null);
+begin
+    for i in 1 .. cardinality(of_filter) loop
+        -- "{=7}" for now, or what was renumbered to 3 would be taken for an old 3.
+        source.filter := replace(source.filter, format('"{%s}"', of_filter[i]), format('"{=%s}"', renumbered[i]));
+    end loop;
+    source.filter := replace(source.filter, '"{=', '"{');
+    source.key_attnums := embed._renumbered(source.relation, source.key_attnums, before, source.keys);
+    source.column_attnums := embed._renumbered(source.relation, source.column_attnums, before, source.columns);
+    source.into_attnum := (embed._renumbered(source.relation, array[source.into_attnum], before, array[source.into_column]))[1];
+    source.watch_attnums := embed._stored_attnums(source.relation, source.column_attnums || renumbered);
+    update embed.source x
+    set relation_oid = source.relation, key_attnums = source.key_attnums, column_attnums = source.column_attnums,
+        watch_attnums = source.watch_attnums, into_attnum = source.into_attnum, filter = source.filter
+    where x.id = source.id
+    returning * into source;
+    return source;
+end
+$$;
+
+-- What stands in the way of a source whose table is there, a sentence; null if nothing does.
+create or replace function embed._obstacle(source embed.source) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    again constant text := format('call embed.disable(%L, drop_vectors => true) and enable it again', source.relation::text);
+    lost text;
+begin
+    if not exists (select from pg_class where oid = source.vectors) then
+        return format('the table that holds the vectors of %s was dropped; call embed.enable again to make it anew', source.relation);
+    end if;
+    select string_agg(n.name, ', ' order by n.name) into lost
+    from unnest(source.keys || source.columns || source.into_column, source.key_attnums || source.column_attnums || source.into_attnum) as n (name, attnum)
+    where n.name is not null and embed._column_name(source.relation, n.attnum) is null;
+    if lost is null and (source.filter is not null and embed._filter_sql(source) is null
+        or exists (select from unnest(source.watch_attnums) as w (attnum) where embed._column_name(source.relation, w.attnum) is null))
+    then
+        lost := 'a column of its filter';
+    end if;
+    if lost is not null then
+        return format('%s of %s was dropped; %s with the columns that are there', lost, source.relation, again);
+    end if;
+    select string_agg(format('%s from %s to %s', a.attname, format_type(i.atttypid, -1), format_type(a.atttypid, -1)), ', ') into lost
+    from unnest(source.key_attnums) with ordinality as k (attnum, place)
+    join pg_attribute a on a.attrelid = source.relation and a.attnum = k.attnum
+    join pg_attribute i on i.attrelid = format('embed.inbox_%s', source.id)::regclass and i.attname = 'k' || k.place
+    where a.atttypid <> i.atttypid;
+    if lost is not null then
+        return format('the key of %s changed its type, %s; %s', source.relation, lost, again);
+    end if;
+    return null;
+end
+$$;
 
 -- Bring a source in line with its table. Returns what happened: 'same', 'changed', 'gone' (the
 -- table was dropped and all of ours with it), or a sentence that says what stands in the way.
@@ -25,92 +119,86 @@ as $$
 declare
     s embed.source;
     now_is text;
-    lost text;
+    obstacle text;
+    changed boolean;
 begin
     select * into s from embed.source x where x.id = source_id;
     if not found then
         return 'gone';
     end if;
-    if not exists (select from pg_class where oid = s.relation) then
-        execute format('drop table if exists embed.inbox_%1$s, embed.queue_%1$s', s.id);
-        if exists (select from pg_class where oid = s.vectors) then
-            execute format('drop table %s', s.vectors);
-        end if;
-        perform embed._drop_capture(s.id);
-        delete from embed.sweep_request r where r.source = s.id;
-        delete from embed.source x where x.id = s.id;
-        return 'gone';
+    now_is := embed._structure(s);
+    changed := now_is is null or s.relation_oid <> s.relation
+        or now_is is distinct from (select t.structure from embed.source_state t where t.source = s.id)
+        or exists (select from embed._missing_triggers(s));
+    -- Whoever enables or disables writes the same functions, and so may another worker: the next
+    -- look is early enough.
+    if (changed or embed._obstacle(s) is not null) and not pg_try_advisory_xact_lock(1701667428, 2) then
+        return case when now_is is null then 'gone' else coalesce(embed._obstacle(s), 'same') end;
     end if;
-    if not exists (select from pg_class where oid = s.vectors) then
-        return format('the table that holds the vectors of %s was dropped; call embed.disable(%L) and enable it again', s.relation, s.relation::text);
+    if now_is is null then
+        begin
+            perform embed._forget(s, true);
+        exception when dependent_objects_still_exist then
+            -- A view of somebody's on the vectors: then they stay, and it with them.
+            perform embed._forget(s, false);
+        end;
+        return 'gone';
     end if;
 
     if s.relation_oid <> s.relation then
-        -- Restored from a dump: the names are as they were, the numbers need not be.
-        update embed.source x
-        set relation_oid = s.relation,
-            key_attnums = (select array_agg(a.attnum order by n.place) from unnest(s.keys) with ordinality as n (name, place)
-                join pg_attribute a on a.attrelid = s.relation and a.attname = n.name and not a.attisdropped),
-            column_attnums = (select array_agg(a.attnum order by n.place) from unnest(s.columns) with ordinality as n (name, place)
-                join pg_attribute a on a.attrelid = s.relation and a.attname = n.name and not a.attisdropped),
-            into_attnum = (select a.attnum from pg_attribute a where a.attrelid = s.relation and a.attname = s.into_column)
-        where x.id = s.id
-        returning * into s;
-        update embed.source x
-        set watch_attnums = embed._stored_attnums(s.relation, s.column_attnums
-            || case when s.filter is null then '{}'::smallint[] else embed._columns_read(s.relation, s.filter) end)
-        where x.id = s.id
-        returning * into s;
+        s := embed._renumber(s);
+        now_is := embed._structure(s);
     end if;
-
-    select string_agg(n.name, ', ') into lost
-    from unnest(s.keys || s.columns || s.into_column, s.key_attnums || s.column_attnums || s.into_attnum) as n (name, attnum)
-    where n.name is not null and embed._column_name(s.relation, n.attnum) is null;
-    if lost is null and exists (
-        select from unnest(s.watch_attnums) as w (attnum) where embed._column_name(s.relation, w.attnum) is null
-    ) then
-        lost := 'a column of its filter';
-    end if;
-    if lost is not null then
+    -- What a trigger asked for that did not fit any more; it is rewritten, or silenced, now.
+    update embed.sweep_request r set reason = 'table changed' where r.source = s.id and r.reason = 'columns changed';
+    obstacle := embed._obstacle(s);
+    if obstacle is not null then
         perform embed._silence_capture(s.id);
-        return format('%s of %s was dropped; call embed.disable(%L) and enable it with the columns that are there', lost, s.relation, s.relation::text);
+        -- Should it be as it was again, that is a change.
+        update embed.source_state t set structure = null where t.source = s.id and t.structure is not null;
+        return obstacle;
     end if;
-    select string_agg(format('%s from %s to %s', a.attname, format_type(i.atttypid, i.atttypmod), format_type(a.atttypid, a.atttypmod)), ', ') into lost
-    from unnest(s.key_attnums) with ordinality as k (attnum, place)
-    join pg_attribute a on a.attrelid = s.relation and a.attnum = k.attnum
-    join pg_attribute i on i.attrelid = format('embed.inbox_%s', s.id)::regclass and i.attname = 'k' || k.place
-    where a.atttypid <> i.atttypid;
-    if lost is not null then
-        perform embed._silence_capture(s.id);
-        return format('the key of %s changed its type, %s; call embed.disable(%L, drop_vectors => true) and enable it again', s.relation, lost, s.relation::text);
-    end if;
-
-    now_is := embed._structure(s);
-    if now_is is not distinct from (select t.structure from embed.source_state t where t.source = s.id) then
+    if not changed then
         return 'same';
     end if;
+
     update embed.source x
-    set columns = (select array_agg(embed._column_name(s.relation, c.attnum) order by c.place)
-            from unnest(s.column_attnums) with ordinality as c (attnum, place)),
+    set columns = array(select embed._column_name(s.relation, c.attnum) from unnest(s.column_attnums) with ordinality as c (attnum, place) order by c.place),
         into_column = embed._column_name(s.relation, s.into_attnum)
     where x.id = s.id
     returning * into s;
     perform embed._write_capture(s);
+    begin
+        perform embed._attach_capture(s, wait => false);
+        perform embed._guard_vectors(s, wait => false);
+    exception when lock_not_available then
+        now_is := null;  -- so that the next look tries again
+    end;
     update embed.source_state t set structure = now_is where t.source = s.id;
+    insert into embed.sweep_request (source, reason)
+    select s.id, 'table changed'
+    where not exists (select from embed.sweep_request r where r.source = s.id);
     return 'changed';
 end
 $$;
 
 -- One look at everything: which sources there are, and which have work. The cursors let the look
 -- start behind rows that are done but not yet vacuumed (an old snapshot somewhere may keep them).
+-- A request of a trigger that no longer fits shows as another version: a worker then looks at once.
 create or replace function embed._poll(after jsonb)
 returns table (source integer, version bigint, paused boolean, work boolean, sweep boolean)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+-- A queue that is being dropped in an open transaction must not stop the look at the others.
+set lock_timeout = '50ms'
 as $$
 begin
     for source, version, paused, sweep in
-        select s.id, s.version, s.paused, exists (select from embed.sweep_request r where r.source = s.id)
+        select
+            s.id,
+            coalesce((select max(r.id) from embed.sweep_request r where r.source = s.id and r.reason = 'columns changed'), s.version),
+            s.paused,
+            exists (select from embed.sweep_request r where r.source = s.id)
         from embed.source s
         order by s.id
     loop
@@ -130,7 +218,7 @@ begin
                     coalesce((after -> source::text ->> 0)::bigint, 0),
                     coalesce((after -> source::text ->> 1)::timestamptz, '-infinity'),
                     array[0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]::smallint[];
-            exception when undefined_table then
+            exception when undefined_table or lock_not_available then
                 continue;
             end;
         end if;

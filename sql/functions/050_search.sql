@@ -55,7 +55,7 @@ begin
         select
         from unnest(source.key_attnums || source.column_attnums || source.into_attnum) as c (attnum)
         where c.attnum is not null and embed._column_name(source.relation, c.attnum) is null
-    ) then
+    ) or (source.filter is not null and embed._filter_sql(source) is null) then
         raise exception 'an enabled column of % was dropped', source.relation
             using errcode = 'EW004', hint = again;
     end if;
@@ -148,7 +148,7 @@ begin
     model := coalesce(s.model, embed.default_model());
     dimensions := s.dimensions;
     -- Of a row in several passages, several may be among the nearest.
-    depth := case when s.chunk then 4 * k + 10 else k end;
+    depth := case when s.chunk then 2 * k + 10 else k end;
 
     select
         case c.relkind when 'p' then '' else 'only ' end as only_it,
@@ -205,7 +205,7 @@ from nearest$q$,
         case when s.into_column is null then ''
             else format(', %s.%I as embedding', class.alias, embed._column_name(s.relation, s.into_attnum)) end,
         class.only_it, class.full_name,
-        coalesce(' where (' || s.filter || ')', ''),
+        coalesce(' where (' || embed._filter_sql(s) || ')', ''),
         of_keys.row_is_vector, active,
         case when s.into_column is null then '' else ' and s.embedding is not null' end
         || case when leave_out then format(' and not (%s)', of_keys.vector_is_given) else '' end,
@@ -266,7 +266,7 @@ from (select %5$s%6$s, %7$s is not null as has_text from %8$s%9$s where (%10$s) 
             case when s.into_column is null then ''
                 else format(', %s.%I as embedding', class.alias, embed._column_name(s.relation, s.into_attnum)) end,
             embed._text_sql(s, (select c.relname from pg_class c where c.oid = s.relation)),
-            class.only_it, class.full_name, coalesce(s.filter, 'true'), of_keys.row_is_given
+            class.only_it, class.full_name, coalesce(embed._filter_sql(s), 'true'), of_keys.row_is_given
         );
     end if;
 

@@ -73,6 +73,7 @@ begin
             string_agg('k' || x.place, ', ' order by x.place) as list
         into keys
         from embed._keys(s) as x;
+        -- offset 0: composing a text costs most of the time, so it is done once a row, not once a use.
         -- A full join for orphans; keys are never null, so a null k1 says which side is absent.
         -- What lies in the inbox, or in the queue unclaimed, will be read anew anyway. A claimed row may
         -- have been read before the change that the triggers did not see: it goes in again.
@@ -80,9 +81,9 @@ begin
         -- stays dead, with one its text has come back some other way.
         execute format(
             $q$with r as materialized (
-                select %1$s, embed.text_hash(%2$s) as hash%3$s
-                from %4$s s
-                where %2$s is not null
+                select %17$s, embed.text_hash(t.text) as hash
+                from (select %1$s, %2$s as text%3$s from %4$s s offset 0) t
+                where t.text is not null
             ), v as materialized (
                 select %5$s,
                     (array_agg(v.hash))[1] as hash, (array_agg(v.checksum))[1] as checksum,
@@ -129,7 +130,8 @@ begin
             keys.either,
             case when s.into_column is null then ''
                 else ' or r.embedding is null or v.checksum <> substr(sha256(@extschema:vector@.vector_send(r.embedding)), 1, 8)' end,
-            keys.vector_is_row, s.id, keys.queue_is_either, keys.list, 'f.' || replace(keys.list, ', ', ', f.'), keys.inbox_is_found
+            keys.vector_is_row, s.id, keys.queue_is_either, keys.list, 'f.' || replace(keys.list, ', ', ', f.'), keys.inbox_is_found,
+            't.' || replace(keys.list, ', ', ', t.') || case when s.into_column is null then '' else ', t.embedding' end
         ) into n using active;
         missing := missing + n.missing;
         stale := stale + n.stale;

@@ -100,9 +100,12 @@ order by id;
 select pg_catalog.set_config('embed.query_timeout', %(timeout)s, false);
 
 -- search_plan
--- What a source is searched with: its model, and the names of its key columns.
-select p.model, p.key_names
-from embed._search_plan(%(relation)s::regclass::text::regtype, %(name)s, %(k)s, false) as p;
+-- What a table is searched with: its row type, its model, and the names of its key columns.
+select pg_catalog.format('%%I.%%I', n.nspname, c.relname), p.model, p.key_names
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+cross join lateral embed._search_plan(c.reltype::regtype, %(name)s, %(k)s, false) as p
+where c.oid = %(table)s::text::regclass;
 
 -- search_text
 -- The rows of a table nearest in meaning to a question.

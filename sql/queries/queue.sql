@@ -70,22 +70,30 @@ claimed as (
 )
 select key, seq, attempts, priority, dead, due from claimed;
 
+-- queue_suspects
+-- The first of these priorities that has due rows.
+select c.priority
+from unnest(%(priorities)s::smallint[]) as c (priority)
+where exists (
+    select from {queue} x
+    where x.priority = c.priority
+    and x.due <= now() and x.due < 'infinity'
+)
+order by c.priority
+limit 1;
+
 -- queue_read
 -- The texts of claimed rows, in a snapshot newer than the claim: joined into the claim, a row can
 -- come out with the new seq and the old text, and the update would be lost for good.
--- is_current says that the vector that is there was made of this very text by this model.
+-- is_current says that the vectors that are there, all of them, were made of this very text by this
+-- model.
 -- Row by row through the keys (limit 1 keeps it so): a join may read the whole table and compose
 -- every text in it, which for 1000 keys of a table of 3000 rows took ten times as long.
 select
     (j.ord - 1)::integer as position,
     t.text,
     t.hash,
-    coalesce(
-        v.fingerprint = %(fingerprint)s
-        and v.hash = t.hash
-        and v.checksum = substr(sha256({vector_send}({read_stored})), 1, 8),
-        false
-    ) as is_current
+    coalesce(v.intact, false) as is_current
 from unnest({key_arrays}) with ordinality as j ({places}, ord)
 cross join lateral (
     select r.text, r.stored, embed.text_hash(r.text) as hash
@@ -97,12 +105,18 @@ cross join lateral (
     ) as r
     where r.text is not null
 ) as t
-left join lateral (
-    select *
+cross join lateral (
+    select
+        count(*) = max(v.chunk) + 1
+            and bool_and(
+                v.fingerprint = %(fingerprint)s
+                and v.hash = t.hash
+                and coalesce(v.checksum = substr(sha256({vector_send}({read_stored})), 1, 8), false)
+            )
+            and embed.nonblank(substr(t.text, max(v.passage_end) + 1)) is null as intact
     from {vectors} v
-    where {v_is_j} and v.chunk = 0
-    limit 1
-) as v on true;
+    where {v_is_j}
+) as v;
 
 -- queue_complete
 -- Write the vectors of jobs that still hold (same key, same seq, same worker) and strike them from
@@ -248,41 +262,95 @@ from mine m
 where {q_is_m}
 returning {q_texts} as key, q.attempts, q.due = 'infinity' as dead;
 
--- queue_clear_into
--- Empty the vector column of rows that failed, where the application does not hold them.
+-- queue_fail_into
+-- The same for a source whose vector is a column of its own table. In one statement: emptied later,
+-- the column could hold the vector of a newer text by then. A row that the application holds locked
+-- stays as it is.
 with job as (
-    select * from unnest({key_arrays}) as j ({places})
+    select *
+    from unnest({key_arrays}, %(seqs)s::bigint[], %(errors)s::text[], %(delays)s::double precision[])
+        with ordinality as j ({places}, seq, error, delay, ord)
+),
+mine as materialized (
+    select {q_places}, j.error, j.delay, j.ord as position
+    from job j
+    join {queue} q on {q_is_j}
+    where q.seq = j.seq and q.claimed_by = %(worker)s
+    for update of q skip locked
 ),
 locked as materialized (
-    select {s_keys_as_places}
-    from job j
-    join {only} {relation} s on {s_is_j}
-    where s.{into_column} is not null
+    select m.position
+    from mine m
+    join {only} {relation} s on {s_is_m}
     for no key update of s skip locked
+),
+ready as materialized (
+    select m.*
+    from mine m
+    where m.position in (select position from locked)
+    or not exists (select from {only} {relation} s where {s_is_m})
+),
+emptied as (
+    update {only} {relation} s
+    set {into_column} = null
+    from ready m
+    where {s_is_m} and s.{into_column} is not null
+),
+cleared as (
+    delete from {vectors} v
+    using ready m
+    where {v_is_m}
 )
-update {only} {relation} s
-set {into_column} = null
-from locked l
-where {s_is_l};
+update {queue} q
+set due = case when q.attempts >= %(max_attempts)s then 'infinity' else now() + m.delay * interval '1 second' end,
+    error = m.error,
+    claimed_by = null
+from ready m
+where {q_is_m}
+returning {q_texts} as key, q.attempts, q.due = 'infinity' as dead;
 
 -- queue_release
--- Hand rows back untried.
+-- Hand rows back untried. Whoever waits for locks on several rows takes them in the order of the key,
+-- as queue_move and the sweep do, or two of ours could wait for each other.
 with job as (
     select * from unnest({key_arrays}, %(seqs)s::bigint[], %(priorities)s::smallint[]) as j ({places}, seq, priority)
+),
+mine as materialized (
+    select {q_places}, j.priority
+    from job j
+    join {queue} q on {q_is_j}
+    where q.seq = j.seq and q.claimed_by = %(worker)s
+    order by {q_places}
+    for update of q
 )
 update {queue} q
-set due = now() + %(delay)s * interval '1 second', attempts = greatest(q.attempts - 1, 0), priority = j.priority, claimed_by = null
-from job j
-where {q_is_j} and q.seq = j.seq and q.claimed_by = %(worker)s;
+set due = now() + %(delay)s * interval '1 second', attempts = greatest(q.attempts - 1, 0), priority = m.priority, claimed_by = null
+from mine m
+where {q_is_m};
 
 -- queue_extend
--- Keep the lease of everything this worker holds.
+-- Keep the lease of everything this worker holds. A row that is locked is about to be no longer held.
+with mine as materialized (
+    select {q_places}
+    from {queue} q
+    where q.claimed_by = %(worker)s and q.due < 'infinity'
+    for update skip locked
+)
 update {queue} q
 set due = now() + %(lease)s * interval '1 second'
-where q.claimed_by = %(worker)s and q.due < 'infinity';
+from mine m
+where {q_is_m};
 
 -- queue_free
 -- Make the rows of a worker that is gone due at once.
+with lost as materialized (
+    select {q_places}
+    from {queue} q
+    where q.claimed_by = %(worker)s and q.due < 'infinity'
+    order by {q_places}
+    for update
+)
 update {queue} q
 set due = now(), claimed_by = null
-where q.claimed_by = %(worker)s and q.due < 'infinity';
+from lost m
+where {q_is_m};

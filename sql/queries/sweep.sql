@@ -8,8 +8,28 @@ select pg_advisory_unlock(1701667430, %(source)s);
 
 -- sweep_begin
 -- Start over for everything asked for so far; a request that comes later starts another sweep.
+-- Rows that are being worked on get a new seq: what was asked for may have changed them after the
+-- worker read them (a TRUNCATE, or a change with the triggers off that the sweep finds in order
+-- before the worker writes what it read).
 with asked as (
     delete from embed.sweep_request where source = %(source)s
+),
+held as materialized (
+    select {q_places}
+    from {queue} q
+    where q.claimed_by is not null and q.due < 'infinity'
+    order by {q_places}
+    for update
+),
+fenced as (
+    update {queue} q
+    set seq = nextval('embed.seq'),
+        due = now(),
+        claimed_by = null,
+        attempts = case when q.attempts > 1 then q.attempts else 0 end,
+        priority = case when q.attempts > 1 then q.priority else 0 end
+    from held m
+    where {q_is_m}
 )
 insert into embed.sweep_state (source, phase) values (%(source)s, 'rows')
 on conflict (source) do update
@@ -44,7 +64,8 @@ and not exists (select from embed.sweep_request r where r.source = s.id);
 -- sweep_rows
 -- One page of the source in key order: rows without a vector, with one of another text or model, or
 -- with one that was altered by hand go into the queue, behind everything else. A row that is being
--- worked on gets a new seq: what made the difference may not be what the worker has read.
+-- worked on gets a new seq: what made the difference may not be what the worker has read. A dead
+-- letter stays one. All passages are looked at; a last one that is missing shows as text left over.
 with page as materialized (
     select {s_keys_as_places}, {text} as text, {row_stored} as stored
     from {rows} s
@@ -53,17 +74,23 @@ with page as materialized (
     limit %(limit)s
 ),
 judged as materialized (
-    select
-        {j_places},
-        v.fingerprint is null as missing,
-        v.fingerprint is not null and (
-            v.fingerprint is distinct from %(fingerprint)s
-            or v.hash <> embed.text_hash(j.text)
-            or v.checksum is distinct from substr(sha256({vector_send}({judged_stored})), 1, 8)
-        ) as stale
+    select {j_places}, v.chunks is null as missing, not v.intact as stale
     from page j
-    left join {vectors} v on {v_is_j} and v.chunk = 0
+    cross join lateral (
+        select
+            max(v.chunk) + 1 as chunks,
+            count(*) = max(v.chunk) + 1
+                and bool_and(
+                    v.fingerprint = %(fingerprint)s
+                    and v.hash = embed.text_hash(j.text)
+                    and coalesce(v.checksum = substr(sha256({vector_send}({judged_stored})), 1, 8), false)
+                )
+                and embed.nonblank(substr(j.text, max(v.passage_end) + 1)) is null as intact
+        from {vectors} v
+        where {v_is_j}
+    ) as v
     where j.text is not null
+    and not exists (select from {queue} q where {q_is_j} and q.due = 'infinity')
 ),
 queued as (
     insert into {queue} as q ({places}, seq, due, priority)
@@ -84,7 +111,9 @@ select
     (select count(*) from queued) as queued;
 
 -- sweep_orphans
--- One page of the vector table in key order: vectors whose row, or its text, is gone.
+-- One page of the vector table in key order: vectors whose row, or its text, is gone. The last page
+-- looks at the dead letters, too, of which there are few: nobody else would notice that the row of
+-- one is gone.
 with page as materialized (
     select distinct {v_keys_as_places}
     from {vectors} v
@@ -94,7 +123,11 @@ with page as materialized (
 ),
 judged as materialized (
     select {j_places}
-    from page j
+    from (
+        select {places} from page
+        union
+        select {places} from {queue} where due = 'infinity' and (select count(*) from page) < %(limit)s
+    ) j
     where not exists (select from {rows} s where {s_is_j} and {text} is not null)
 ),
 queued as (
@@ -103,7 +136,9 @@ queued as (
     from judged j
     where %(repair)s
     order by {j_places}
-    on conflict ({places}) do nothing
+    on conflict ({places}) do update
+    set seq = excluded.seq, due = excluded.due, attempts = 0, error = null, claimed_by = null, priority = excluded.priority
+    where q.due = 'infinity' or q.claimed_by is not null
 )
 select
     (select count(*) from page) as visited,

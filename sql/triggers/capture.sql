@@ -14,89 +14,99 @@ create or replace function embed._same_type(a anyelement, b anyelement) returns 
 language sql immutable
 as 'select true';
 
+-- The pattern once for each name, %1$s the name and %2$s its place, with a separator between.
+create or replace function embed._each(pattern text, names text[], separator text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return (
+    select string_agg(format(pattern, n.name, n.place), separator order by n.place)
+    from unnest(names) with ordinality as n (name, place)
+);
+
+-- Whether a source is captured row by row. A statement trigger sees only statements that name its
+-- own table: not what is sent to a partition, nor what reaches a partition or an inheritance child
+-- through its parent. Once row by row, always: the triggers are not exchanged back.
+create or replace function embed._captures_rows(source embed.source) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+return exists (select from pg_class c where c.oid = source.relation and c.relkind = 'p')
+    or exists (select from pg_inherits i where i.inhrelid = source.relation)
+    or exists (
+        select from pg_trigger t where t.tgrelid = source.relation and t.tgname = format('embed_%s_row', source.id)
+    );
+
+-- Writes one of the functions.
+create or replace function embed._write_trigger_function(source integer, verb text, body text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute format(
+        'create or replace function embed.%I() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp as %L',
+        format('source_%s_%s', source, verb), body
+    );
+end
+$$;
+
 -- Writes the functions; takes no lock on the table, so a worker may do it at any time.
 create or replace function embed._write_capture(source embed.source) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $write$
 declare
-    names text[] := array(
-        select quote_ident(embed._column_name(source.relation, k.attnum))
-        from unnest(source.key_attnums) with ordinality as k (attnum, place)
-        order by k.place
-    );
-    inbox text := format('embed.inbox_%s', source.id);
-    places text := (select string_agg('k' || i, ', ' order by i) from generate_subscripts(names, 1) as i);
-    new_keys text := (select string_agg('n.' || names[i], ', ' order by i) from generate_subscripts(names, 1) as i);
-    old_keys text := (select string_agg('o.' || names[i], ', ' order by i) from generate_subscripts(names, 1) as i);
-    either_keys text := (
-        select string_agg(format('coalesce(n.%1$s, o.%1$s)', names[i]), ', ' order by i)
-        from generate_subscripts(names, 1) as i
-    );
-    same_key text := (
-        select string_agg(format('o.%1$s = n.%1$s', names[i]), ' and ' order by i)
-        from generate_subscripts(names, 1) as i
-    );
-    changed text := (
-        -- As text, byte for byte: json has no equality, and citext's would miss a change of case.
-        select string_agg(
-            format(
-                '(o.%1$I)::text collate "C" is distinct from (n.%1$I)::text collate "C"',
-                embed._column_name(source.relation, w.attnum)
-            ),
-            ' or '
-        )
+    names text[];
+    types text[];
+    equals text[];
+    watched text[] := array(
+        select quote_ident(embed._column_name(source.relation, w.attnum))
         from unnest(source.watch_attnums) as w (attnum)
+    );
+    -- As text, byte for byte: json has no equality, and citext's would miss a change of case.
+    changed constant text := embed._each(
+        '(old_row.%1$s)::text collate "C" is distinct from (new_row.%1$s)::text collate "C"', watched, ' or '
     );
     -- A row inserted with nothing to read needs no work. A virtual column is not computed yet in a
     -- trigger, so nothing is known of its text there.
-    present text := coalesce(
+    present constant text := coalesce(
         (
-            select string_agg(format('(n.%I)::text <> %L', a.attname, ''), ' or ')
+            select string_agg(format('(new_row.%I)::text <> %L', a.attname, ''), ' or ')
             from pg_attribute a
             where a.attrelid = source.relation and a.attnum = any (source.column_attnums)
             having not bool_or(a.attgenerated::text = 'v')
         ),
         'true'
     );
-    same_types text := (
-        select string_agg(
-            format('embed._same_type(%s.%s, null::%s)', '%1$s', names[i], format_type(a.atttypid, a.atttypmod)), ' and ' order by i
-        )
-        from generate_subscripts(names, 1) as i
-        join pg_attribute a on a.attrelid = inbox::regclass and a.attname = 'k' || i
-    );
-    head constant text := $head$
-create or replace function embed.%1$I() returns trigger
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
-as $body$
-%2$s
-$body$
-$head$;
-    give_up text := format(
+    give_up constant text := format(
         $b$
-        insert into embed.sweep_request (source, reason) values (%s, 'columns changed');
+        insert into embed.sweep_request (source, reason)
+        select %1$s, 'columns changed'
+        where not exists (select from embed.sweep_request r where r.source = %1$s and r.reason = 'columns changed');
         perform embed.wake();
         return null;$b$,
         source.id
     );
+    places text;
     event record;
 begin
-    if array_position(names, null) is not null or changed is null then
+    select
+        array_agg(x.row_name order by x.place),
+        array_agg(x.type_name order by x.place),
+        array_agg(x.equal order by x.place),
+        string_agg(x.queue_name, ', ' order by x.place)
+    into names, types, equals, places
+    from embed._keys(source) as x;
+    if array_position(names, null) is not null or array_position(watched, null) is not null then
         raise exception 'a key or text column of % was dropped', source.relation
             using errcode = 'EW004',
             hint = 'Call embed.disable and then embed.enable with the columns that are there.';
     end if;
-    if (select relkind = 'p' from pg_class where oid = source.relation) then
-        execute format(
-            head,
-            format('source_%s_row', source.id),
-            format(
-                $b$
+    if embed._captures_rows(source) then
+        perform embed._write_trigger_function(source.id, 'row', format(
+            $b$
 declare
     n embed.inbox_%1$s%%rowtype;
     o embed.inbox_%1$s%%rowtype;
+    moved boolean := false;
     wanted boolean := true;
 begin
     begin
@@ -109,11 +119,13 @@ begin
         if tg_op = 'INSERT' then
             wanted := %4$s;
         elsif tg_op = 'UPDATE' then
-            wanted := %5$s;
+            moved := not (%5$s);
+            wanted := %6$s;
         end if;
-    exception when syntax_error_or_access_rule_violation or data_exception then%6$s
+    exception when syntax_error_or_access_rule_violation or data_exception then%7$s
     end;
-    if tg_op = 'UPDATE' and (%7$s) then
+    -- Of a changed key both go in: the old one's vector goes, the new one's is made.
+    if moved then
         insert into embed.inbox_%1$s (%8$s) values (%9$s), (%10$s);
     elsif tg_op = 'DELETE' then
         insert into embed.inbox_%1$s (%8$s) values (%9$s);
@@ -125,142 +137,174 @@ begin
     perform embed.wake();
     return null;
 end$b$,
-                source.id,
-                (select string_agg(format('n.k%s := new.%s;', i, names[i]), ' ' order by i) from generate_subscripts(names, 1) as i),
-                (select string_agg(format('o.k%s := old.%s;', i, names[i]), ' ' order by i) from generate_subscripts(names, 1) as i),
-                replace(present, '(n.', '(new.'),
-                replace(replace(changed, '(o.', '(old.'), '(n.', '(new.'),
-                give_up,
-                (select string_agg(format('n.k%1$s is distinct from o.k%1$s', i), ' or ') from generate_subscripts(names, 1) as i),
-                places,
-                (select string_agg('o.k' || i, ', ' order by i) from generate_subscripts(names, 1) as i),
-                (select string_agg('n.k' || i, ', ' order by i) from generate_subscripts(names, 1) as i)
-            )
-        );
+            source.id,
+            embed._each('n.k%2$s := new.%1$s;', names, ' '),
+            embed._each('o.k%2$s := old.%1$s;', names, ' '),
+            present,
+            embed._each('o.k%2$s %1$s n.k%2$s', equals, ' and '),
+            changed,
+            give_up,
+            places,
+            embed._each('o.k%2$s', names, ', '),
+            embed._each('n.k%2$s', names, ', ')
+        ));
+        -- The table was captured by statements before it got a parent; dropping those triggers
+        -- would lock it against readers.
+        perform embed._silence_capture(source.id, array['insert', 'update', 'delete']);
     else
         for event in
             select *
             from (values
-                ('insert', format('select %s from new_rows n where %s', new_keys, present)),
+                (
+                    'insert',
+                    'new_rows',
+                    format('select %s from new_rows new_row where %s', embed._each('new_row.%1$s', names, ', '), present)
+                ),
                 -- Of a changed key both come out: the old one's vector goes, the new one's is made.
                 (
                     'update',
+                    'old_rows',
                     format(
-                        'select %s from old_rows o full join new_rows n on %s where o.%s is null or n.%s is null or %s',
-                        either_keys, same_key, names[1], names[1], changed
+                        'select %s from old_rows old_row full join new_rows new_row on %s where old_row.%s is null or new_row.%s is null or %s',
+                        embed._each('coalesce(new_row.%1$s, old_row.%1$s)', names, ', '),
+                        (
+                            select string_agg(format('old_row.%1$s %2$s new_row.%1$s', k.name, k.equal), ' and ')
+                            from unnest(names, equals) as k (name, equal)
+                        ),
+                        names[1], names[1], changed
                     )
                 ),
-                ('delete', format('select %s from old_rows o', old_keys))
-            ) as e (verb, query)
+                (
+                    'delete',
+                    'old_rows',
+                    format('select %s from old_rows old_row', embed._each('old_row.%1$s', names, ', '))
+                )
+            ) as e (verb, transition, query)
         loop
-            execute format(
-                head,
-                format('source_%s_%s', source.id, event.verb),
-                format(
-                    $b$
+            perform embed._write_trigger_function(source.id, event.verb, format(
+                $b$
 begin
     begin
         perform from (%1$s) as names_hold where false;
-        perform from %5$s as types_hold where false and %6$s;
-    exception when syntax_error_or_access_rule_violation then%2$s
+        perform from %2$s as types_hold where false and %3$s;
+    exception when syntax_error_or_access_rule_violation then%4$s
     end;
-    insert into %3$s (%4$s) %1$s;
+    insert into embed.inbox_%5$s (%6$s) %1$s;
     if found then
         perform embed.wake();
     end if;
     return null;
 end$b$,
-                    event.query, give_up, inbox, places,
-                    case event.verb when 'insert' then 'new_rows' else 'old_rows' end,
-                    format(same_types, 'types_hold')
-                )
-            );
+                event.query, event.transition,
+                (
+                    select string_agg(format('embed._same_type(types_hold.%s, null::%s)', k.name, k.type), ' and ')
+                    from unnest(names, types) as k (name, type)
+                ),
+                give_up, source.id, places
+            ));
         end loop;
     end if;
 
     -- TRUNCATE: the rows are gone, so their vectors are orphans, and the worker clears them.
-    execute format(
-        head,
-        format('source_%s_truncate', source.id),
-        format(
-            $b$
+    perform embed._write_trigger_function(source.id, 'truncate', format(
+        $b$
 begin
     insert into embed.sweep_request (source, reason) values (%s, 'truncate');
     perform embed.wake();
     return null;
 end$b$,
-            source.id
-        )
-    );
+        source.id
+    ));
 end
 $write$;
 
--- Puts the triggers on the table; locks it against writers for a moment, so only embed.enable does it.
-create or replace function embed._attach_capture(source embed.source) returns void
+-- The triggers that a source needs and that its tables do not have yet.
+create or replace function embed._missing_triggers(source embed.source)
+returns table (relation regclass, trigger_name text, definition text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+begin atomic
+    with recursive tree as (
+        select (source).relation as relation, c.relkind = 'p' as partitioned from pg_class c where c.oid = (source).relation
+        union
+        -- Not pg_partition_tree, which waits for locks on the partitions.
+        select i.inhrelid::regclass, c.relkind = 'p'
+        from tree t
+        join pg_inherits i on i.inhparent = t.relation and t.partitioned
+        join pg_class c on c.oid = i.inhrelid
+    ),
+    wanted as (
+        -- One an event: transition tables allow neither several events nor UPDATE OF.
+        select (source).relation as relation, e.verb, format('after %s on %s referencing %s for each statement', e.verb, (source).relation, e.tables) as rule
+        from (values
+            ('insert', 'new table as new_rows'),
+            ('update', 'old table as old_rows new table as new_rows'),
+            ('delete', 'old table as old_rows')
+        ) as e (verb, tables)
+        where not embed._captures_rows(source)
+        union all
+        -- Partitions inherit it, those attached later too.
+        select (source).relation, 'row', format('after insert or update or delete on %s for each row', (source).relation)
+        where embed._captures_rows(source)
+        union all
+        -- This one they do not inherit.
+        select t.relation, 'truncate', format('after truncate on %s for each statement', t.relation) from tree t
+    )
+    select
+        w.relation,
+        format('embed_%s_%s', (source).id, w.verb),
+        format(
+            'create trigger %I %s execute function embed.%I()',
+            format('embed_%s_%s', (source).id, w.verb), w.rule, format('source_%s_%s', (source).id, w.verb)
+        )
+    from wanted w
+    where not exists (
+        select from pg_trigger t where t.tgrelid = w.relation and t.tgname = format('embed_%s_%s', (source).id, w.verb)
+    );
+end;
+
+-- Puts the triggers on the tables, which locks them against writers for a moment. Says whether it
+-- did. A worker does not wait for the lock, since writers would wait behind it.
+create or replace function embed._attach_capture(source embed.source, wait boolean default true) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    verb text;
-    leaf regclass;
-    tables text;
+    m record;
 begin
-    if (select relkind = 'p' from pg_class where oid = source.relation) then
-        -- Row triggers: a statement trigger on the root misses what is sent to a partition directly.
-        -- Partitions attached later inherit them.
-        execute format(
-            'create or replace trigger %I after insert or update or delete on %s for each row execute function embed.%I()',
-            format('embed_%s_row', source.id), source.relation, format('source_%s_row', source.id)
-        );
-    else
-        -- One trigger an event: transition tables allow neither several events nor UPDATE OF.
-        foreach verb in array array['insert', 'update', 'delete'] loop
-            tables := case verb
-                when 'insert' then 'new table as new_rows'
-                when 'delete' then 'old table as old_rows'
-                else 'old table as old_rows new table as new_rows'
-            end;
+    if not wait then
+        for m in select distinct x.relation, c.relkind from embed._missing_triggers(source) as x join pg_class c on c.oid = x.relation loop
             execute format(
-                'create or replace trigger %I after %s on %s referencing %s for each statement execute function embed.%I()',
-                format('embed_%s_%s', source.id, verb), verb, source.relation, tables,
-                format('source_%s_%s', source.id, verb)
+                'lock table %s %s in share row exclusive mode nowait',
+                case when m.relkind = 'p' then '' else 'only' end, m.relation
             );
         end loop;
     end if;
-    for leaf in
-        select t.relid from pg_partition_tree(source.relation) as t
-        union
-        select source.relation
-    loop
-        execute format(
-            'create or replace trigger %I after truncate on %s for each statement execute function embed.%I()',
-            format('embed_%s_truncate', source.id), leaf, format('source_%s_truncate', source.id)
-        );
+    for m in select * from embed._missing_triggers(source) loop
+        execute m.definition;
     end loop;
+    return found;
 end
 $$;
 
 -- The functions of a source whose columns are gone must do nothing, or every write would ask anew.
-create or replace function embed._silence_capture(source integer) returns void
+create or replace function embed._silence_capture(
+    source integer, verbs text[] default array['insert', 'update', 'delete', 'row', 'truncate']
+) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    f text;
+    silent constant text := 'begin return null; end';
+    a_verb text;
 begin
-    for f in
-        select p.proname
-        from pg_proc p
-        where p.pronamespace = 'embed'::regnamespace
-        and p.proname in (
-            select format('source_%s_%s', source, verb)
-            from unnest(array['insert', 'update', 'delete', 'row']) as verb
-        )
+    for a_verb in
+        select v.verb
+        from unnest(verbs) as v (verb)
+        join pg_proc p on p.proname = format('source_%s_%s', source, v.verb) and p.pronamespace = 'embed'::regnamespace
+        where p.prosrc <> silent
     loop
-        execute format(
-            'create or replace function embed.%I() returns trigger language plpgsql as $body$ begin return null; end $body$',
-            f
-        );
+        perform embed._write_trigger_function(source, a_verb, silent);
     end loop;
 end
 $$;
@@ -278,10 +322,10 @@ begin
         where p.pronamespace = 'embed'::regnamespace
         and p.proname in (
             select format('source_%s_%s', source, verb)
-            from unnest(array['insert', 'update', 'delete', 'truncate', 'row']) as verb
+            from unnest(array['insert', 'update', 'delete', 'truncate', 'row', 'visible']) as verb
         )
     loop
-        -- The triggers depend on the functions and go with them.
+        -- What depends on them goes with them: triggers, and the policy of the vectors.
         execute format('drop function %s cascade', signature);
     end loop;
 end

@@ -56,11 +56,14 @@ def test_prefix_is_added_once(owner: Connection, text: str) -> None:
     assert ask(owner, text) == pytest.approx(question_vector(text), abs=1e-7)
 
 
-@pytest.mark.usefixtures("questions")
-def test_decomposed_korean_is_the_same_question(owner: Connection) -> None:
+def test_decomposed_korean_is_the_same_question(
+    questions: QuestionRunner, owner: Connection
+) -> None:
     decomposed = unicodedata.normalize("NFD", "한국어")
     assert decomposed != "한국어"
-    assert ask(owner, decomposed) == pytest.approx(question_vector("한국어"), abs=1e-7)
+    for text in [decomposed, "한국어"]:
+        assert ask(owner, text) == pytest.approx(question_vector("한국어"), abs=1e-7)
+    assert questions.encoded == 1
 
 
 @pytest.mark.usefixtures("questions")
@@ -102,8 +105,35 @@ def test_once_in_a_scan_of_a_whole_table(
     questions: QuestionRunner, owner: Connection, articles: Callable[[int], None]
 ) -> None:
     articles(500)
+    owner.execute("set track_functions = 'pl'")
+    owner.execute("begin")
     assert owner.execute(NEAREST).fetchone() == (7,)
+    calls = owner.execute(
+        "select funcname, calls from pg_stat_xact_user_functions where schemaname = 'embed'"
+    ).fetchall()
+    owner.execute("commit")
+    assert dict(calls)["query"] == 500
+    assert dict(calls)["_loopback"] == 1
     assert questions.encoded == 1
+
+
+@pytest.mark.usefixtures("questions")
+def test_settings_of_the_database_do_not_reach_the_road(owner: Connection) -> None:
+    for setting in [
+        "default_transaction_read_only = on",
+        "default_transaction_isolation = 'serializable'",
+        "statement_timeout = '1ms'",
+    ]:
+        owner.execute(
+            "do $$ begin execute format('alter database %I set "
+            + setting.replace("'", "''")
+            + "', current_database()); end $$"
+        )
+    assert ask(owner, "x") == pytest.approx(question_vector("x"), abs=1e-7)
+    seen = owner.execute(
+        "select * from embed.dblink('embedworker', 'show transaction_isolation') as t (x text)"
+    ).fetchone()
+    assert seen == ("read committed",)
 
 
 @pytest.mark.usefixtures("questions")
@@ -134,7 +164,10 @@ def test_index_is_used(
     questions: QuestionRunner, owner: Connection, articles: Callable[[int], None]
 ) -> None:
     articles(10_000)
-    owner.execute("create index nearest on article using hnsw (embedding vector_cosine_ops)")
+    owner.execute(
+        "create index nearest on article using hnsw (embedding vector_cosine_ops)"
+        " with (m = 8, ef_construction = 16)"
+    )
     owner.execute("analyze article")
     for kind in ["", "isolation level repeatable read read only"]:
         owner.execute(f"begin {kind}")

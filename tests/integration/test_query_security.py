@@ -20,13 +20,14 @@ SECRET = "비밀 질문 4711"
 
 def grant_dblink(owner: Connection) -> None:
     """As in a database where dblink was there before us: everybody may use it."""
-    owner.execute("grant execute on all functions in schema embed to public")
-    owner.execute(
-        "revoke execute on function embed._vector(text, text, text),"
-        " embed.ask(uuid, text, text, text), embed.await(uuid, interval, boolean) from public"
-    )
-    owner.execute("revoke execute on function embed.dblink_connect_u(text) from public")
-    owner.execute("revoke execute on function embed.dblink_connect_u(text, text) from public")
+    functions = owner.execute(
+        "select d.objid::regprocedure::text from pg_depend d"
+        " join pg_extension e on e.oid = refobjid"
+        " where extname = 'dblink' and deptype = 'e' and classid = 'pg_proc'::regclass"
+    ).fetchall()
+    for (function,) in functions:
+        if "dblink_connect_u" not in function:
+            owner.execute(f"grant execute on function {function} to public")
 
 
 @pytest.mark.usefixtures("questions")

@@ -2,18 +2,16 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 from fix_questions import (
     QuestionRunner,
     question_vector,
 )
-from waiting import wait_until
 
 from worker.database.statements import statement
 from worker.errors import ModelError
+from worker.model.testing import hash_vector
 from worker.queue.source import Connection
-from worker.service import questions as lane
 from worker.service.questions import QuestionLane
 
 
@@ -66,29 +64,34 @@ def test_error_that_is_not_ours_tells_no_more_than_its_kind(owner: Connection) -
 
 
 def test_question_of_a_dead_worker_is_answered_by_another(
-    testing_database: str, owner: Connection, monkeypatch: pytest.MonkeyPatch
+    testing_database: str, owner: Connection
 ) -> None:
     runner = QuestionRunner(testing_database)
     leave(owner, "x")
-    monkeypatch.setattr(lane, "LEASE", 0.2)
-    claimed = owner.execute(
-        statement("questions_claim"), {"limit": 8, "lease": 0.2, "worker": 1}
-    ).fetchall()
-    assert len(claimed) == 1
-    heir = QuestionLane(runner.load)
-    assert heir.answer_once(owner, 2) == 0
-    wait_until(lambda: heir.answer_once(owner, 2) == 1)
-    late = {
-        "ids": [claimed[0][0]],
-        "hashes": [b"0" * 16],
-        "vectors": [[0.0] * 384],
-        "fingerprint": 1,
-        "keep": False,
-        "worker": 1,
-    }
 
-    late["vectors"] = [np.zeros(384, np.float32)]
-    assert owner.execute(statement("questions_answer"), late).rowcount == 0
+    def claim(worker: int) -> list[Any]:
+        chosen = {"limit": 8, "lease": 60, "worker": worker}
+        return owner.execute(statement("questions_claim"), chosen).fetchall()
+
+    def answer(worker: int) -> int:
+        given = {
+            "ids": [claimed[0][0]],
+            "hashes": [b"0" * 16],
+            "vectors": [hash_vector("late")],
+            "fingerprint": 1,
+            "keep": False,
+            "worker": worker,
+        }
+        return owner.execute(statement("questions_answer"), given).rowcount
+
+    claimed = claim(1)
+    assert len(claimed) == 1
+    assert QuestionLane(runner.load).answer_once(owner, 2) == 0, "the lease still runs"
+    owner.execute("update embed.question set due = clock_timestamp()")
+    assert len(claim(2)) == 1
+    assert answer(1) == 0, "it came back, too late"
+    assert answer(2) == 1
+    assert answer(2) == 0
 
 
 def test_requests_of_lost_askers_are_deleted(testing_database: str, owner: Connection) -> None:

@@ -251,6 +251,12 @@ def test_the_filter_of_the_source_applies(connection: Connection, vectors: Vecto
     vectors.embed("article")
     connection.execute("update article set public = false where id = 1")
     assert found(connection, "apple") == [2]
+    connection.execute("alter table article rename public to shown")
+    assert found(connection, "apple") == [2]
+    connection.execute("alter table article drop shown")
+    with pytest.raises(errors.DatabaseError, match="dropped") as caught:
+        found(connection, "apple")
+    assert caught.value.diag.sqlstate == "EW004"
 
 
 def test_partitions_and_inheritance(connection: Connection, vectors: VectorWriter) -> None:

@@ -32,7 +32,7 @@ def sweep(connection: Connection, relation: str = "article") -> tuple[int, ...]:
     """Counts of missing, stale, orphaned, altered."""
     row = connection.execute("select * from embed.sweep(%s)", [relation]).fetchone()
     assert row is not None
-    return row
+    return tuple(row)
 
 
 def behind_the_triggers(connection: Connection, statement: str) -> None:

@@ -51,9 +51,7 @@ def enable(
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT", help="How the columns become one text: '{title}: {content}'."
-        ),
+        typer.Option(metavar="TEXT", help="How the columns become one text: '{title}: {content}'."),
     ] = None,
     into_column: Annotated[
         str | None,
@@ -231,7 +229,7 @@ def _print_swept(swept: list[_Swept], *, repair: bool) -> None:
         numbers += [one.queued] if repair else []
         grid.add_row(one.source, one.name, *(map(str, numbers) if one.error is None else ["-"]))
     if swept:
-        console().print(grid)
+        console().print(grid, soft_wrap=False)
     else:
         typer.echo("no table is enabled yet; `embedworker enable TABLE COLUMN` does that")
     for one in swept:

@@ -7,7 +7,7 @@ from semantic_text_splitter import TextSplitter
 
 from worker.model.encoder import Encoder, Tokens
 
-__all__ = ["split"]
+__all__ = ["Part", "split"]
 
 # Share of a passage repeated in the next, so that a sentence on the border is whole in one of them.
 OVERLAP: Final = 0.1

@@ -48,8 +48,10 @@ class TorchEncoder:
         self._tokenizer, self._pad, self._pad_left = _tokenizer(model, fingerprint.model)
         self._special = self._tokenizer.num_special_tokens_to_add(False)
         # One more: the first piece of a passage may be cut otherwise behind a prefix.
-        self.overhead: Final = self._special + 1 + len(
-            self._encode_texts([prefixed(fingerprint.passage_prefix, "")])[0]
+        self.overhead: Final = (
+            self._special
+            + 1
+            + len(self._encode_texts([prefixed(fingerprint.passage_prefix, "")])[0])
         )
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from worker.queue.source import Connection, Source
 
-__all__ = ["BACKFILL", "FRESH", "RETRIES", "Job", "Moved", "claim", "move", "read"]
+__all__ = ["BACKFILL", "FRESH", "RETRIES", "Job", "Moved", "claim", "move", "read", "suspects"]
 
 FRESH = 0  # an application's change
 RETRIES = tuple(range(11, 20))  # 10 + attempts that were begun and did not end well
@@ -83,6 +83,14 @@ def claim(
         if not dead
     ]
     return jobs, [tuple(row[0]) for row in rows if row[4]]
+
+
+def suspects(connection: Connection, source: Source) -> int | None:
+    """Return the lowest priority of :data:`RETRIES` that has due rows."""
+    row = connection.execute(
+        source.render("queue_suspects"), {"priorities": list(RETRIES)}
+    ).fetchone()
+    return None if row is None else int(row[0])
 
 
 def read(connection: Connection, jobs: Sequence[Job], *, fingerprint: int) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from worker.queue.claim import Job
 from worker.queue.source import Connection
 
-__all__ = ["backoff", "fail", "release"]
+__all__ = ["LOCKED", "backoff", "fail", "release"]
 
 ERROR_LENGTH = 1000  # characters kept of an error's text
+LOCKED = 0.2  # seconds until a row that the application holds locked is tried again
 
 
 def backoff(attempts: int, longest: float) -> float:
@@ -31,16 +32,16 @@ def fail(
 ) -> int:
     """Put jobs of one source off, each with its error, or make them dead letters.
 
-    Their vectors are removed: the text they were made of is no longer there. Returns how many died.
+    Their vectors are removed: the text they were made of is no longer there. A row whose vector
+    column the application holds locked is handed back instead. Returns how many died.
     """
     if not failures:
         return 0
     source = failures[0][0].source
-    keys = source.key_parameters([job.key for job, _ in failures])
     rows = connection.execute(
-        source.render("queue_fail"),
+        source.render("queue_fail_into" if source.into_column else "queue_fail"),
         {
-            **keys,
+            **source.key_parameters([job.key for job, _ in failures]),
             "seqs": [job.seq for job, _ in failures],
             "errors": [error[:ERROR_LENGTH].replace("\0", "") for _, error in failures],
             "delays": [backoff(job.attempts, longest_backoff) for job, _ in failures],
@@ -48,8 +49,8 @@ def fail(
             "max_attempts": max_attempts,
         },
     ).fetchall()
-    if source.into_column:
-        connection.execute(source.render("queue_clear_into"), keys)
+    if source.into_column and len(rows) < len(failures):
+        release(connection, [job for job, _ in failures], worker=worker, delay=LOCKED)
     return sum(dead for _, _, dead in rows)
 
 

@@ -4,6 +4,9 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import psycopg
 
 from worker.database.rows import one
 from worker.database.statements import statement
@@ -94,17 +97,31 @@ def others_gone(connection: Connection, worker: int, *, lease: float) -> tuple[i
     return len(rows) - len(gone), gone
 
 
-def free(connection: Connection, sources: Iterable[Source], worker: int) -> int:
-    """Make the rows that a gone worker held due at once, and return how many there were."""
-    return sum(
-        connection.execute(source.render("queue_free"), {"worker": worker}).rowcount
-        for source in sources
-        if source.key_types
-    )
+def free(connection: Connection, sources: Iterable[Source], worker: int) -> tuple[int, bool]:
+    """Make the rows that a gone worker held due at once.
+
+    Returns how many there were, and whether every queue could be looked at.
+    """
+    counts = [_in_queue(connection, source, "queue_free", worker=worker) for source in sources]
+    return sum(count for count in counts if count is not None), None not in counts
 
 
 def extend(connection: Connection, sources: Iterable[Source], worker: int, lease: float) -> None:
     """Keep everything the worker holds for another ``lease`` seconds."""
     for source in sources:
-        if source.key_types:
-            connection.execute(source.render("queue_extend"), {"worker": worker, "lease": lease})
+        _in_queue(connection, source, "queue_extend", worker=worker, lease=lease)
+
+
+def _in_queue(connection: Connection, source: Source, name: str, **values: Any) -> int | None:
+    """Return the rows touched, None when an open transaction is about to drop the queue.
+
+    That of one source must not keep the worker from the others.
+    """
+    if not source.key_types:
+        return 0
+    try:
+        return connection.execute(source.render(name), values).rowcount
+    except psycopg.errors.LockNotAvailable:
+        return None
+    except psycopg.errors.UndefinedTable:
+        return 0

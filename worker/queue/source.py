@@ -118,9 +118,6 @@ class Source:
             "q_is_m": equal(q_keys, "m"),
             "s_is_j": equal(s_keys, "j"),
             "s_is_m": equal(s_keys, "m"),
-            "s_is_l": " and ".join(
-                f"{key} = l.{place}" for key, place in zip(s_keys, places, strict=True)
-            ),
             "v_is_j": equal(v_keys, "j"),
             "v_is_m": equal(v_keys, "m"),
             "s_keys": ", ".join(s_keys),

@@ -74,7 +74,7 @@ class Sweep:
     @staticmethod
     def begin(connection: Connection, source: Source) -> None:
         """Start over, for everything asked for until now."""
-        connection.execute(statement("sweep_begin"), {"source": source.id})
+        connection.execute(source.render("sweep_begin"), {"source": source.id})
 
     @property
     def done(self) -> bool:

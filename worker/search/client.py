@@ -1,11 +1,11 @@
 """Search and question vectors for Python programs, through the functions of the schema ``embed``.
 
-    from worker.database.connect import connect
-    from worker.search.client import search
+from worker.database.connect import connect
+from worker.search.client import search
 
-    with connect(url) as connection:
-        for hit in search(connection, "article", "how do I fix a flat tyre?", k=3):
-            print(hit.score, hit.key, hit.passage)
+with connect(url) as connection:
+    for hit in search(connection, "article", "how do I fix a flat tyre?", k=3):
+        print(hit.score, hit.key, hit.passage)
 """
 
 import unicodedata
@@ -57,21 +57,20 @@ def search(
     """Return the ``k`` rows of ``table`` nearest in meaning to ``question``, the nearest first.
 
     ``table`` is written as in SQL. ``timeout`` (seconds, up to 60) bounds the wait for a worker.
-    ``connection`` is in autocommit mode. Where the server has no road for questions (no dblink), the
-    question is asked over this connection, which needs the right to execute embed.ask.
+    ``connection`` is in autocommit mode. Where the server has no road for questions (no dblink),
+    the question is asked over this connection, which needs the right to execute embed.ask.
 
     Raises:
         psycopg.Error: what the server refuses, with SQLSTATE EW001 where no worker answers.
     """
-    (relation,) = one(connection.execute("select %s::text::regclass::text", [table]))
-    model, key_names = one(
-        connection.execute(statement("search_plan"), {"relation": relation, "name": name, "k": k})
+    row_type, model, key_names = one(
+        connection.execute(statement("search_plan"), {"table": table, "name": name, "k": k})
     )
     asked: dict[str, Any] = {"question": question, "name": name, "k": k}
     connection.execute(statement("search_timeout"), {"timeout": f"{timeout:g}s"})
-    identifier = sql.SQL(relation.replace("%", "%%"))
+    relation = sql.SQL(row_type.replace("%", "%%"))  # quoted by the server
     try:
-        rows = connection.execute(render("search_text", relation=identifier), asked).fetchall()
+        rows = connection.execute(render("search_text", relation=relation), asked).fetchall()
     except psycopg.DatabaseError as error:
         if error.sqlstate != NO_ROAD:
             raise
@@ -79,7 +78,7 @@ def search(
             asked["question"] = query_vector(connection, question, model, timeout=timeout)
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
             raise error from None  # what the road's own error says is what helps
-        rows = connection.execute(render("search_vector", relation=identifier), asked).fetchall()
+        rows = connection.execute(render("search_vector", relation=relation), asked).fetchall()
     keys = [_plain(key) for key in key_names]
     return [
         Hit({key: row[key] for key in keys if key in row}, score, similarity, passage, row)

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from worker.model import Encoder, Tokens
 from worker.queue.claim import Job
 from worker.queue.complete import Passage
@@ -49,5 +51,8 @@ def encode(
             encode(encoder, units[middle:], done, failed),
         )
     for unit, vector in zip(units, vectors, strict=True):
-        done(unit, Passage(unit.start, unit.end, vector))
+        if np.isfinite(vector).all() and vector.any():
+            done(unit, Passage(unit.start, unit.end, vector))
+        else:
+            failed(unit, "the model made a vector that has no direction (NaN, infinite or all 0)")
     return len(units)

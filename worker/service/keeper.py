@@ -11,7 +11,7 @@ import psycopg
 from worker.database.connect import connect
 from worker.errors import EmbedworkerError
 from worker.queue.lease import Identity, extend, free, leave, others_gone, seen
-from worker.queue.source import Connection, Source
+from worker.queue.source import Connection, Source, load_sources
 from worker.service.patience import Patience
 
 __all__ = ["HUNG", "Keeper", "Progress"]
@@ -68,7 +68,7 @@ class Keeper(threading.Thread):
                     while not self._stopped.is_set():
                         self._tick(connection)
                         patience.success()
-                        self._stopped.wait(TICK)
+                        self._stopped.wait(min(TICK, self._lease / 3))
             except (psycopg.Error, EmbedworkerError) as error:
                 self._end_if_hung()
                 patience.wait(error, self._stopped)
@@ -100,8 +100,14 @@ class Keeper(threading.Thread):
 
     def _bury(self, connection: Connection) -> None:
         _, gone = others_gone(connection, self._worker.id, lease=self._lease)
+        if not gone:
+            return
+        # Not the lane's list: at the start, and in the lane of questions, it is empty.
+        sources = load_sources(connection)
         for number in gone:
-            freed = free(connection, self._progress.sources, number)
+            freed, whole = free(connection, sources, number)
+            if not whole:
+                continue
             leave(connection, number)
             log.info("worker %s is gone; %s rows of its are free again", number, freed)
             self._wake()

@@ -25,6 +25,7 @@ log = logging.getLogger("embedworker.listener")
 SELF_TEST = 2.0  # seconds in which our own NOTIFY must have come back
 LISTEN = 5.0  # seconds between looks at whether the connection still lives
 RETRY_LOCK = 1.0  # seconds
+DEAF = 60.0  # seconds until it is tried again; the server may just have been slow
 
 
 class Listener(threading.Thread):
@@ -40,6 +41,7 @@ class Listener(threading.Thread):
         self._channels = channels
         self._stopped = threading.Event()
         self._connection: Connection | None = None
+        self._deaf = False
         self.notified = threading.Event()
         """Set once a NOTIFY of our own has come back: the road works."""
 
@@ -73,14 +75,17 @@ class Listener(threading.Thread):
             connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
         connection.execute(sql.SQL("notify {}").format(sql.Identifier(test)))
         if not self._await_test(connection, test):
-            log.warning(
-                "notifications do not arrive: the database URL seems to lead through a transaction "
-                "pooler; the queue is polled instead. Set EMBEDWORKER_LISTEN_URL to a direct "
-                "connection"
-            )
+            if not self._deaf:
+                log.warning(
+                    "notifications do not arrive: the database URL seems to lead through a "
+                    "transaction pooler; the queue is polled instead. Set EMBEDWORKER_LISTEN_URL "
+                    "to a direct connection"
+                )
             # Without a session of our own a lock says nothing either; leases alone count.
-            self._stopped.wait()
+            self._deaf = True
+            self._stopped.wait(DEAF)
             return
+        self._deaf = False
         self.notified.set()
         held = hold(connection, self._worker)
         patience.success()
@@ -96,9 +101,10 @@ class Listener(threading.Thread):
             held = held or hold(connection, self._worker)
 
     def _await_test(self, connection: Connection, channel: str) -> bool:
+        # Not stop_after=1: the first to come may be an application's.
         return any(
             notification.channel == channel
-            for notification in connection.notifies(timeout=SELF_TEST, stop_after=1)
+            for notification in connection.notifies(timeout=SELF_TEST)
         )
 
     def _wake(self) -> None:

@@ -6,16 +6,18 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 
+import psycopg
 from psycopg.types.json import Jsonb
 
 from worker.database.statements import statement
 from worker.model.batches import CPU_TOKEN_BUDGET
-from worker.model.passages import split
-from worker.queue.claim import BACKFILL, FRESH, RETRIES, Job, claim, move, read
+from worker.model.passages import Part, split
+from worker.queue.claim import BACKFILL, FRESH, Job, claim, move, read, suspects
 from worker.queue.complete import Passage, Result, complete
-from worker.queue.failure import fail, release
+from worker.queue.failure import LOCKED, fail, release
 from worker.queue.lease import Identity
 from worker.queue.source import Connection, Source
 from worker.queue.sweep import Sweep, due_sweeps, request
@@ -40,7 +42,9 @@ SAFETY = timedelta(seconds=10)  # behind the cursor: rows that were due but not 
 SCHEDULE = 60.0  # seconds between looks at which sweeps are due
 SLICE = 128  # rows whose texts are read at once
 CHARACTERS = 4_000_000  # of text held at once: about 15 MB, and 100 MB as tokens
-LOCKED = 0.2  # seconds until a row that the application holds locked is tried again
+# A row's own fault, such as a check or a trigger of the table that has the vector as a column; not
+# that of the connection, the table, or whoever holds a lock.
+OF_A_ROW = (psycopg.DataError, psycopg.IntegrityError, psycopg.InternalError)
 
 
 class PassageLane:
@@ -65,14 +69,17 @@ class PassageLane:
         self._indexer = indexer
         self._wake = wake
         self._pool = Pool()
-        self._sweeps: dict[int, Sweep] = {}
+        self._loose: list[Job] = []  # held, and neither in the pool nor settled
+        self._sweeps: set[int] = set()  # sources whose sweep is ours
         self._requested: set[int] = set()
         self._suspects = 1
+        self._suspects_turn = False
         self._shrink = 1.0
         self._backlog = False
         self._urgent_at = 0.0
         self._cursors: dict[int, tuple[int, datetime | None]] = {}
         self._full_look_at = 0.0
+        self._looked_fully = False
         self._scheduled_at: float | None = None
         # Jitter, so that many workers and sources do not all sweep at one moment of the night.
         self._interval = settings.sweep_interval * random.uniform(0.9, 1.0)  # noqa: S311
@@ -87,23 +94,24 @@ class PassageLane:
         self._progress.holding = False
         self._backlog = False
         ready = self._look()
-        worked = sum(self._for(source, self._refill, len(ready)) for source in ready)
-        if worked == 0:
-            worked = sum(self._for(source, self._sweep) for source in self._registry.active())
-        if worked == 0:
+        worked = self._fill(ready)
+        if not worked:
+            worked = sum(self._for(source, self._sweep) for source in self._registry.active()) > 0
+        if not worked:
             for source in self._registry.active():
                 if source.id not in self._sweeps:
                     self._registry.guarded(source, self._indexer.consider, self._connection, source)
-        return worked > 0
+        return worked
 
     @property
     def drained(self) -> bool:
         """Whether nothing is left that could be done now, for ``--once``."""
-        return not self._pool and not self._sweeps and not self._requested
+        sweeping = any(source.id in self._sweeps for source in self._registry.active())
+        return self._looked_fully and not (self._pool or self._requested or sweeping)
 
     def hand_back(self) -> None:
         """Give back every claimed row untried, for another worker or the next start."""
-        jobs = self._pool.clear()
+        jobs = self._pool.clear() + self._loose
         self._release(jobs)
         self._progress.holding = False
         if jobs:
@@ -120,6 +128,7 @@ class PassageLane:
         full = started >= self._full_look_at
         if full:
             self._cursors.clear()
+        self._looked_fully = full
         after = {
             number: [seq, None if due is None else due.isoformat()]
             for number, (seq, due) in self._cursors.items()
@@ -133,6 +142,7 @@ class PassageLane:
         self._registry.follow({source: version for source, version, _, _, _ in rows})
         self._progress.sources = self._registry.all
         self._requested = {source for source, _, paused, _, asked in rows if asked and not paused}
+        self._sweeps &= {source.id for source in self._registry.all}
         self._schedule_sweeps(started)
         active = self._registry.active()
         for source in active:
@@ -143,17 +153,41 @@ class PassageLane:
 
     # Taking
 
+    def _fill(self, ready: Sequence[Source]) -> bool:
+        """Fill the empty pool: by turns with suspects and with all else, so that neither waits.
+
+        Rows that were at hand when a worker died are tried apart, few at a time: the text that
+        killed it must not take its neighbours with it.
+        """
+        self._suspects_turn = not self._suspects_turn
+        if self._suspects_turn and self._take_suspects(ready):
+            return True
+        worked = sum(self._for(source, self._refill, len(ready)) for source in ready)
+        return worked > 0 or (not self._suspects_turn and self._take_suspects(ready))
+
     def _refill(self, source: Source, sharing: int) -> int:
         loaded = self._registry.load(source)
         share = max(1, self._settings.window // sharing)
         moved = move(self._connection, source, after=self._cursor(source)[0])
         taken = self._claim(source, {FRESH: share, BACKFILL: share})
-        if not taken and not self._pool:
-            # Rows that were at hand when a worker died are tried apart, few at a time: the text
-            # that killed it must not take its neighbours with it.
-            taken = self._claim_suspects(source)
         self._plan(loaded, source, taken, moved.last)
         return moved.rows + len(taken)
+
+    def _take_suspects(self, ready: Sequence[Source]) -> bool:
+        shuffled = random.sample(ready, len(ready))
+        return any(self._for(source, self._refill_suspects) for source in shuffled)
+
+    def _refill_suspects(self, source: Source) -> int:
+        priority = suspects(self._connection, source)
+        if priority is None:
+            return 0
+        loaded = self._registry.load(source)
+        taken = self._claim(
+            source, {priority: min(self._suspects, SUSPECTS.get(priority, 1))}, after="-infinity"
+        )
+        self._suspects = min(self._suspects * 2, max(SUSPECTS.values()))
+        self._plan(loaded, source, taken, None)
+        return len(taken)
 
     def _take_urgent(self) -> None:
         now = time.monotonic()
@@ -174,7 +208,9 @@ class PassageLane:
         self._plan(loaded, source, taken, moved.last)
         return len(taken)
 
-    def _claim(self, source: Source, quotas: dict[int, int]) -> list[Job]:
+    def _claim(
+        self, source: Source, quotas: dict[int, int], after: datetime | str | None = None
+    ) -> list[Job]:
         jobs, dead = claim(
             self._connection,
             source,
@@ -182,22 +218,15 @@ class PassageLane:
             quotas=quotas,
             lease=self._settings.lease,
             max_attempts=self._settings.max_attempts,
-            after=self._cursor(source)[1] or "-infinity",
+            after=after or self._cursor(source)[1] or "-infinity",
         )
         if dead:
             log.error("source %s: %s texts are dead: workers died with them", source, len(dead))
+        self._loose = jobs
         if jobs:
             self._progress.holding = True
             failpoint("after-claim")
         return jobs
-
-    def _claim_suspects(self, source: Source) -> list[Job]:
-        for priority in RETRIES:
-            taken = self._claim(source, {priority: min(self._suspects, SUSPECTS.get(priority, 1))})
-            if taken:
-                self._suspects = min(self._suspects * 2, max(SUSPECTS.values()))
-                return taken
-        return []
 
     def _cursor(self, source: Source) -> tuple[int, datetime | None]:
         return self._cursors.get(source.id, (0, None))
@@ -216,17 +245,30 @@ class PassageLane:
             source, loaded, [Result(job, untouched=job.text is not None) for job in settled]
         )
         texts = [(job, job.text) for job in jobs if job.text is not None and not job.current]
-        passages = split(loaded.encoder, [text for _, text in texts], chunk=source.chunk)
-        cut = sum(any(tokens.truncated for _, _, tokens in parts) for parts in passages)
+        passages = self._split(loaded, source, texts)
+        cut = sum(any(tokens.truncated for _, _, tokens in parts) for _, parts in passages)
         if cut:
             self._connection.execute(
                 statement("source_truncated"), {"source": source.id, "count": cut}
             )
-        self._pool.add(
-            loaded,
-            [(job, parts) for (job, _), parts in zip(texts, passages, strict=True)],
-            self._budget(loaded),
-        )
+        self._pool.add(loaded, passages, self._budget(loaded))
+        self._loose = []
+
+    def _split(
+        self, loaded: Loaded, source: Source, texts: Sequence[tuple[Job, str]]
+    ) -> list[tuple[Job, list[Part]]]:
+        """Return the passages of each job; a text that the tokeniser refuses fails alone."""
+        try:
+            parts = split(loaded.encoder, [text for _, text in texts], chunk=source.chunk)
+        except Exception as error:  # any failure of any tokeniser: the text is isolated and named
+            if len(texts) > 1:
+                middle = len(texts) // 2
+                return self._split(loaded, source, texts[:middle]) + self._split(
+                    loaded, source, texts[middle:]
+                )
+            self._fail(source, [(texts[0][0], f"{type(error).__name__}: {error}".strip())])
+            return []
+        return [(job, passages) for (job, _), passages in zip(texts, parts, strict=True)]
 
     def _read(self, loaded: Loaded, jobs: list[Job]) -> list[Job]:
         """Read as many texts as may be held at once, and hand the other rows back."""
@@ -293,16 +335,28 @@ class PassageLane:
             by_source[result.job.source.id][0].append(result)
         for failure in failures:
             by_source[failure[0].source.id][1].append(failure)
+        self._loose = [result.job for result in results] + [job for job, _ in failures]
         for made, lost in by_source.values():
             source = made[0].job.source if made else lost[0][0].source
             self._for(source, self._complete, loaded, made)
             self._for(source, self._fail, lost)
+        self._loose = []
 
     def _complete(self, source: Source, loaded: Loaded, results: list[Result]) -> int:
+        if not results:
+            return 0
         failpoint("before-complete")
-        count = complete(
-            self._connection, results, worker=self._worker.id, fingerprint=loaded.fingerprint
-        )
+        try:
+            count = complete(
+                self._connection, results, worker=self._worker.id, fingerprint=loaded.fingerprint
+            )
+        except OF_A_ROW as error:
+            if len(results) == 1:
+                return self._fail(source, [(results[0].job, str(error).strip())])
+            middle = len(results) // 2
+            return self._complete(source, loaded, results[:middle]) + self._complete(
+                source, loaded, results[middle:]
+            )
         failpoint("after-commit")
         self._progress.embedded += count
         if count < len(results) and source.into_column:
@@ -330,7 +384,11 @@ class PassageLane:
 
     def _let_go(self, source: Source) -> None:
         """A source is in trouble: what is held of it is handed back."""
-        self._release(self._pool.clear(source.id))
+        jobs = self._pool.clear(source.id) + [j for j in self._loose if j.source.id == source.id]
+        self._loose = [job for job in self._loose if job.source.id != source.id]
+        # The queue may be about to be dropped, or gone; otherwise the lease covers it.
+        with suppress(psycopg.errors.LockNotAvailable, psycopg.errors.UndefinedTable):
+            self._release(jobs)
 
     def _release(self, jobs: Sequence[Job], *, delay: float = 0.0) -> None:
         by_source: dict[int, list[Job]] = defaultdict(list)
@@ -354,23 +412,26 @@ class PassageLane:
                 self._for(source, self._begin_sweep)
 
     def _begin_sweep(self, source: Source) -> int:
-        fingerprint = self._registry.load(source).fingerprint
+        self._registry.load(source)
         if source.id not in self._sweeps and not Sweep.try_lock(self._connection, source):
             return 0
         if source.id in self._requested:
             Sweep.begin(self._connection, source)
-        self._sweeps[source.id] = Sweep(self._connection, source, fingerprint)
+        self._sweeps.add(source.id)
         self._requested.discard(source.id)
         return 1
 
     def _sweep(self, source: Source) -> int:
-        sweep = self._sweeps.get(source.id)
-        if sweep is None:
+        if source.id not in self._sweeps:
             return 0
+        # Made anew each time: the table, or its model, may have changed since.
+        sweep = Sweep(self._connection, source, self._registry.load(source).fingerprint)
         queued = 0
-        while queued < self._settings.window and not sweep.done and not self._wake.is_set():
+        while not sweep.done:
             queued += sweep.page().queued
+            if queued >= self._settings.window or self._wake.is_set():
+                break
         if sweep.done:
-            del self._sweeps[source.id]
+            self._sweeps.discard(source.id)
             Sweep.unlock(self._connection, source)
         return 1

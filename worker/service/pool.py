@@ -55,7 +55,7 @@ class Pool:
         """Take the next batch; of one that was planned larger than its budget is now, a part."""
         loaded, units = self._batches.popleft()
         budget = budget_of(loaded)
-        units = [unit for unit in units if _key(unit.job) in self._waiting]
+        units = [unit for unit in units if self._is_waiting(unit.job)]
         if units:
             fits = max(1, budget // max(len(unit.tokens) for unit in units))
             if len(units) > fits:
@@ -65,10 +65,9 @@ class Pool:
 
     def done(self, unit: Unit, passage: Passage) -> Result | None:
         """Put a passage's vector to its job; return the job's result once all are there."""
-        entry = self._waiting.get(_key(unit.job))
-        if entry is None:
+        if not self._is_waiting(unit.job):
             return None
-        job, passages = entry
+        job, passages = self._waiting[_key(unit.job)]
         passages[unit.number] = passage
         ready = [made for made in passages if made is not None]
         if len(ready) < len(passages):
@@ -78,7 +77,8 @@ class Pool:
 
     def drop(self, job: Job) -> None:
         """Forget a job, of which some passages may still be planned."""
-        self._waiting.pop(_key(job), None)
+        if self._is_waiting(job):
+            del self._waiting[_key(job)]
 
     def clear(self, source: int | None = None) -> list[Job]:
         """Forget every job, or those of one source, and return them."""
@@ -90,6 +90,11 @@ class Pool:
         if not self._waiting:
             self._batches.clear()
         return jobs
+
+    def _is_waiting(self, job: Job) -> bool:
+        # The very job: a newer text of the same row may have taken its place.
+        entry = self._waiting.get(_key(job))
+        return entry is not None and entry[0] is job
 
 
 def _key(job: Job) -> Key:

@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 
 import psycopg
 
+from worker.database.rows import one
 from worker.database.statements import statement
 from worker.errors import ConfigurationError, DimensionMismatch, ModelError
 from worker.queue.lease import Identity
@@ -128,8 +129,14 @@ class Registry:
         return loaded
 
     def _refresh(self, number: int) -> None:
-        row = self._connection.execute(statement("source_refresh"), {"source": number}).fetchone()
-        verdict = str(row[0]) if row is not None else "gone"
+        try:
+            (verdict,) = one(
+                self._connection.execute(statement("source_refresh"), {"source": number})
+            )
+        except psycopg.Error as error:
+            if self._connection.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                raise
+            verdict = str(error).strip()
         before = self._verdicts.get(number)
         self._verdicts[number] = verdict
         known = self._sources.get(number, number)

@@ -73,8 +73,13 @@ def session(
         keeper.start()
         try:
             yield Session(connection, me, wake, progress, listener)
-        finally:
+        except BaseException:
+            # Not struck from the list: rows that could not be handed back are still held in its
+            # name, and whoever sees that its lock is gone frees them.
             keeper.stop()
             listener.stop()
-            with suppress(psycopg.Error):  # a lost connection is a way to leave, too
-                leave(connection, me.id)
+            raise
+        keeper.stop()
+        listener.stop()
+        with suppress(psycopg.Error):
+            leave(connection, me.id)

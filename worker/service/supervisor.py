@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 from worker.service.patience import Patience
@@ -19,6 +20,7 @@ __all__ = ["Child", "end_with_parent"]
 log = logging.getLogger("embedworker.supervisor")
 
 PARENT = "EMBEDWORKER_PARENT_PIPE"
+STEADY = 60.0  # seconds after which a child's end is a new trouble, not the old one again
 
 
 class Child(threading.Thread):
@@ -38,11 +40,14 @@ class Child(threading.Thread):
             with self._starting:
                 if self._stopped.is_set():
                     return
+                started = time.monotonic()
                 # Its stdin is a pipe that ends when we do, however that happens.
                 self._process = subprocess.Popen(
                     self._command, stdin=subprocess.PIPE, env=self._environment
                 )
             code = self._process.wait()
+            if time.monotonic() - started > STEADY:
+                patience = Patience(log, "the passage process")
             if not self._stopped.is_set():
                 patience.wait(f"it ended with code {code}", self._stopped)
 

@@ -2,8 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import psycopg
@@ -79,14 +79,12 @@ class Worker:
         """
         with self._session("passages") as current:
             registry, indexer, lane = self._passage_lane(current)
-            try:
+            with _handing_back(lane):
                 while not self._stopped.is_set():
                     if not lane.step():
                         if lane.drained or registry.troubles():
                             break
                         current.wake.wait(self._settings.poll_min)
-            finally:
-                _hand_back(lane)
             indexer.wait()
             return registry.troubles()
 
@@ -119,7 +117,7 @@ class Worker:
         _, _, lane = self._passage_lane(current)
         shortest, longest = self._settings.poll_min, self._settings.poll_max
         pause = shortest
-        try:
+        with _handing_back(lane):
             while not self._stopped.is_set():
                 worked = lane.step()
                 patience.success()
@@ -130,8 +128,6 @@ class Worker:
                 # notify are found within poll_min.
                 woken = current.wake.wait(pause)
                 pause = shortest if woken else min(pause * 2, longest)
-        finally:
-            _hand_back(lane)
 
     def _serve_questions(self, current: Session, patience: Patience) -> None:
         models = self._models["questions"]
@@ -176,6 +172,12 @@ class Worker:
         )
 
 
-def _hand_back(lane: PassageLane) -> None:
-    with suppress(psycopg.OperationalError):  # the lost connection may be why we are here
-        lane.hand_back()
+@contextmanager
+def _handing_back(lane: PassageLane) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(psycopg.Error):  # the lost connection may be why we are here
+            lane.hand_back()
+        raise
+    lane.hand_back()

