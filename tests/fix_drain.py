@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from fix_database import _new_database as new_database
 from psycopg import sql
+from waiting import wait_until
 
 from worker import settings
 from worker.database.cluster import Cluster
@@ -59,14 +60,20 @@ class Lane:
             Event(),
         )
 
+    def a_minute_later(self) -> None:
+        """Look at the form of the tables again, as a worker does from time to time."""
+        self.registry._refreshed_at = None
+
     def close(self) -> None:
         leave(self.connection, self.worker.id)
         self.connection.close()
 
     def drain(self) -> list[str]:
         """Work until nothing is due; return what stands in the way of sources, a sentence each."""
+        idle = 0  # twice: a table that has changed is noticed by one look and swept by the next
         for _ in range(STEPS):
-            if not self.lane.step() and (self.lane.drained or self.registry.troubles()):
+            idle = 0 if self.lane.step() else idle + 1
+            if idle > 1 and (self.lane.drained or self.registry.troubles()):
                 return self.registry.troubles()
         raise AssertionError(f"work without end: {self.progress.embedded} texts embedded")
 
@@ -127,9 +134,19 @@ def two_phase(second_server: Cluster, monkeypatch: pytest.MonkeyPatch) -> str:
     return url
 
 
+@pytest.fixture(scope="module")
+def _module_lane(shared_database: str) -> Iterator[Lane]:
+    with closing(Lane(shared_database)) as opened:
+        yield opened
+
+
 @pytest.fixture
-def drain(shared_database: str) -> Drain:
-    return lambda: drain_url(shared_database)
+def drain(_module_lane: Lane) -> Drain:
+    def drain() -> list[str]:
+        _module_lane.a_minute_later()
+        return _module_lane.drain()
+
+    return drain
 
 
 @pytest.fixture
@@ -162,12 +179,27 @@ def assert_current(
     assert vectors.keys() == texts.keys(), "vectors without a row, or rows without a vector"
     for key, passages in vectors.items():
         _check(texts[key], passages, source.fingerprint)
-    for left in ("inbox", "queue"):
-        rows = connection.execute(
-            sql.SQL("select * from {}").format(sql.Identifier("embed", f"{left}_{source.id}"))
-        ).fetchall()
+    for left, rows in _left(connection, source).items():
         assert rows == [], f"left in the {left}"
     return texts
+
+
+def wait_until_done(connection: Connection, relation: str, drain: Drain) -> None:
+    """Drain until nothing is left of a source that was in trouble and is tried again later."""
+    source = source_of(connection, relation)
+    wait_until(
+        lambda: drain() == [] and not any(_left(connection, source).values()),
+        what=f"the end of the work on {relation}",
+    )
+
+
+def _left(connection: Connection, source: Source) -> dict[str, list[Any]]:
+    return {
+        name: connection.execute(
+            sql.SQL("select * from {}").format(sql.Identifier("embed", f"{name}_{source.id}"))
+        ).fetchall()
+        for name in ("inbox", "queue")
+    }
 
 
 def _texts(connection: Connection, source: Source) -> dict[tuple[str, ...], str]:

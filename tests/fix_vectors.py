@@ -14,8 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import psycopg
 import pytest
+from pgvector import SparseVector
+from psycopg import sql
 
+from worker.model.lexical import length, question_terms, term_vector
 from worker.model.testing import DIMENSIONS, hash_vector
+from worker.queue.source import load_sources
+from worker.queue.statistics import count
 
 WORKER_LOCK_CLASS = 1701667429
 
@@ -72,15 +77,33 @@ class VectorWriter:
             f"select {source['text_sql']}, embed.text_hash({source['text_sql']}), {keys}"
             f" from {source['rows_sql']} s where {source['text_sql']} is not null and ({where})"
         )
-        count = 0
-        for text, text_hash, *key in rows:
+        split = [_passages(text, words_a_passage) for text, *_ in rows]
+        lengths = [
+            length(row[0][start:end])
+            for row, spans in zip(rows, split, strict=True)
+            for start, end in spans
+        ]
+        average = sum(lengths) / max(len(lengths), 1)
+        for (text, text_hash, *key), spans in zip(rows, split, strict=True):
             self.forget(relation, key, name)
-            for chunk, (start, end) in enumerate(_passages(text, words_a_passage)):
-                vector = word_vector(text[start:end])
-                self._write(source, key, chunk, (start, end), vector, fingerprint, text_hash)
-                count += 1
+            for chunk, (start, end) in enumerate(spans):
+                self._write(
+                    source,
+                    key,
+                    (chunk, start, end),
+                    word_vector(text[start:end]),
+                    term_vector(text[start:end], average),
+                    (fingerprint, text_hash),
+                )
         self.drain(relation, name)
-        return count
+        return len(lengths)
+
+    def count(self, relation: str, name: str | None = None) -> None:
+        """Count how often terms occur, to the end."""
+        number = self.source(relation, name)["id"]
+        source = next(s for s in load_sources(self.connection) if s.id == number)
+        for _ in count(self.connection, source):
+            pass
 
     def forget(self, relation: str, key: Sequence[Any], name: str | None = None) -> None:
         """Remove the vectors of one row."""
@@ -116,13 +139,17 @@ class VectorWriter:
         """Put a question's vector into the cache, so that no worker is needed to ask it."""
         self._run(
             """
-            insert into embed.question_cache (fingerprint, hash, embedding)
+            insert into embed.question_cache (fingerprint, hash, embedding, terms, shares)
             values (
                 (select max(id) from embed.fingerprint where model = embed.default_model()),
-                embed.text_hash(normalize(%s, NFC)), %s
+                embed.text_hash(normalize(%s, NFC)), %s, %s::integer[], %s::real[]
             )
             """,
-            [question, word_vector(question) if vector is None else vector],
+            [
+                question,
+                word_vector(question) if vector is None else vector,
+                *question_terms(question),
+            ],
         )
 
     @contextmanager
@@ -163,11 +190,10 @@ class VectorWriter:
         self,
         source: dict[str, Any],
         key: Sequence[Any],
-        chunk: int,
-        span: tuple[int, int],
+        place: tuple[int, int, int],
         vector: npt.NDArray[np.float32],
-        fingerprint: int,
-        text_hash: bytes,
+        terms: SparseVector,
+        made_of: tuple[int, bytes],
     ) -> None:
         names = [_quote(k) for k in source["keys"]]
         into = source["into_column"]
@@ -176,8 +202,9 @@ class VectorWriter:
             self._run(
                 f"update {source['relation']} set {_quote(into)} = %s where {match}", [vector, *key]
             )
-        columns = [*names, "chunk", "passage_start", "passage_end", "fingerprint", "hash", "seq"]
-        values = [*key, chunk, *span, fingerprint, text_hash, 0]
+        columns = [*names, "chunk", "passage_start", "passage_end", "terms", "fingerprint", "hash"]
+        columns.append("seq")
+        values = [*key, *place, terms, *made_of, 0]
         if into is None:
             columns.append("embedding")
             values.append(vector)
@@ -203,6 +230,22 @@ class VectorWriter:
 @pytest.fixture
 def vectors(connection: psycopg.Connection[Any]) -> VectorWriter:
     return VectorWriter(connection)
+
+
+@contextmanager
+def role(connection: psycopg.Connection[Any], *grants: str) -> Iterator[str]:
+    """An ordinary role with the given rights, as which the block runs."""
+    name = f"app_{connection.info.dbname}"
+    connection.execute(sql.SQL("create role {}").format(sql.Identifier(name)))
+    try:
+        for grant in grants:
+            connection.execute(f"grant {grant} to {name}".encode())
+        connection.execute(sql.SQL("set role {}").format(sql.Identifier(name)))
+        yield name
+    finally:
+        connection.execute("reset role")
+        connection.execute(sql.SQL("drop owned by {}").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
 
 
 def _quote(name: str) -> str:

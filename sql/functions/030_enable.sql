@@ -47,53 +47,83 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 return pg_get_viewdef(view);
 
--- A filter as PostgreSQL understands it: names of functions and operators qualified, columns as
--- "{3}", the third of the table, so that neither search_path nor a rename changes what it means.
-create or replace function embed._read_filter(relation regclass, filter text, out stored text, out attnums smallint[])
+-- What makes a filter known to the server as the view embed_probe_rows, over an empty copy of the
+-- table: the table itself would have to be locked for the renaming that follows.
+create or replace function embed._probe_sql(relation regclass, filter text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select format(
+        'create temporary table embed_probe (like %s); create temporary view embed_probe_rows as select 1 as one from pg_temp.embed_probe as %I where (%s)',
+        relation, c.relname, filter
+    )
+    from pg_class c
+    where c.oid = relation
+);
+
+-- Not with a search_path of its own: the filter was written for the caller's.
+create or replace function embed._probe_filter(relation regclass, filter text) returns void
 language plpgsql
 as $$
 declare
-    a_name text := (select c.relname from pg_catalog.pg_class c where c.oid = relation);
+    one_statement refcursor;
+begin
+    if filter is null then
+        return;
+    end if;
+    -- A cursor takes no more than one statement, so the filter cannot go on with another; and it cannot
+    -- be a union, of no columns here and of one in the view.
+    open one_statement for execute pg_catalog.format('select from %s where (%s)', relation, filter);
+    close one_statement;
+    execute embed._probe_sql(relation, filter);
+exception when others then
+    raise exception 'filter % is not a condition over the columns of %: %', pg_catalog.quote_literal(filter), relation, sqlerrm
+        using errcode = 'EW003', hint = 'Give a condition over columns of the table, as in WHERE, for example: published and lang = ''ko''.';
+end
+$$;
+
+-- The probed filter as PostgreSQL understands it: names of functions and operators qualified, columns
+-- as "{3}", the third of the table, so that neither search_path nor a rename changes what it means.
+create or replace function embed._read_filter(relation regclass, filter text, out stored text, out attnums smallint[])
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    probe constant regclass := to_regclass('pg_temp.embed_probe');
+    rows constant regclass := to_regclass('pg_temp.embed_probe_rows');
     wrong constant text := 'Give a condition over columns of the table, as in WHERE, for example: published and lang = ''ko''.';
     col record;
 begin
+    attnums := '{}';
     if filter is null then
-        attnums := '{}';
         return;
     end if;
-    -- A view records which columns it reads and follows their names; nothing else in the server does.
-    -- It is one over an empty copy, as the table itself would have to be locked for the renaming.
-    begin
-        execute format('create temporary table embed_probe (like %s)', relation);
-        execute format('create temporary view embed_probe_rows as select 1 as one from pg_temp.embed_probe as %I where (%s)', a_name, filter);
-    exception when others then
-        raise exception 'filter % is not a condition over the columns of %: %', quote_literal(filter), relation, sqlerrm
-            using errcode = 'EW003', hint = wrong;
-    end;
-    stored := (select r.ev_action::text from pg_catalog.pg_rewrite r where r.ev_class = 'pg_temp.embed_probe_rows'::regclass);
-    if stored like '%:hasSubLinks true%' or stored not like '%:setOperations <>%' then
+    stored := (select r.ev_action::text from pg_rewrite r where r.ev_class = rows);
+    if stored like '%:hasSubLinks true%' then
         raise exception 'filter % asks more than the row itself', quote_literal(filter)
             using errcode = 'EW003',
             detail = 'A change of other rows or tables would go unnoticed.',
             hint = wrong;
     end if;
-    attnums := '{}';
+    -- A view records which columns it reads and follows their names; nothing else in the server does.
     for col in
         select distinct p.attname, a.attnum
-        from pg_catalog.pg_rewrite r
-        join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = r.oid
-            and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = 'pg_temp.embed_probe'::regclass
-        join pg_catalog.pg_attribute p on p.attrelid = d.refobjid and p.attnum = d.refobjsubid and p.attnum > 0
-        join pg_catalog.pg_attribute a on a.attrelid = relation and a.attname = p.attname
-        where r.ev_class = 'pg_temp.embed_probe_rows'::regclass
+        from pg_rewrite r
+        join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+            and d.refclassid = 'pg_class'::regclass and d.refobjid = probe
+        join pg_attribute p on p.attrelid = d.refobjid and p.attnum = d.refobjsubid and p.attnum > 0
+        join pg_attribute a on a.attrelid = relation and a.attname = p.attname
+        where r.ev_class = rows
     loop
         attnums := attnums || col.attnum;
         execute format('alter table pg_temp.embed_probe rename column %I to %I', col.attname, format('{%s}', col.attnum));
     end loop;
-    stored := substring(embed._definition('pg_temp.embed_probe_rows') from '^.*?\n  WHERE (.*);$');
+    stored := substring(pg_get_viewdef(rows) from '^.*?\n  WHERE (.*);$');
     drop view pg_temp.embed_probe_rows;
     drop table pg_temp.embed_probe;
-    if cardinality(attnums) = 0 or strpos(stored, format('%I.*', a_name)) > 0 then
+    if cardinality(attnums) = 0
+        or strpos(stored, format('%I.*', (select c.relname from pg_class c where c.oid = relation))) > 0
+    then
         raise exception 'filter % names no column of %', quote_literal(filter), relation
             using errcode = 'EW003', hint = wrong;
     end if;
@@ -169,24 +199,39 @@ create or replace function embed.enable(
     key text[] default null
 ) returns regclass
 language plpgsql
+as $$
+begin
+    perform embed._probe_filter(relation, filter);
+    return embed._enable(relation, columns, name, model, template, into_column, chunk, filter, key);
+end
+$$;
+
+comment on function embed.enable(regclass, text[], text, text, text, text, boolean, text, text[]) is
+    'Makes a table searchable by the meaning of the given text columns; returns the table that holds the vectors.';
+
+create or replace function embed._enable(
+    relation regclass, columns text[], name text, model text, template text, into_column text, chunk boolean, filter text, key text[]
+) returns regclass
+language plpgsql
+set search_path = pg_catalog, pg_temp
 as $enable$
 declare
     -- Parameters share their names with columns of embed.source.
     a_relation constant regclass := relation;
-    a_name constant text := coalesce(enable.name, (select c.relname from pg_catalog.pg_class c where c.oid = a_relation));
+    a_name constant text := coalesce(_enable.name, (select c.relname from pg_class c where c.oid = a_relation));
     a_model embed.model;
     old embed.source;
     new embed.source;
     class record;
     bad record;
-    vector_schema text := (select n.nspname from pg_catalog.pg_extension e join pg_catalog.pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector');
+    vector_schema text := (select n.nspname from pg_extension e join pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector');
     found_dims integer;
     k_columns text;
     k_list text;
     persistence text;
 begin
     select c.relkind, c.relpersistence, c.relname, n.nspname into class
-    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.oid = a_relation;
 
     -- What is asked for must make sense before anything is touched.
@@ -209,14 +254,14 @@ begin
             using errcode = 'EW003', hint = 'Name the text columns: embed.enable(''article'', array[''title'', ''content'']).';
     end if;
 
-    select c.name, a.attnum, pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name,
+    select c.name, a.attnum, format_type(a.atttypid, a.atttypmod) as type_name,
         coalesce(nullif(t.typbasetype, 0), t.oid) as base
     into bad
     from unnest(columns) as c (name)
-    left join pg_catalog.pg_attribute a
+    left join pg_attribute a
         on a.attrelid = a_relation and a.attname = c.name and a.attnum > 0 and not a.attisdropped
-    left join pg_catalog.pg_type t on t.oid = a.atttypid
-    left join pg_catalog.pg_type b on b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+    left join pg_type t on t.oid = a.atttypid
+    left join pg_type b on b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
     where a.attnum is null or b.typcategory <> 'S'
     limit 1;
     if found then
@@ -225,7 +270,7 @@ begin
                 using errcode = '42703',
                 hint = 'Its text columns: ' || coalesce((
                     select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
-                    from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+                    from pg_attribute a join pg_type t on t.oid = a.atttypid
                     where a.attrelid = a_relation and a.attnum > 0 and not a.attisdropped and t.typcategory = 'S'
                 ), 'none') || '.';
         end if;
@@ -237,16 +282,16 @@ begin
         raise exception 'a column is named twice in %', columns using errcode = 'EW003', hint = 'Name every column once.';
     end if;
 
-    select * into a_model from embed.model m where m.name = coalesce(enable.model, embed.default_model());
+    select * into a_model from embed.model m where m.name = coalesce(_enable.model, embed.default_model());
     if not found then
-        raise exception 'model % is not known', quote_literal(coalesce(enable.model, embed.default_model()))
+        raise exception 'model % is not known', quote_literal(coalesce(_enable.model, embed.default_model()))
             using errcode = 'EW003',
             detail = 'Known: ' || (select string_agg(m.name, ', ' order by m.name) from embed.model m) || '.',
             hint = 'Add another with embed.add_model(name, dimensions, max_tokens, query_prefix, passage_prefix, pooling).';
     end if;
 
     -- One enable at a time, and the table stands still while it is looked at.
-    perform pg_catalog.pg_advisory_xact_lock(1701667428, 2);
+    perform pg_advisory_xact_lock(1701667428, 2);
 
     new.relation := a_relation;
     new.relation_oid := a_relation;
@@ -255,28 +300,37 @@ begin
     new.column_attnums := array(
         select a.attnum
         from unnest(columns) with ordinality as c (name, place)
-        join pg_catalog.pg_attribute a on a.attrelid = a_relation and a.attname = c.name
+        join pg_attribute a on a.attrelid = a_relation and a.attname = c.name
         order by c.place
     );
     new.key_attnums := embed._key_attnums(a_relation, key);
     select array_agg(a.attname::text order by k.place),
-        array_agg(pg_catalog.format_type(a.atttypid, -1) order by k.place)
+        array_agg(format_type(a.atttypid, -1) order by k.place)
     into new.keys, new.key_types
     from unnest(new.key_attnums) with ordinality as k (attnum, place)
-    join pg_catalog.pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum;
+    join pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum;
+    select format('%I', a.attname) as name, format_type(a.atttypid, a.atttypmod) as type_name into bad
+    from unnest(new.key_attnums) as k (attnum)
+    join pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum
+    join pg_type t on t.oid = a.atttypid
+    where t.typcategory = 'A';
+    if found then
+        raise exception 'the key column % of % is of the array type %', bad.name, a_relation, bad.type_name
+            using errcode = 'EW003', hint = 'Give another unique key with key => …, or add one of a plain type.';
+    end if;
     new.template := embed._template_normalise(template, columns);
     select f.stored, new.column_attnums || f.attnums into new.filter, new.watch_attnums
     from embed._read_filter(a_relation, filter) as f;
     new.watch_attnums := embed._stored_attnums(a_relation, new.watch_attnums);
     new.chunk := chunk and into_column is null;
-    new.model := enable.model;
+    new.model := _enable.model;
     new.dimensions := a_model.dimensions;
     new.into_column := into_column;
 
     if into_column is not null then
         select a.attnum, a.atttypmod into new.into_attnum, found_dims
-        from pg_catalog.pg_attribute a
-        join pg_catalog.pg_type t on t.oid = a.atttypid
+        from pg_attribute a
+        join pg_type t on t.oid = a.atttypid
         where a.attrelid = a_relation and a.attname = into_column and not a.attisdropped
         and t.typname = 'vector' and a.attnotnull = false;
         if not found then
@@ -293,8 +347,8 @@ begin
     -- A table that was dropped and made again: its vectors can be used for the new one.
     perform embed._forget(s, drop_vectors => false)
     from embed.source s
-    where s.vectors = pg_catalog.to_regclass(format('%I.%I', class.nspname, embed._bounded_name(a_name, '_embedding')))
-    and not exists (select from pg_catalog.pg_class c where c.oid = s.relation);
+    where s.vectors = to_regclass(format('%I.%I', class.nspname, embed._bounded_name(a_name, '_embedding')))
+    and not exists (select from pg_class c where c.oid = s.relation);
 
     select * into old from embed.source s where s.relation = a_relation and s.name = a_name;
     if found and old.relation_oid <> old.relation then
@@ -324,7 +378,7 @@ begin
         if (old.columns, old.column_attnums, old.watch_attnums, old.template, old.filter, old.model)
             is not distinct from
             (new.columns, new.column_attnums, new.watch_attnums, new.template, new.filter, new.model)
-            and exists (select from pg_catalog.pg_class c where c.oid = old.vectors)
+            and exists (select from pg_class c where c.oid = old.vectors)
             and not exists (select from embed._missing_triggers(old))
         then
             return case when into_column is null then old.vectors else a_relation end;
@@ -332,7 +386,7 @@ begin
         update embed.source s
         set columns = new.columns, column_attnums = new.column_attnums, watch_attnums = new.watch_attnums,
             template = new.template, filter = new.filter, model = new.model,
-            vectors = case when exists (select from pg_catalog.pg_class c where c.oid = old.vectors) then old.vectors
+            vectors = case when exists (select from pg_class c where c.oid = old.vectors) then old.vectors
                 else embed._make_vectors(old) end,
             version = nextval('embed.seq')
         where s.id = old.id
@@ -345,10 +399,10 @@ begin
         return case when into_column is null then new.vectors else a_relation end;
     end if;
 
-    if new.keys && array['chunk', 'passage_start', 'passage_end', 'embedding', 'fingerprint', 'hash', 'checksum', 'seq', 'embedded_at'] then
+    if new.keys && array['chunk', 'passage_start', 'passage_end', 'truncated', 'embedding', 'terms', 'fingerprint', 'hash', 'checksum', 'seq', 'embedded_at'] then
         raise exception 'a key column of % has the name of a column of its vector table', a_relation
             using errcode = 'EW003',
-            detail = 'Taken: chunk, passage_start, passage_end, embedding, fingerprint, hash, checksum, seq, embedded_at.',
+            detail = 'Taken: chunk, passage_start, passage_end, truncated, embedding, terms, fingerprint, hash, checksum, seq, embedded_at.',
             hint = 'Give another unique key with key => …, or rename the column.';
     end if;
     select string_agg('k' || k.place, ', ' order by k.place),
@@ -372,8 +426,8 @@ begin
          with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000)',
         persistence, new.id, k_columns
     );
-    -- due is lease, back-off and dead letter (infinity) in one; priority 0 is a fresh change, 1 an
-    -- attempt that did not end, 2 a backfill.
+    -- due is lease, back-off and dead letter (infinity) in one; priority 0 is a fresh change, 11
+    -- to 19 an attempt that did not end, 20 a backfill.
     execute format(
         'create %s table embed.queue_%s (%s, seq bigint not null, due timestamptz not null default now(), attempts smallint not null default 0,
             priority smallint not null default 0, claimed_by integer, error text, since timestamptz not null default now(), primary key (%s))
@@ -394,8 +448,6 @@ begin
 end
 $enable$;
 
-comment on function embed.enable(regclass, text[], text, text, text, text, boolean, text, text[]) is
-    'Makes a table searchable by the meaning of the given text columns; returns the table that holds the vectors.';
 
 -- Makes the table of the vectors, or takes one that is left from an earlier registration.
 create or replace function embed._make_vectors(source embed.source) returns regclass
@@ -420,7 +472,8 @@ begin
     end if;
     execute format(
         'create %s table %s (%s, chunk integer not null default 0, passage_start integer not null, passage_end integer not null,
-            %s fingerprint integer not null, hash bytea not null, checksum bytea not null, seq bigint not null,
+            truncated boolean not null default false, %s terms @extschema:vector@.sparsevec(16777216),
+            fingerprint integer not null, hash bytea not null, checksum bytea not null, seq bigint not null,
             embedded_at timestamptz not null default now(), primary key (%s, chunk))',
         case class.relpersistence when 'u' then 'unlogged' else '' end, vectors,
         embed._declared(source.relation, source.key_attnums, source.keys),
@@ -442,11 +495,11 @@ as $$
 declare
     wanted text[] := array(
         select format('%s %s', source.keys[i], source.key_types[i]) from generate_subscripts(source.keys, 1) as i
-    ) || array['chunk integer', 'passage_start integer', 'passage_end integer']
+    ) || array['chunk integer', 'passage_start integer', 'passage_end integer', 'truncated boolean']
       || case when source.into_column is null then array['embedding vector'] else '{}' end
-      || array['fingerprint integer', 'hash bytea', 'checksum bytea', 'seq bigint', 'embedded_at timestamp with time zone'];
+      || array['terms sparsevec', 'fingerprint integer', 'hash bytea', 'checksum bytea', 'seq bigint', 'embedded_at timestamp with time zone'];
     present text[] := array(
-        select format('%s %s', a.attname, case when t.typname = 'vector' then 'vector' else format_type(a.atttypid, -1) end)
+        select format('%s %s', a.attname, case when t.typname in ('vector', 'sparsevec') then t.typname::text else format_type(a.atttypid, -1) end)
         from pg_attribute a join pg_type t on t.oid = a.atttypid
         where a.attrelid = vectors and a.attnum > 0 and not a.attisdropped
     );
@@ -484,52 +537,68 @@ begin
 end
 $$;
 
--- Whoever may read the source may read its vectors, and no other: the same grants, and where the
--- source has row security, a policy that asks it. It asks through a function whose body no catalog
--- knows: a policy that names the table would forbid its owner to drop the table or a key column.
+-- Whoever may read the text of a row may read its vector, and no other: everybody is granted SELECT,
+-- and a policy asks the source, so that what is granted, revoked or restricted there later counts
+-- here, too. (The vectors, and the terms even more, tell what a text says.)
+--
+-- It asks through functions whose bodies no catalog knows: a policy that names the table would forbid
+-- its owner to drop the table or a column. open is asked once a statement: a reader of the texts whom
+-- no row security stops may see all. Asked row by row, visible took 9 us a vector. It reads the text
+-- columns and not only the key, so that a role without the right to them is refused.
 -- A worker does not wait for the lock.
 create or replace function embed._guard_vectors(source embed.source, wait boolean default true) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    grantee text;
     guarded boolean := exists (
         select
         from pg_class c join pg_policy p on p.polrelid = c.oid and p.polname = 'embed_source'
         where c.oid = source.vectors and c.relrowsecurity
     );
+    readable text := (
+        select string_agg(
+            format('pg_catalog.has_column_privilege(t, %s::smallint, ''select'')', c.attnum), ' and ' order by c.place
+        )
+        from unnest(source.column_attnums) with ordinality as c (attnum, place)
+    );
 begin
-    if source.into_column is not null then
-        return;
-    end if;
-    for grantee in
-        select distinct case x.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(x.grantee)) end
-        from pg_class c, aclexplode(c.relacl) x
-        where c.oid = source.relation and x.privilege_type = 'SELECT' and x.grantee <> c.relowner
-    loop
-        execute format('grant select on %s to %s', source.vectors, grantee);
-    end loop;
-    if not (select relrowsecurity from pg_class where oid = source.relation) then
-        return;
-    end if;
     if not wait and not guarded then
         execute format('lock table %s in access exclusive mode nowait', source.vectors);
     end if;
     execute format(
+        'create or replace function embed.source_%s_open() returns boolean language plpgsql stable as %L',
+        source.id,
+        -- By the number only where the name is gone: a dump that is restored has other numbers.
+        format(
+            'declare t constant oid := coalesce(pg_catalog.to_regclass(%L), %s); begin return not pg_catalog.row_security_active(t) and %s; end',
+            source.relation::text, source.relation::oid, readable
+        )
+    );
+    execute format(
         'create or replace function embed.source_%s_visible(%s) returns boolean language plpgsql stable as %L',
         source.id,
-        embed._declared(source.relation, source.key_attnums, array(select 'k' || i from generate_subscripts(source.keys, 1) as i)),
+        -- Not as _declared has them: a parameter has no collation of its own, but that of the argument.
+        (
+            select string_agg(format('k%s %s', k.place, format_type(a.atttypid, -1)), ', ' order by k.place)
+            from unnest(source.key_attnums) with ordinality as k (attnum, place)
+            join pg_attribute a on a.attrelid = source.relation and a.attnum = k.attnum
+        ),
         format(
-            'begin return exists (select from %s s where %s); end', source.relation,
+            'begin return exists (select %s from %s s where %s); end',
+            (select string_agg(format('s.%I', embed._column_name(source.relation, c.attnum)), ', ') from unnest(source.column_attnums) as c (attnum)),
+            source.relation,
             (select string_agg(format('s.%s %s $%s', x.row_name, x.equal, x.place), ' and ') from embed._keys(source) as x)
         )
     );
     if not guarded then
         execute format('alter table %s enable row level security', source.vectors);
         execute format('drop policy if exists embed_source on %s', source.vectors);
-        execute format('create policy embed_source on %s for select using (embed.source_%s_visible(%s))',
-            source.vectors, source.id, embed._each('%1$I', source.keys, ', '));
+        execute format(
+            'create policy embed_source on %s for select using ((select embed.source_%s_open()) or embed.source_%2$s_visible(%s))',
+            source.vectors, source.id, embed._each('%1$I', source.keys, ', ')
+        );
+        execute format('grant select on %s to public', source.vectors);
     end if;
 end
 $$;
@@ -543,6 +612,7 @@ begin
     perform embed._drop_capture(source.id);
     execute format('drop table if exists embed.inbox_%1$s, embed.queue_%1$s', source.id);
     delete from embed.sweep_request r where r.source = source.id;
+    delete from embed.lexical_term t where t.source = source.id;
     delete from embed.source x where x.id = source.id;
     if (drop_vectors or source.into_column is not null) and exists (select from pg_class c where c.oid = source.vectors) then
         execute format('drop table %s', source.vectors);

@@ -149,15 +149,16 @@ begin
         s := embed._renumber(s);
         now_is := embed._structure(s);
     end if;
-    -- What a trigger asked for that did not fit any more; it is rewritten, or silenced, now.
-    update embed.sweep_request r set reason = 'table changed' where r.source = s.id and r.reason = 'columns changed';
     obstacle := embed._obstacle(s);
     if obstacle is not null then
         perform embed._silence_capture(s.id);
+        delete from embed.sweep_request r where r.source = s.id;
         -- Should it be as it was again, that is a change.
         update embed.source_state t set structure = null where t.source = s.id and t.structure is not null;
         return obstacle;
     end if;
+    -- What a trigger asked for that did not fit any more: it is seen to now.
+    update embed.sweep_request r set reason = 'table changed' where r.source = s.id and r.reason = 'columns changed';
     if not changed then
         return 'same';
     end if;
@@ -218,8 +219,9 @@ begin
                     coalesce((after -> source::text ->> 0)::bigint, 0),
                     coalesce((after -> source::text ->> 1)::timestamptz, '-infinity'),
                     array[0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]::smallint[];
-            exception when undefined_table or lock_not_available then
-                continue;
+            exception
+                when undefined_table then continue;
+                when lock_not_available then work := false;
             end;
         end if;
         return next;

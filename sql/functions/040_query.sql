@@ -6,7 +6,11 @@
 -- Being apart from the caller's transaction, they work inside BEGIN, in a read-only transaction and
 -- at every isolation level.
 --
--- In order of cost, a vector comes from this statement's memo, from embed.question_cache, or from a
+-- The answer is the vector and, for rescoring by words, the places of the question's terms and the
+-- shares of the scripts (worker/model/lexical.py): a worker makes them all, so that terms are cut in
+-- one place only.
+--
+-- In order of cost, an answer comes from this statement's memo, from embed.question_cache, or from a
 -- worker.
 
 -- What the caller wants and where it may come from; everything but the public face of it.
@@ -18,7 +22,10 @@
 -- and is gone with the transaction, so no other user of a pooled session sees it. Its price is a
 -- snapshot that is held until then. One of eight slots, since a statement may hold several
 -- questions; a setting names what is in it.
-create or replace function embed._vector(question text, model text, role text) returns @extschema:vector@.vector
+create or replace function embed._answer(
+    question text, model text, role text,
+    out embedding @extschema:vector@.vector, out terms integer[], out shares real[]
+)
 language plpgsql stable cost 1000
 set search_path = pg_catalog, pg_temp
 as $$
@@ -27,7 +34,6 @@ declare
     memo refcursor;
     asked text := question;
     chosen text := model;
-    result @extschema:vector@.vector;
     patience interval;
 begin
     if length(question) > 100000 then
@@ -39,8 +45,8 @@ begin
     memo := 'embed_memo_' || (get_byte(decode(left(mark, 2), 'hex'), 0) & 7);
     if mark = current_setting('embed.' || memo, true) then
         begin
-            fetch first from memo into result;
-            return result;
+            fetch first from memo into embedding, terms, shares;
+            return;
         exception when invalid_cursor_name then
             null; -- somebody ran CLOSE ALL
         end;
@@ -58,8 +64,9 @@ begin
         select s.value into chosen from embed.setting s where s.name = 'default_model';
     end if;
 
-    result := embed._cached_vector(asked, chosen, role);
-    if result is null then
+    select c.embedding, c.terms, c.shares into embedding, terms, shares
+    from embed._cached_answer(asked, chosen, role) as c;
+    if embedding is null then
         if not exists (select from embed.model m where m.name = chosen) then
             raise exception 'model % is not known', coalesce(quote_literal(chosen), 'null')
                 using errcode = 'EW003',
@@ -67,8 +74,9 @@ begin
         end if;
         patience := embed._query_timeout();
         perform embed._require_loopback();
-        result := embed._loopback(asked, chosen, role, patience);
-        if result is null then
+        select a.embedding, a.terms, a.shares into embedding, terms, shares
+        from embed._loopback(asked, chosen, role, patience) as a;
+        if embedding is null then
             raise exception 'no worker answered the question within %', coalesce(nullif(current_setting('embed.query_timeout', true), ''), '5s')
                 using errcode = 'EW001',
                 detail = embed._live_workers(),
@@ -82,32 +90,42 @@ begin
             null;
         end;
     end if;
-    open memo scroll for select result;
+    open memo scroll for select embedding, terms, shares;
     perform set_config('embed.' || memo, mark, true);
-    return result;
 end
 $$;
 
--- The newest fingerprint of a model is the active one: what a worker that starts now would make.
-create or replace function embed._cached_vector(question text, model text, role text) returns @extschema:vector@.vector
+create or replace function embed._vector(question text, model text, role text) returns @extschema:vector@.vector
+language plpgsql stable cost 1000
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select a.embedding from embed._answer(question, model, role) as a);
+end
+$$;
+
+-- The newest fingerprint of a model is the active one: what a worker that starts now would make. By
+-- its time, since the numbers are made from digests and have no order.
+create or replace function embed._cached_answer(
+    question text, model text, role text,
+    out embedding @extschema:vector@.vector, out terms integer[], out shares real[]
+)
 language plpgsql stable
 as $$
 begin
     if role <> 'query' then
-        return null;
+        return;
     end if;
-    return (
-        select c.embedding
-        from embed.question_cache c
-        where c.fingerprint = (
-            select f.id
-            from embed.fingerprint f
-            where f.model = _cached_vector.model
-            order by f.id desc
-            limit 1
-        )
-        and c.hash = embed.text_hash(question)
-    );
+    select c.embedding, c.terms, c.shares into embedding, terms, shares
+    from embed.question_cache c
+    where c.fingerprint = (
+        select f.id
+        from embed.fingerprint f
+        where f.model = _cached_answer.model
+        order by f.created_at desc, f.id
+        limit 1
+    )
+    and c.hash = embed.text_hash(question);
 end
 $$;
 
@@ -200,21 +218,38 @@ $$;
 comment on function embed.query(text, text) is
     'The vector of a question, computed by a running worker: order by embedding <=> embed.query(''…'') limit 10. The setting embed.query_timeout bounds the wait (5s).';
 
--- Leaves a request for the workers. Returns the vector at once where one is known by now: the
+-- What embed.search asks for: the vector and what there is of words.
+create or replace function embed._question(
+    question text, model text,
+    out embedding @extschema:vector@.vector, out terms integer[], out shares real[]
+)
+language plpgsql stable security definer cost 1000
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    select a.embedding, a.terms, a.shares into embedding, terms, shares
+    from embed._answer(question, model, 'query') as a;
+end
+$$;
+
+-- Leaves a request for the workers. Returns the answer at once where one is known by now: the
 -- caller's snapshot may be older than the cache. The same id may be left twice, after a connection
 -- was lost on the way.
 --
 -- No COMMIT in these two: PostgreSQL forbids it in SECURITY DEFINER, and a statement sent over the
 -- loopback commits by itself.
-create or replace function embed.ask(id uuid, model text, question text, role text) returns @extschema:vector@.vector
+create or replace function embed.ask(
+    id uuid, model text, question text, role text,
+    out embedding @extschema:vector@.vector, out terms integer[], out shares real[]
+)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    result @extschema:vector@.vector := embed._cached_vector(question, model, role);
 begin
-    if result is not null then
-        return result;
+    select c.embedding, c.terms, c.shares into embedding, terms, shares
+    from embed._cached_answer(question, model, role) as c;
+    if embedding is not null then
+        return;
     end if;
     if length(question) > 100000 then
         raise exception 'the question has % characters; expected at most 100000', length(question)
@@ -224,7 +259,6 @@ begin
     values (ask.id, ask.model, ask.question, ask.role)
     on conflict on constraint question_pkey do nothing;
     perform pg_notify('embed_question', '');
-    return null;
 end
 $$;
 
@@ -238,7 +272,7 @@ comment on function embed.ask(uuid, text, text, text) is
 -- own and so has a new snapshot under READ COMMITTED. The pause grows with the wait: an answer is
 -- at most a millisecond or a twentieth late, and fifty waiting sessions do not eat a processor.
 create or replace function embed.await(id uuid, patience interval, withdraw boolean default true)
-returns table (embedding @extschema:vector@.vector, error text)
+returns table (embedding @extschema:vector@.vector, terms integer[], shares real[], error text)
 language plpgsql security definer rows 1
 set search_path = pg_catalog, pg_temp
 as $$
@@ -251,7 +285,7 @@ begin
         return query
         delete from embed.question q
         where q.id = await.id and (q.embedding is not null or q.error is not null)
-        returning q.embedding, q.error;
+        returning q.embedding, q.terms, q.shares, q.error;
         if found then
             return;
         end if;
@@ -272,8 +306,9 @@ comment on function embed.await(uuid, interval, boolean) is
 grant usage on schema embed to public;
 
 revoke execute on function
+    embed._answer(text, text, text),
     embed._vector(text, text, text),
-    embed._cached_vector(text, text, text),
+    embed._cached_answer(text, text, text),
     embed._query_timeout(),
     embed._require_loopback(),
     embed._live_workers(),

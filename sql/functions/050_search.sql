@@ -107,15 +107,19 @@ end
 $$;
 
 -- How to search a source, as statements for the caller to run:
---   by_index   the nearest passages through HNSW, best one of each row; null where there is no index
+--   by_index   the nearest passages through HNSW; null where there is no index
 --   by_scan    the same by comparing all, with ties in the order of the key
---              both: $1 question, $2 passages to look at, $3 rows wanted, $4 key to leave out
+--              both: $1 question, $2 passages to look at, $3 rows wanted, $4 key to leave out, $5 of
+--              each row so many passages
 --   hits       the rows of what was found: $1 places, $2 distances, $3 rows wanted
+--   rescored   the same ranked by words, too: $4 idf of the question's terms, $5 the highest BM25,
+--              $6 shares of the scripts in the question, $7 weight
 --   of_row     the mean of a row's own vectors, and whether the row has text: $1 key
 create or replace function embed._search_plan(
     row_type regtype, name text, k integer, leave_out boolean,
+    out source integer, out lexical real,
     out relation text, out vectors regclass, out model text, out dimensions integer, out depth integer,
-    out by_index text, out by_scan text, out hits text, out of_row text,
+    out by_index text, out by_scan text, out hits text, out rescored text, out of_row text,
     out key_names text[], out key_types text[]
 )
 language plpgsql stable security definer
@@ -131,6 +135,7 @@ declare
     of_keys record;
     distance text;
     template text;
+    found_rows text;
 begin
     s := embed._find_source(row_type, name);
     if k is null or k not between 1 and 1000 then
@@ -143,6 +148,8 @@ begin
         raise exception 'no worker has embedded % yet', s.relation
             using errcode = 'EW001', hint = 'Start a worker: embedworker run. The view embed.status shows how far it is.';
     end if;
+    source := s.id;
+    lexical := s.lexical;
     relation := s.relation::text;
     vectors := s.vectors;
     model := coalesce(s.model, embed.default_model());
@@ -185,22 +192,26 @@ begin
     where v.fingerprint operator(pg_catalog.=) %10$s%11$s
     order by %%s
     limit $2
-), best as (
-    select distinct on (%12$s) *
+), passage as (
+    select
+        *,
+        pg_catalog.row_number() over of_row as nth,
+        pg_catalog.first_value(distance) over of_row as nearest
     from candidate
     where distance operator(pg_catalog.<>) 'NaN'
-    order by %12$s, distance, chunk
-), nearest as (
-    select *
-    from best
-    order by distance, %12$s
-    limit $3
+    window of_row as (partition by %12$s order by distance, chunk)
+), ranked as (
+    select *, pg_catalog.dense_rank() over (order by nearest, %12$s) as rank
+    from passage
+    where nth operator(pg_catalog.<=) $5
 )
 select
     (select pg_catalog.count(*) from candidate),
-    pg_catalog.array_agg(place order by distance, %12$s),
-    pg_catalog.array_agg(distance order by distance, %12$s)
-from nearest$q$,
+    pg_catalog.max(rank),
+    pg_catalog.array_agg(place order by rank, nth),
+    pg_catalog.array_agg(distance order by rank, nth)
+from ranked
+where rank operator(pg_catalog.<=) $3$q$,
         of_keys.of_vectors, distance, s.vectors, of_keys.of_rows,
         case when s.into_column is null then ''
             else format(', %s.%I as embedding', class.alias, embed._column_name(s.relation, s.into_attnum)) end,
@@ -227,33 +238,73 @@ from nearest$q$,
         by_index := format(template, distance);
     end if;
 
-    -- Rescoring by words belongs into scored, which has the passage of every hit at hand.
-    hits := format(
-        $q$with hit as (
-    select %1$s, v.passage_start, v.passage_end, 1 operator(pg_catalog.-) found.distance as similarity
-    from unnest($1, $2) as found (place, distance)
-    join %2$s v on v.ctid operator(pg_catalog.=) found.place
-), scored as (
-    select *, similarity as score
-    from hit
-    order by score desc, %3$s
-    limit $3
-)
-select
-    (%4$s.*)::%5$s,
+    found_rows := format(
+        $q$select
+    (%1$s.*)::%2$s,
     hit.score::pg_catalog.float4,
     hit.similarity::pg_catalog.float4,
-    pg_catalog.substr(%6$s, hit.passage_start operator(pg_catalog.+) 1, hit.passage_end operator(pg_catalog.-) hit.passage_start),
+    hit.bm25::pg_catalog.float4,
+    pg_catalog.substr(%3$s, hit.passage_start operator(pg_catalog.+) 1, hit.passage_end operator(pg_catalog.-) hit.passage_start),
     hit.passage_start,
     hit.passage_end
 from scored as hit
-join %7$s%5$s on %8$s
-order by hit.score desc, %9$s$q$,
-        of_keys.of_vectors, s.vectors, of_keys.list, class.alias, class.full_name,
+join %4$s%2$s on %5$s
+order by hit.score desc, %6$s$q$,
+        class.alias, class.full_name,
         embed._text_sql(s, (select c.relname from pg_class c where c.oid = s.relation)),
         class.only_it, of_keys.row_is_hit,
         'hit.' || replace(of_keys.list, ', ', ', hit.')
     );
+    hits := format(
+        $q$with scored as (
+    select
+        %1$s, v.passage_start, v.passage_end,
+        1 operator(pg_catalog.-) found.distance as similarity,
+        1 operator(pg_catalog.-) found.distance as score,
+        null::pg_catalog.float8 as bm25
+    from unnest($1, $2) as found (place, distance)
+    join %2$s v on v.ctid operator(pg_catalog.=) found.place
+    order by score desc, %3$s
+    limit $3
+)
+$q$,
+        of_keys.of_vectors, s.vectors, of_keys.list
+    ) || found_rows;
+    -- A passage in another script than the question's shares no term with it, however well it answers:
+    -- as far as the scripts differ, it gets what the others have on average. (Left at 0, the right
+    -- English article fell from the first place to the eighth behind Korean ones.)
+    rescored := format(
+        $q$with hit as materialized (
+    select
+        %1$s, v.chunk, v.passage_start, v.passage_end,
+        1 operator(pg_catalog.-) found.distance as similarity,
+        coalesce((v.terms operator(@extschema:vector@.<#>) $4) operator(pg_catalog./) (operator(pg_catalog.-) $5), 0) as words,
+        coalesce(operator(pg_catalog.-) (v.terms operator(@extschema:vector@.<#>) $6), 0) as same
+    from unnest($1, $2) as found (place, distance)
+    join %2$s v on v.ctid operator(pg_catalog.=) found.place
+), neutral as materialized (
+    select coalesce(
+        pg_catalog.sum(words operator(pg_catalog.*) same) operator(pg_catalog./) nullif(pg_catalog.sum(same), 0), 0
+    ) as words
+    from hit
+), passage as (
+    select
+        hit.*,
+        hit.words operator(pg_catalog.+) (greatest(0, 1 operator(pg_catalog.-) hit.same) operator(pg_catalog.*) neutral.words) as bm25
+    from hit, neutral
+), best as (
+    select distinct on (%3$s) *, similarity operator(pg_catalog.+) ($7 operator(pg_catalog.*) bm25) as score
+    from passage
+    order by %3$s, score desc, chunk
+), scored as (
+    select *
+    from best
+    order by score desc, %3$s
+    limit $3
+)
+$q$,
+        of_keys.of_vectors, s.vectors, of_keys.list
+    ) || found_rows;
 
     if leave_out then
         of_row := format(
@@ -308,69 +359,151 @@ $$;
 
 -- Runs the statements of a plan. With an index that stops early (hnsw.max_scan_tuples, under a filter
 -- or policy that few rows pass) and too few rows, all vectors are compared: k rows were asked for.
+--
+-- Ranked by words, too, with weight, the rows come from the RESCORED nearest passages, of a row all that
+-- are among them. The question's part: idf of its terms, the highest BM25, shares of its scripts.
 create or replace function embed._search_rows(
-    source anyelement, question @extschema:vector@.vector, k integer, vectors regclass, depth integer,
-    by_index text, by_scan text, hits text, leave_out text[]
+    source anyelement, question @extschema:vector@.vector, k integer, plan record, leave_out text[] default null,
+    weight double precision default 0, idf @extschema:vector@.sparsevec default null, highest double precision default null,
+    scripts @extschema:vector@.sparsevec default null
 ) returns table (
-    "row" anyelement, score real, similarity real, passage text, passage_start integer, passage_end integer
+    "row" anyelement, score real, similarity real, bm25 real, passage text, passage_start integer, passage_end integer
 )
 language plpgsql stable
 set hnsw.iterative_scan = strict_order
 set hnsw.ef_search = 100
 as $$
 declare
-    statement text := coalesce(by_index, by_scan);
-    look_at bigint := depth;
+    rescored constant boolean := weight > 0;
+    wanted constant integer := case when rescored then greatest(k, 50) else k end;
+    statement text := coalesce(plan.by_index, plan.by_scan);
+    look_at bigint := case when rescored then greatest(plan.depth, 2 * wanted) else plan.depth end;
     seen bigint;
+    rows_found bigint;
     places tid[];
     distances double precision[];
 begin
-    if not pg_catalog.has_table_privilege(vectors, 'select') then
-        raise exception 'permission denied for table %', vectors
+    if not pg_catalog.has_table_privilege(plan.vectors, 'select') then
+        raise exception 'permission denied for table %', plan.vectors
             using errcode = 'insufficient_privilege',
-            detail = 'Whoever searches a table needs to read its vectors, too.',
-            hint = pg_catalog.format('As the owner: grant select on %s to %I.', vectors, current_user);
+            detail = 'Everybody may read the vectors of rows whose text he may read, but here it was revoked.',
+            hint = pg_catalog.format('As the owner: grant select on %s to public.', plan.vectors);
     end if;
     loop
-        execute statement into seen, places, distances using question, look_at, k, leave_out;
-        exit when pg_catalog.cardinality(places) = k;
+        execute statement into seen, rows_found, places, distances
+        using question, look_at, wanted, leave_out, case when rescored then wanted else 1 end;
+        exit when rows_found >= k;
         if seen = look_at then
             look_at := look_at * 8;
-        elsif statement is distinct from by_scan then
-            statement := by_scan;
+        elsif statement is distinct from plan.by_scan then
+            statement := plan.by_scan;
         else
             exit;
         end if;
     end loop;
-    return query execute hits using places, distances, k;
+    if rescored then
+        return query execute plan.rescored using places, distances, k, idf, highest, scripts, weight;
+    else
+        return query execute plan.hits using places, distances, k;
+    end if;
 end
 $$;
 
-create or replace function embed.search(source anyelement, question text, k integer default 10, name text default null)
-returns table (
-    "row" anyelement, score real, similarity real, passage text, passage_start integer, passage_end integer
+-- Which sources' text columns the caller may read. The list itself is nobody's secret; the rights are
+-- looked up as the caller.
+create or replace function embed._text_columns(out source integer, out relation oid, out attnum smallint) returns setof record
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select s.id, s.relation, c.attnum
+    from embed.source s, unnest(s.column_attnums) as c (attnum);
+end;
+
+create or replace function embed._readable_sources() returns integer[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+return array(
+    select c.source
+    from embed._text_columns() as c
+    group by c.source
+    having bool_and(coalesce(has_column_privilege(c.relation, c.attnum, 'select'), false))
+);
+
+-- How often a word occurs in a table tells something of its texts.
+alter table embed.lexical_state enable row level security;
+alter table embed.lexical_term enable row level security;
+create policy reader on embed.lexical_state for select using (source = any ((select embed._readable_sources())::integer[]));
+create policy reader on embed.lexical_term for select using (source = any ((select embed._readable_sources())::integer[]));
+grant select on embed.lexical_state, embed.lexical_term to public;
+
+-- The question's part in BM25: what each of its terms weighs, and the most that a passage can have,
+-- one that is full of every term. Read with the caller's rights; a policy shows the statistics of
+-- tables that the caller may read.
+create or replace function embed._idf(
+    source integer, terms integer[],
+    out idf @extschema:vector@.sparsevec, out highest double precision
+)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    total real;
+    counted bigint;
+begin
+    select t.passages, t.version into total, counted from embed.lexical_state t where t.source = _idf.source;
+    select
+        ('{' || coalesce(string_agg(w.term || ':' || w.idf, ',' order by w.term), '') || '}/16777216')::@extschema:vector@.sparsevec,
+        -- 2.2 is k1 + 1, the limit of a term's weight as it becomes more frequent.
+        coalesce(sum(w.idf) * 2.2, 0)
+    into idf, highest
+    from (
+        select q.term, ln(1 + (coalesce(total, 0) - coalesce(t.frequency, 0) + 0.5) / (coalesce(t.frequency, 0) + 0.5)) as idf
+        from unnest(terms) as q (term)
+        left join embed.lexical_term t on t.source = _idf.source and t.version = counted and t.term = q.term
+    ) as w;
+end
+$$;
+
+create or replace function embed.search(
+    source anyelement, question text, k integer default 10, name text default null, lexical double precision default null
+) returns table (
+    "row" anyelement, score real, similarity real, bm25 real, passage text, passage_start integer, passage_end integer
 )
 language plpgsql stable
 as $$
 declare
     plan record;
-    asked @extschema:vector@.vector;
+    asked record;
+    words record;
+    weight double precision;
+    scripts @extschema:vector@.sparsevec;
 begin
     plan := embed._search_plan(pg_catalog.pg_typeof(source), name, k, false);
-    asked := embed.query(question, plan.model);
-    perform embed._check_question(asked, plan.dimensions, plan.relation);
-    return query
-    select *
-    from embed._search_rows(source, asked, k, plan.vectors, plan.depth, plan.by_index, plan.by_scan, plan.hits, null);
+    weight := coalesce(lexical, plan.lexical);
+    if not weight between 0 and 1000 then
+        raise exception 'lexical is %, expected a weight of 0 or more', lexical
+            using errcode = 'EW003', hint = '0 ranks by meaning alone; 0.2 is the default.';
+    end if;
+    asked := embed._question(question, plan.model);
+    perform embed._check_question(asked.embedding, plan.dimensions, plan.relation);
+    if weight > 0 and pg_catalog.cardinality(asked.terms) > 0 then
+        words := embed._idf(plan.source, asked.terms);
+        scripts := pg_catalog.format('{1:%s,2:%s}/16777216', asked.shares[1], asked.shares[2]);
+        return query
+        select *
+        from embed._search_rows(source, asked.embedding, k, plan, null, weight, words.idf, words.highest, scripts);
+    else
+        return query select * from embed._search_rows(source, asked.embedding, k, plan);
+    end if;
 end
 $$;
 
-comment on function embed.search(anyelement, text, integer, text) is
-    'The k rows of a table nearest in meaning to a question, with the best passage of each: select (s."row").* from embed.search(null::article, ''question'', k => 10) s. score orders the rows of one search and says nothing by itself.';
+comment on function embed.search(anyelement, text, integer, text, double precision) is
+    'The k rows of a table nearest in meaning to a question, with the best passage of each: select (s."row").* from embed.search(null::article, ''question'', k => 10) s. score, by which they are ranked, is similarity (cosine) + lexical × bm25 (0 to 1: how much of the question''s words is there); lexical => 0 ranks by meaning alone. score orders the rows of one search and says nothing by itself.';
 
 create or replace function embed.search(source anyelement, question @extschema:vector@.vector, k integer default 10, name text default null)
 returns table (
-    "row" anyelement, score real, similarity real, passage text, passage_start integer, passage_end integer
+    "row" anyelement, score real, similarity real, bm25 real, passage text, passage_start integer, passage_end integer
 )
 language plpgsql stable
 as $$
@@ -379,11 +512,28 @@ declare
 begin
     plan := embed._search_plan(pg_catalog.pg_typeof(source), name, k, false);
     perform embed._check_question(question, plan.dimensions, plan.relation);
-    return query
-    select *
-    from embed._search_rows(source, question, k, plan.vectors, plan.depth, plan.by_index, plan.by_scan, plan.hits, null);
+    return query select * from embed._search_rows(source, question, k, plan);
 end
 $$;
 
 comment on function embed.search(anyelement, @extschema:vector@.vector, integer, text) is
     'The k rows of a table nearest to a vector that the table''s model made.';
+
+create or replace function embed.set_lexical(relation regclass, weight double precision, name text default null) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if weight is null or not weight between 0 and 1000 then
+        raise exception 'the weight is %, expected 0 or more', coalesce(weight::text, 'null')
+            using errcode = 'EW003', hint = '0 ranks by meaning alone; 0.2 is the default.';
+    end if;
+    perform embed._sources(relation, name);
+    update embed.source s
+    set lexical = weight
+    where s.relation = set_lexical.relation and (set_lexical.name is null or s.name = set_lexical.name);
+end
+$$;
+
+comment on function embed.set_lexical(regclass, double precision, text) is
+    'How much the words of a question count in the searches of a table that say nothing of it, beside its meaning; 0 is not at all, 0.2 the default.';

@@ -70,8 +70,8 @@ begin
                 else 'Compare it with others once its text columns hold something.' end;
     end if;
     return query
-    select *
-    from embed._search_rows(source, own, k, plan.vectors, plan.depth, plan.by_index, plan.by_scan, plan.hits, given);
+    select s."row", s.score, s.similarity, s.passage, s.passage_start, s.passage_end
+    from embed._search_rows(source, own, k, plan, given) as s;
 end
 $$;
 

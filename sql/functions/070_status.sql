@@ -25,12 +25,14 @@ comment on view embed.worker is 'Workers that are alive now.';
 --   dead      of these, given up after the last attempt
 --   stale     of the others, have a vector that is of another fingerprint or of an older text
 --   removing  vectors whose row is gone or has no text left
+--   truncated rows of which a part was too long for the model's window and is not in a vector
+--   split     rows in several passages
 -- Whether there is text is asked only of rows without a good vector: reading every text of a
 -- large table takes long, and a worker found text where it made a vector.
 create or replace function embed._count(
     source embed.source, fingerprint integer,
     out rows bigint, out embedded bigint, out stale bigint, out dead bigint, out removing bigint,
-    out rows_per_second real, out oldest timestamptz
+    out truncated bigint, out split bigint, out rows_per_second real, out oldest timestamptz
 )
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -45,7 +47,8 @@ begin
         string_agg(format('v.%s %s s.%s', x.vector_name, x.equal, x.row_name), ' and ' order by x.place) as vector_is_row,
         string_agg(format('q.%s %s s.%s', x.queue_name, x.equal, x.row_name), ' and ' order by x.place) as queue_is_row,
         string_agg(format('i.%s %s s.%s', x.queue_name, x.equal, x.row_name), ' and ' order by x.place) as inbox_is_row,
-        string_agg(x.queue_name, ', ' order by x.place) as list
+        string_agg(x.queue_name, ', ' order by x.place) as list,
+        string_agg('v.' || x.vector_name, ', ' order by x.place) as vector_list
     into keys
     from embed._keys(source) as x;
     execute format(
@@ -85,6 +88,13 @@ begin
         embed._rows_sql(source), keys.vector_is_row, source.vectors
     ) into orphans, recent, since;
     removing := removing + orphans;
+    execute format(
+        $q$select count(distinct (%1$s)) filter (where v.truncated), count(*) filter (where v.chunk = 1)
+        from %2$s v
+        where (v.truncated or v.chunk = 1)
+        and exists (select from %3$s s where %4$s)$q$,
+        keys.vector_list, source.vectors, embed._rows_sql(source), keys.vector_is_row
+    ) into truncated, split;
     -- Rows of the last minute; of a run that began within it, of the time since, at least a second.
     rows_per_second := recent / greatest(extract(epoch from clock_timestamp() - since), 1);
     rows_per_second := coalesce(rows_per_second, 0);
@@ -124,7 +134,7 @@ create or replace function embed._status() returns table (
     source regclass, name text, model text, state text, coverage real,
     rows bigint, embedded bigint, pending bigint, stale bigint, dead bigint, removing bigint,
     oldest_wait interval, rows_per_second real, eta interval,
-    truncated bigint, paused boolean, index_state text, error text
+    truncated bigint, split bigint, paused boolean, index_state text, error text
 )
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -141,7 +151,6 @@ begin
         name := s.name;
         model := coalesce(s.model, embed.default_model());
         paused := s.paused;
-        truncated := coalesce(t.truncated, 0);
         error := t.error;
         index_state := 'none';
         rows := null;
@@ -150,6 +159,8 @@ begin
         stale := null;
         dead := null;
         removing := null;
+        truncated := null;
+        split := null;
         coverage := 0;
         oldest_wait := null;
         rows_per_second := 0;
@@ -163,6 +174,8 @@ begin
             stale := n.stale;
             dead := n.dead;
             removing := n.removing;
+            truncated := n.truncated;
+            split := n.split;
             pending := rows - embedded - dead;
             -- Cut, not rounded: 1 is said only of a table that is whole.
             coverage := case rows when 0 then 1 else trunc(embedded::numeric / rows, 4) end;
@@ -200,6 +213,7 @@ comment on column embed.status.stale is
 comment on column embed.status.removing is
     'Vectors whose row was deleted or emptied and that a worker has yet to remove; search does not show them.';
 comment on column embed.status.truncated is 'Rows of which a part was too long for the model and was not embedded.';
+comment on column embed.status.split is 'Rows whose text was longer than the model''s window and is embedded in several passages.';
 comment on column embed.status.index_state is 'none (all vectors are compared), building, valid, or invalid (drop it; a worker builds it anew).';
 
 create or replace function embed._failures() returns table (

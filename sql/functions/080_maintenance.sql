@@ -107,7 +107,7 @@ begin
                 full join embed.queue_%12$s q on %13$s
             ), put as (
                 insert into embed.inbox_%12$s (%14$s, priority)
-                select %15$s, 2
+                select %15$s, 20
                 from found f
                 where f.fault is not null and not f.waits
                 and not exists (select from embed.inbox_%12$s i where %16$s)

@@ -75,7 +75,7 @@ select pg_catalog.count(*) from embed.worker where 'passages' = any (lanes);
 -- Every source and how far it is.
 select
     source::text, name, model, state, coverage::text, rows, embedded, pending, stale, dead, removing,
-    oldest_wait, rows_per_second, eta, truncated, paused, index_state, error
+    oldest_wait, rows_per_second, eta, truncated, split, paused, index_state, error
 from embed.status;
 
 -- cli_failures
@@ -109,17 +109,17 @@ where c.oid = %(table)s::text::regclass;
 
 -- search_text
 -- The rows of a table nearest in meaning to a question.
-select s.score, s.similarity, s.passage, pg_catalog.to_jsonb(s."row") as found
-from embed.search(null::{relation}, %(question)s, k => %(k)s, name => %(name)s) as s;
+select s.score, s.similarity, s.bm25, s.passage, pg_catalog.to_jsonb(s."row") as found
+from embed.search(null::{relation}, %(question)s, k => %(k)s, name => %(name)s, lexical => %(lexical)s) as s;
 
 -- search_vector
 -- The rows of a table nearest to a vector.
-select s.score, s.similarity, s.passage, pg_catalog.to_jsonb(s."row") as found
+select s.score, s.similarity, s.bm25, s.passage, pg_catalog.to_jsonb(s."row") as found
 from embed.search(null::{relation}, %(question)b, k => %(k)s, name => %(name)s) as s;
 
 -- search_ask
 -- Leave a question for the workers; its vector at once where it is known already.
-select embed.ask(%(id)s, %(model)s, %(question)s, 'query');
+select a.embedding from embed.ask(%(id)s, %(model)s, %(question)s, 'query') as a;
 
 -- search_await
 -- Wait for the answer to a question that was left.

@@ -1,6 +1,6 @@
 -- demo_lock
 -- One demonstration at a time in a database; goes with the session.
-select pg_catalog.pg_try_advisory_lock(1701667428, 4);
+select pg_catalog.pg_try_advisory_lock(1701667428, 20);
 
 -- demo_state
 -- What is in the database already: our schema, and whether the names of the demonstration are taken.

@@ -24,18 +24,20 @@ with unhurried as materialized (
     select pg_catalog.set_config('synchronous_commit', 'off', true)
 ),
 answer as materialized (
-    select a.id, a.hash, a.embedding
-    from unhurried, unnest(%(ids)s::uuid[], %(hashes)s::bytea[], %(vectors)b) as a (id, hash, embedding)
+    -- Arrays of unequal length, which an array of arrays cannot hold, travel as text.
+    select a.id, a.hash, a.embedding, a.terms::integer[] as terms, a.shares::real[] as shares
+    from unhurried, unnest(%(ids)s::uuid[], %(hashes)s::bytea[], %(vectors)b, %(terms)s::text[], %(shares)s::text[])
+        as a (id, hash, embedding, terms, shares)
 ),
 kept as (
-    insert into embed.question_cache (fingerprint, hash, embedding)
-    select %(fingerprint)s, a.hash, a.embedding
+    insert into embed.question_cache (fingerprint, hash, embedding, terms, shares)
+    select %(fingerprint)s, a.hash, a.embedding, a.terms, a.shares
     from answer a
     where %(keep)s
     on conflict on constraint question_cache_pkey do nothing
 )
 update embed.question q
-set embedding = a.embedding
+set embedding = a.embedding, terms = a.terms, shares = a.shares
 from answer a
 where q.id = a.id
 and q.claimed_by = %(worker)s

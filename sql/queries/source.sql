@@ -32,10 +32,18 @@ order by s.id;
 select embed._refresh(%(source)s);
 
 -- source_error
--- Remember, or forget, what stops a source; written only when it changes.
-update embed.source_state
+-- Remember, or forget, what stops a source; written only when it changes, and not while somebody
+-- disables the source in an open transaction.
+with free as (
+    select t.source
+    from embed.source_state t
+    where t.source = %(source)s and t.error is distinct from %(error)s::text
+    for no key update skip locked
+)
+update embed.source_state t
 set error = %(error)s, error_at = case when %(error)s::text is null then null else now() end
-where source = %(source)s and error is distinct from %(error)s::text;
+from free
+where t.source = free.source;
 
 -- source_fingerprint
 -- Make the fingerprint of a loaded model the active one of a source; says whether it was another.
@@ -53,14 +61,17 @@ update embed.source_state set index_state = %(index_state)s where source = %(sou
 -- Ask for a sweep.
 insert into embed.sweep_request (source, reason) values (%(source)s, %(reason)s);
 
--- source_truncated
--- Count rows whose text did not fit the model's window.
-update embed.source_state set truncated = truncated + %(count)s where source = %(source)s;
-
 -- fingerprint_register
--- The number of a fingerprint; the notes are those of the latest worker.
-insert into embed.fingerprint (digest, model, revision, query_prefix, passage_prefix, pooling, dimensions, max_tokens, notes)
-values (%(digest)s, %(model)s, %(revision)s, %(query_prefix)s, %(passage_prefix)s, %(pooling)s, %(dimensions)s, %(max_tokens)s, %(notes)s)
+-- The number of a fingerprint; the notes are those of the latest worker. It is made from the digest:
+-- vectors outlive this schema (dropped and migrated anew, or adopted by another database), and a
+-- number from a sequence would then stand for another model. One after the other: of two keys, on
+-- conflict minds but one.
+insert into embed.fingerprint (id, digest, model, revision, query_prefix, passage_prefix, pooling, dimensions, max_tokens, notes)
+overriding system value
+select
+    ('x' || left(encode(sha256(convert_to(%(digest)s, 'UTF8')), 'hex'), 8))::bit(32)::integer & 2147483647,
+    %(digest)s, %(model)s, %(revision)s, %(query_prefix)s, %(passage_prefix)s, %(pooling)s, %(dimensions)s, %(max_tokens)s, %(notes)s
+from (select pg_advisory_xact_lock(1701667428, 4)) as turn
 on conflict (digest) do update set notes = excluded.notes
 returning id;
 

@@ -99,8 +99,7 @@ create table embed.source_state (
     error text,
     error_at timestamptz,
     structure text,
-    index_state text,
-    truncated bigint not null default 0
+    index_state text
 );
 
 comment on column embed.source_state.fingerprint is
@@ -119,6 +118,30 @@ create table embed.worker_session (
     embedded bigint not null default 0,
     rows_per_second real not null default 0
 );
+
+-- How often terms occur in the passages of a source, see worker/model/lexical.py. Written anew as
+-- another version; lexical_state says which one counts.
+create table embed.lexical_state (
+    source integer primary key references embed.source (id) on delete cascade,
+    version bigint not null,
+    passages real not null,
+    average_length real not null,
+    counted_at timestamptz not null default now()
+);
+
+comment on column embed.lexical_state.average_length is 'Terms of a passage.';
+
+-- No reference to source: each row would be checked. term is a place in the vectors, from 1.
+create table embed.lexical_term (
+    source integer not null,
+    version bigint not null,
+    term integer not null,
+    frequency real not null,
+    primary key (source, version, term)
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 50000);
+
+comment on column embed.lexical_term.frequency is
+    'Passages that have the term; scaled, where a sample was counted.';
 
 comment on table embed.worker_session is
     'Workers that registered. The view embed.worker shows those that are alive.';
@@ -156,17 +179,24 @@ create unlogged table embed.question (
     due timestamptz not null default clock_timestamp(),
     claimed_by integer,
     embedding @extschema:vector@.vector,
+    terms integer[],
+    shares real[],
     error text
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 -- Serves the claim of unanswered questions.
 create index question_due on embed.question (due) where embedding is null and error is null;
 
+comment on column embed.question.terms is
+    'The answer''s other part: the places of the question''s terms, and the shares of the scripts.';
+
 -- Vectors of recent questions, by what made them and a hash of the text: the text itself is not kept.
 create table embed.question_cache (
     fingerprint integer not null references embed.fingerprint (id) on delete cascade,
     hash bytea not null,
     embedding @extschema:vector@.vector not null,
+    terms integer[] not null,
+    shares real[] not null,
     cached_at timestamptz not null default now(),
     primary key (fingerprint, hash)
 );

@@ -106,6 +106,8 @@ begin
 declare
     n embed.inbox_%1$s%%rowtype;
     o embed.inbox_%1$s%%rowtype;
+    new_row alias for new;
+    old_row alias for old;
     moved boolean := false;
     wanted boolean := true;
 begin
@@ -322,7 +324,7 @@ begin
         where p.pronamespace = 'embed'::regnamespace
         and p.proname in (
             select format('source_%s_%s', source, verb)
-            from unnest(array['insert', 'update', 'delete', 'truncate', 'row', 'visible']) as verb
+            from unnest(array['insert', 'update', 'delete', 'truncate', 'row', 'open', 'visible']) as verb
         )
     loop
         -- What depends on them goes with them: triggers, and the policy of the vectors.

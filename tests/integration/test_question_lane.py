@@ -10,7 +10,6 @@ from fix_questions import (
 
 from worker.database.statements import statement
 from worker.errors import ModelError
-from worker.model.testing import hash_vector
 from worker.queue.source import Connection
 from worker.service.questions import QuestionLane
 
@@ -63,35 +62,28 @@ def test_error_that_is_not_ours_tells_no_more_than_its_kind(owner: Connection) -
     )
 
 
-def test_question_of_a_dead_worker_is_answered_by_another(
+def test_question_of_a_slow_worker_goes_to_another(
     testing_database: str, owner: Connection
 ) -> None:
     runner = QuestionRunner(testing_database)
     leave(owner, "x")
 
-    def claim(worker: int) -> list[Any]:
+    def claim(worker: int) -> int:
         chosen = {"limit": 8, "lease": 60, "worker": worker}
-        return owner.execute(statement("questions_claim"), chosen).fetchall()
+        return owner.execute(statement("questions_claim"), chosen).rowcount
 
-    def answer(worker: int) -> int:
-        given = {
-            "ids": [claimed[0][0]],
-            "hashes": [b"0" * 16],
-            "vectors": [hash_vector("late")],
-            "fingerprint": 1,
-            "keep": False,
-            "worker": worker,
-        }
-        return owner.execute(statement("questions_answer"), given).rowcount
+    def load_slowly(connection: Connection, name: str) -> Any:
+        assert claim(2) == 0, "the lease still runs"
+        owner.execute("update embed.question set due = clock_timestamp()")
+        assert claim(2) == 1
+        return runner.load(connection, name)
 
-    claimed = claim(1)
-    assert len(claimed) == 1
-    assert QuestionLane(runner.load).answer_once(owner, 2) == 0, "the lease still runs"
+    assert QuestionLane(load_slowly).answer_once(owner, 1) == 1
+    answered = "select embedding is not null from embed.question"
+    assert owner.execute(answered).fetchone() == (False,), "it came too late"
     owner.execute("update embed.question set due = clock_timestamp()")
-    assert len(claim(2)) == 1
-    assert answer(1) == 0, "it came back, too late"
-    assert answer(2) == 1
-    assert answer(2) == 0
+    assert QuestionLane(runner.load).answer_once(owner, 2) == 1
+    assert owner.execute(answered).fetchone() == (True,)
 
 
 def test_requests_of_lost_askers_are_deleted(testing_database: str, owner: Connection) -> None:

@@ -1,15 +1,13 @@
 """embed.search, embed.similar and embed.similarity, through the SQL that users write."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 import numpy as np
 import psycopg
 import pytest
-from fix_vectors import VectorWriter, word_vector
-from psycopg import errors, sql
+from fix_vectors import VectorWriter, role, word_vector
+from psycopg import errors
 
 Connection = psycopg.Connection[Any]
 
@@ -46,36 +44,20 @@ def found(
     ]
 
 
-@contextmanager
-def role(connection: Connection, *grants: str) -> Iterator[str]:
-    """An ordinary role with the given rights, as which the block runs."""
-    name = f"app_{connection.info.dbname}"
-    connection.execute(sql.SQL("create role {}").format(sql.Identifier(name)))
-    try:
-        for grant in grants:
-            connection.execute(f"grant {grant} to {name}".encode())
-        connection.execute(sql.SQL("set role {}").format(sql.Identifier(name)))
-        yield name
-    finally:
-        connection.execute("reset role")
-        connection.execute(sql.SQL("drop owned by {}").format(sql.Identifier(name)))
-        connection.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
-
-
 def test_a_text_question_returns_typed_rows_with_scores_and_passages(
     article: Connection, vectors: VectorWriter
 ) -> None:
     vectors.know("apple pie")
     rows = article.execute(
         """
-        select (s."row").*, s.score, s.similarity, s.passage, s.passage_start, s.passage_end
-        from embed.search(null::article, 'apple pie', k => 2) s
+        select (s."row").*, s.score, s.similarity, s.passage, s.passage_start, s.passage_end, s.bm25
+        from embed.search(null::article, 'apple pie', k => 2, lexical => 0) s
         """
     ).fetchall()
     wanted = float(word_vector("apple pie") @ word_vector(ARTICLES[1]))
     assert [row[:2] for row in rows] == [(1, ARTICLES[1]), (4, ARTICLES[4])]
     assert rows[0][2] == pytest.approx(wanted, abs=1e-5)
-    assert rows[0][2:] == (rows[0][3], rows[0][3], ARTICLES[1], 0, len(ARTICLES[1]))
+    assert rows[0][2:] == (rows[0][3], rows[0][3], ARTICLES[1], 0, len(ARTICLES[1]), None)
     assert rows[0][2] > rows[1][2]
 
 
@@ -356,6 +338,11 @@ def test_only_vectors_of_the_active_fingerprint_are_compared(
         ),
         ("embed.search(null::article, 'x', k => 1001)", "EW003", "1 to 1000"),
         ("embed.search(null::article, 'x', k => null)", "EW003", "1 to 1000"),
+        ("embed.search(null::article, 'x', lexical => -0.1)", "EW003", "lexical is -0.1"),
+        ("embed.search(null::article, 'x', lexical => 'nan')", "EW003", "lexical is NaN"),
+        ("embed.set_lexical('article', -1)", "EW003", "weight is -1"),
+        ("embed.set_lexical('article', null)", "EW003", "weight is null"),
+        ("embed.set_lexical('other', 0)", "EW002", "other is not enabled"),
         ("embed.search(null::text, 'x')", "EW003", "row of a table"),
         ("embed.search(null::other, 'x')", "EW002", "other is not enabled"),
         ("embed.search(null::fresh, 'x')", "EW001", "no worker"),
@@ -403,23 +390,25 @@ def test_a_zero_vector_in_the_table_is_never_found(article: Connection) -> None:
 def test_a_role_that_may_only_read(article: Connection, vectors: VectorWriter) -> None:
     vectors.know("apple pie")
     statement = """select (s."row").id from embed.search(null::article, 'apple pie', 2) s"""
-    with role(article, "select on article", "select on article_embedding"):
+    with role(article, "select on article"):
         assert article.execute(statement).fetchall() == [(1,), (4,)]
         rows = article.execute('select (s."row").id from embed.similar(null::article, 1, 2) s')
         assert sorted(rows) == [(2,), (4,)]
+    for grants in ([], ["select (id) on article"], ["select on article_embedding"]):
+        with (
+            role(article, *grants),
+            pytest.raises(errors.InsufficientPrivilege, match="for table article\n"),
+        ):
+            article.execute(statement)
+    article.execute("revoke select on article_embedding from public")
     with (
-        role(article, "select on article") as name,
+        role(article, "select on article"),
         pytest.raises(errors.InsufficientPrivilege, match="article_embedding") as caught,
     ):
         article.execute(statement)
     assert caught.value.diag.message_hint == (
-        f"As the owner: grant select on article_embedding to {name}."
+        "As the owner: grant select on article_embedding to public."
     )
-    with (
-        role(article, "select on article_embedding"),
-        pytest.raises(errors.InsufficientPrivilege, match="for table article\n"),
-    ):
-        article.execute(statement)
 
 
 def test_a_read_only_transaction(article: Connection, vectors: VectorWriter) -> None:
@@ -488,13 +477,14 @@ def plan(connection: Connection, column: str) -> str:
     assert row is not None
     vector = "'" + str(word_vector("x").tolist()) + "'::vector"
     statement = row[0].replace("$1", vector).replace("$2", "50").replace("$3", "10")
+    statement = statement.replace("$5", "1")
     return "\n".join(line for (line,) in connection.execute(f"explain {statement}".encode()))
 
 
 def test_the_index_is_used(notes: Connection) -> None:
     assert "Index Scan using note_embedding_embedding_idx" in plan(notes, "by_index")
     assert "note_embedding_embedding_idx" not in plan(notes, "by_scan")
-    with role(notes, "select on note", "select on note_embedding"):
+    with role(notes, "select on note"):
         notes.execute("set app.tenant = 'others'")
         assert "Index Scan using note_embedding_embedding_idx" in plan(notes, "by_index")
 
@@ -517,7 +507,7 @@ def test_index_and_comparison_agree(notes: Connection) -> None:
 
 
 def test_row_security_leaves_k_rows_of_the_reader_s_own(notes: Connection) -> None:
-    with role(notes, "select on note", "select on note_embedding"):
+    with role(notes, "select on note"):
         notes.execute("set app.tenant = 'min'")
         for k in (10, VISIBLE, 100):
             rows = notes.execute(
@@ -555,7 +545,7 @@ def test_a_policy_may_rely_on_the_caller_s_search_path(notes: Connection) -> Non
         set search_path = app, public;
         """
     )
-    with role(notes, "select on note", "select on note_embedding"):
+    with role(notes, "select on note"):
         assert len(found(notes, "question", relation="note")) == 10
 
 

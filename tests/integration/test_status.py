@@ -169,12 +169,24 @@ def test_a_worker_that_embeds_nothing_is_called_stalled(
 
 def test_what_the_worker_says(article: Connection, vectors: VectorWriter) -> None:
     article.execute(
-        "update embed.source_state set error = 'model not found', truncated = 7 where source = %s",
+        "update embed.source_state set error = 'model not found' where source = %s",
         [vectors.source("article")["id"]],
     )
     with vectors.worker():
         line = status(article)
-    assert (line["state"], line["error"], line["truncated"]) == ("error", "model not found", 7)
+    assert (line["state"], line["error"]) == ("error", "model not found")
+
+
+def test_rows_in_parts_and_rows_that_were_cut(article: Connection, vectors: VectorWriter) -> None:
+    assert (status(article)["truncated"], status(article)["split"]) == (0, 0)
+    article.execute("update article set title = 'one and one more' where id in (1, 2)")
+    vectors.embed("article", words_a_passage=1)
+    article.execute(
+        "update article_embedding set truncated = true where id = 1 and chunk > 1 or id = 3"
+    )
+    assert (status(article)["truncated"], status(article)["split"]) == (2, 2)
+    article.execute("delete from article where id = 1")
+    assert (status(article)["truncated"], status(article)["split"]) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from worker.cli.console import settings
+from worker.cli.console import note, settings
 from worker.errors import DatabaseError, EmbedworkerError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ __all__ = ["register"]
 MARK = "Sample articles of `embedworker demo`, which drops and makes them anew."
 POLL = 0.05  # seconds between two looks at how many articles are searchable
 PATIENCE = 600.0  # seconds; a default model that has to be downloaded is the slowest case
+GRACE = 10.0  # seconds in which a worker may get over a trouble by itself
 LOCK_TIMEOUT = 10.0  # seconds
 LOG = "demo-worker.log"
 
@@ -77,7 +78,7 @@ def demo(
         )
         own_model = _migrate(url, connection, screen, preparation, chosen)
         # Undone in reverse: the worker ends before its table goes.
-        cleanup.callback(_drop_quietly, connection)
+        cleanup.callback(_clean, url)
         process = WorkerProcess(log, _environment(context, url), keep=keep)
         cleanup.callback(process.stop)
         screen.fact("worker", f"process {process.pid}, log in {log}")
@@ -195,12 +196,22 @@ def _drop(connection: "Connection") -> None:
         connection.execute(statement("demo_drop_schema"))
 
 
-def _drop_quietly(connection: "Connection") -> None:
+def _clean(url: str) -> None:
+    """Drop, on a connection of its own: an interrupt may have left the other one in mid statement.
+
+    What fails is said and stops nothing else that is to be undone; the next demo drops it, too.
+    """
     import psycopg
 
-    # The lost connection may be why the demonstration ends; the next one drops the table, too.
-    with suppress(psycopg.Error):
-        _drop(connection)
+    from worker.database.connect import connect
+
+    try:
+        with connect(
+            url, vectors=False, lock_timeout=LOCK_TIMEOUT, application_name="embedworker demo"
+        ) as connection:
+            _drop(connection)
+    except (psycopg.Error, EmbedworkerError) as error:
+        note(f"note: the table demo.article is left: {str(error).strip()}")
 
 
 def _await_articles(
@@ -235,7 +246,7 @@ def _await_articles(
 
 
 class _Watchman:
-    """Raises when the worker, the model or the source is in trouble."""
+    """Raises when the worker, the model or the source is in trouble that does not pass."""
 
     def __init__(
         self, connection: "Connection", process: "WorkerProcess", preparation: "Preparation"
@@ -243,6 +254,7 @@ class _Watchman:
         self._connection = connection
         self._process = process
         self._preparation = preparation
+        self._well_at = time.monotonic()
 
     def __call__(self) -> None:
         from worker.database.rows import one
@@ -252,7 +264,9 @@ class _Watchman:
         if (said := self._process.ended()) is not None:
             raise EmbedworkerError(f"the worker ended; its log says:\n{said}")
         *_, error = one(self._connection.execute(statement("demo_progress")))
-        if error is not None:
+        if error is None:
+            self._well_at = time.monotonic()
+        elif time.monotonic() - self._well_at > GRACE:
             raise EmbedworkerError(f"{error} (the worker's log: {self._process.log})")
 
 
@@ -322,6 +336,9 @@ def _environment(context: typer.Context, url: str) -> dict[str, str]:
     return {
         # Nothing else waits for the cores, and the model of a niced process loads much later.
         "EMBEDWORKER_NICE": os.environ.get("EMBEDWORKER_NICE", "0"),
+        # Threads of torch that wait by spinning keep each other off a busy machine's cores: a text
+        # of 67 tokens took 1200 ms on two threads there, and 100 ms with this.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
         **{
             f"EMBEDWORKER_{name.upper()}": str(value)
             for name, value in given.items()

@@ -43,7 +43,8 @@ class SourceStatus:
     oldest_wait: timedelta | None
     rows_per_second: float
     eta: timedelta | None
-    truncated: int
+    truncated: int | None
+    split: int | None
     paused: bool
     index_state: str
     error: str | None

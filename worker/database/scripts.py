@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import psycopg
-from alembic import op
 from psycopg import sql
 
 from worker.database.statements import statement
@@ -18,6 +17,8 @@ EXTENSIONS = ("vector", "dblink")
 
 def run_files(*patterns: str) -> None:
     """Run the files of ``sql/`` that match the patterns, in the order of their names."""
+    from alembic import op  # here: it takes half a second, and a worker needs none of it
+
     # The driver's own connection: a file holds many statements, and colons that are no parameters.
     connection = cast("psycopg.Connection[Any]", op.get_bind().connection.driver_connection)
     for pattern in patterns:

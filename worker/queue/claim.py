@@ -71,6 +71,7 @@ def claim(
         {
             "priorities": list(quotas),
             "quotas": list(quotas.values()),
+            "most": sum(quotas.values()),
             "lease": lease,
             "max_attempts": max_attempts,
             "worker": worker,

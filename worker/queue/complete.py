@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from worker.model.lexical import term_vector
 from worker.queue.claim import Job
 from worker.queue.source import Connection
 
@@ -16,11 +17,15 @@ UNTOUCHED = -1
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A part of a job's text, characters [start, end), and its vector, float32 [dimensions]."""
+    """A part of a job's text, characters [start, end), and its vector, float32 [dimensions].
+
+    ``truncated``: the end of it did not fit the model's window.
+    """
 
     start: int
     end: int
     embedding: npt.NDArray[np.float32]
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,17 @@ class Result:
 
 
 def complete(
-    connection: Connection, results: Sequence[Result], *, worker: int, fingerprint: int
+    connection: Connection,
+    results: Sequence[Result],
+    *,
+    worker: int,
+    fingerprint: int,
+    average_length: float,
 ) -> int:
     """Write the vectors of jobs of one source and strike the jobs; one statement, one commit.
 
+    ``average_length`` is that of the source's passages in terms, as
+    :func:`worker.model.lexical.term_vector` wants it.
     Returns for how many. The others were changed meanwhile, or belong to another worker by now, and
     are not touched: they come round again.
     """
@@ -63,7 +75,14 @@ def complete(
             "passages": [number for _, number, _ in passages],
             "starts": [passage.start for _, _, passage in passages],
             "ends": [passage.end for _, _, passage in passages],
+            "truncated": [passage.truncated for _, _, passage in passages],
             "embeddings": [passage.embedding for _, _, passage in passages],
+            "terms": [
+                term_vector(
+                    (results[position].job.text or "")[passage.start : passage.end], average_length
+                )
+                for position, _, passage in passages
+            ],
         },
         binary=True,
     ).fetchone()

@@ -143,6 +143,8 @@ class Source:
             "inbox": sql.Identifier("embed", f"inbox_{self.id}"),
             "queue": sql.Identifier("embed", f"queue_{self.id}"),
             "vector": sql.Identifier(self.vector_schema, "vector"),
+            "sparsevec": sql.Identifier(self.vector_schema, "sparsevec"),
+            "sparsevec_send": sql.Identifier(self.vector_schema, "sparsevec_send"),
             "key_arrays": arrays,
             "vector_send": sql.Identifier(self.vector_schema, "vector_send"),
             **{name: _trusted(value) for name, value in text.items()},

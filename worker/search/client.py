@@ -1,11 +1,10 @@
 """Search and question vectors for Python programs, through the functions of the schema ``embed``.
 
-from worker.database.connect import connect
-from worker.search.client import search
+    with connect(url) as connection:
+        for hit in search(connection, "article", "how do I fix a flat tyre?", k=3):
+            print(hit.score, hit.key, hit.passage)
 
-with connect(url) as connection:
-    for hit in search(connection, "article", "how do I fix a flat tyre?", k=3):
-        print(hit.score, hit.key, hit.passage)
+The connection is an ordinary one of psycopg, in autocommit mode.
 """
 
 import unicodedata
@@ -34,13 +33,14 @@ class Hit:
     """One row that was found.
 
     ``score`` orders the hits of one search and says nothing by itself; ``similarity`` is the cosine
-    of question and passage. ``key`` and ``row`` are by column, as PostgreSQL's ``to_jsonb`` has
-    them.
+    of question and passage, ``bm25`` (0 to 1) how much of the question's words is there, None where
+    they did not count. ``key`` and ``row`` are by column, as PostgreSQL's ``to_jsonb`` has them.
     """
 
     key: dict[str, Any]
     score: float
     similarity: float
+    bm25: float | None
     passage: str
     row: dict[str, Any]
 
@@ -52,13 +52,16 @@ def search(
     k: int = 10,
     *,
     name: str | None = None,
+    lexical: float | None = None,
     timeout: float = DEFAULT_QUERY_TIMEOUT,
 ) -> list[Hit]:
     """Return the ``k`` rows of ``table`` nearest in meaning to ``question``, the nearest first.
 
-    ``table`` is written as in SQL. ``timeout`` (seconds, up to 60) bounds the wait for a worker.
-    ``connection`` is in autocommit mode. Where the server has no road for questions (no dblink),
-    the question is asked over this connection, which needs the right to execute embed.ask.
+    ``table`` is written as in SQL. ``lexical`` is the weight of the question's words beside its
+    meaning, None for that of the table. ``timeout`` (seconds, up to 60) bounds the wait for a
+    worker. ``connection`` is in autocommit mode. Where the server has no road for questions (no
+    dblink), the question is asked over this connection, which needs the right to execute embed.ask,
+    and its words do not count.
 
     Raises:
         psycopg.Error: what the server refuses, with SQLSTATE EW001 where no worker answers.
@@ -67,10 +70,13 @@ def search(
         connection.execute(statement("search_plan"), {"table": table, "name": name, "k": k})
     )
     asked: dict[str, Any] = {"question": question, "name": name, "k": k}
+    words = {"lexical": lexical}
     connection.execute(statement("search_timeout"), {"timeout": f"{timeout:g}s"})
     relation = sql.SQL(row_type.replace("%", "%%"))  # quoted by the server
     try:
-        rows = connection.execute(render("search_text", relation=relation), asked).fetchall()
+        rows = connection.execute(
+            render("search_text", relation=relation), asked | words
+        ).fetchall()
     except psycopg.DatabaseError as error:
         if error.sqlstate != NO_ROAD:
             raise
@@ -81,8 +87,8 @@ def search(
         rows = connection.execute(render("search_vector", relation=relation), asked).fetchall()
     keys = [_plain(key) for key in key_names]
     return [
-        Hit({key: row[key] for key in keys if key in row}, score, similarity, passage, row)
-        for score, similarity, passage, row in rows
+        Hit({key: row[key] for key in keys if key in row}, score, similarity, bm25, passage, row)
+        for score, similarity, bm25, passage, row in rows
     ]
 
 

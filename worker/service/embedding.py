@@ -52,7 +52,7 @@ def encode(
         )
     for unit, vector in zip(units, vectors, strict=True):
         if np.isfinite(vector).all() and vector.any():
-            done(unit, Passage(unit.start, unit.end, vector))
+            done(unit, Passage(unit.start, unit.end, vector, unit.tokens.truncated))
         else:
             failed(unit, "the model made a vector that has no direction (NaN, infinite or all 0)")
     return len(units)

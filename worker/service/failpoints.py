@@ -1,7 +1,8 @@
 """Places where a test can end or stop the process: EMBEDWORKER_FAILPOINT="after-claim:kill".
 
 Actions: ``kill`` ends it as kill -9 does, at the first passing; ``hang`` waits until the file named
-by EMBEDWORKER_FAILPOINT_GATE exists. Without the variable a failpoint does nothing.
+by EMBEDWORKER_FAILPOINT_GATE exists, and makes that name with the ending ``.reached`` to say so.
+Without the variable a failpoint does nothing.
 """
 
 import os
@@ -22,5 +23,6 @@ def failpoint(name: str) -> None:
     if _ACTION == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     gate = Path(os.environ["EMBEDWORKER_FAILPOINT_GATE"])
+    gate.with_suffix(".reached").touch()
     while not gate.exists():
         time.sleep(_GATE_POLL)

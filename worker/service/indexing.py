@@ -54,7 +54,12 @@ class Indexer:
             self._note(connection, source, "valid")
             return
         enough = connection.execute(
-            render("index_count", table=_quoted(table), column=_quoted(column)),
+            # With parameters, a percent sign in a name has to be doubled.
+            render(
+                "index_count",
+                table=_quoted(table.replace("%", "%%")),
+                column=_quoted(column.replace("%", "%%")),
+            ),
             {"enough": self._after_rows},
         ).fetchone()
         if enough is None or enough[0] < max(self._after_rows, 1):

@@ -6,8 +6,8 @@ are being read blocks for ever, and a transaction pooler delivers none.
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
-from contextlib import suppress
 
 import psycopg
 from psycopg import sql
@@ -23,7 +23,8 @@ __all__ = ["Listener"]
 log = logging.getLogger("embedworker.listener")
 
 SELF_TEST = 2.0  # seconds in which our own NOTIFY must have come back
-LISTEN = 5.0  # seconds between looks at whether the connection still lives
+LISTEN = 0.25  # seconds in which an end is noticed; costs no round trip
+LOOK = 5.0  # seconds between looks at whether the connection still lives
 RETRY_LOCK = 1.0  # seconds
 DEAF = 60.0  # seconds until it is tried again; the server may just have been slow
 
@@ -40,7 +41,6 @@ class Listener(threading.Thread):
         self._worker = worker
         self._channels = channels
         self._stopped = threading.Event()
-        self._connection: Connection | None = None
         self._deaf = False
         self.notified = threading.Event()
         """Set once a NOTIFY of our own has come back: the road works."""
@@ -52,22 +52,15 @@ class Listener(threading.Thread):
                 with connect(
                     self._url, application_name=f"embedworker listen {self._worker.id}"
                 ) as connection:
-                    self._connection = connection
                     self._listen(connection, patience)
             except (psycopg.Error, EmbedworkerError) as error:
                 if not self._stopped.is_set():
                     patience.wait(error, self._stopped)
-            finally:
-                self._connection = None
 
     def stop(self) -> None:
         """End the thread; closing the connection lets the lock go."""
         self._stopped.set()
-        connection = self._connection
-        if connection is not None:
-            with suppress(psycopg.Error):  # it may be lost already, which is what is wanted
-                connection.cancel_safe(timeout=1)
-        self.join(timeout=LISTEN + 1)
+        self.join(timeout=SELF_TEST + 1)
 
     def _listen(self, connection: Connection, patience: Patience) -> None:
         test = f"embed_test_{self._worker.id}"
@@ -88,17 +81,21 @@ class Listener(threading.Thread):
         self._deaf = False
         self.notified.set()
         held = hold(connection, self._worker)
+        look_at = time.monotonic() + RETRY_LOCK
         patience.success()
         self._wake()
         while not self._stopped.is_set():
-            for notification in connection.notifies(timeout=LISTEN if held else RETRY_LOCK):
+            for notification in connection.notifies(timeout=LISTEN):
                 event = self._channels.get(notification.channel)
                 if event is not None:
                     event.set()
-                if self._stopped.is_set():
-                    return
-            connection.execute("select 1")  # notices a server that went away in silence
-            held = held or hold(connection, self._worker)
+            now = time.monotonic()
+            if not held and now >= look_at:
+                held = hold(connection, self._worker)
+                look_at = now + RETRY_LOCK
+            elif now >= look_at:
+                connection.execute("select 1")  # notices a server that went away in silence
+                look_at = now + LOOK
 
     def _await_test(self, connection: Connection, channel: str) -> bool:
         # Not stop_after=1: the first to come may be an application's.

@@ -20,6 +20,7 @@ from worker.queue.complete import Passage, Result, complete
 from worker.queue.failure import LOCKED, fail, release
 from worker.queue.lease import Identity
 from worker.queue.source import Connection, Source
+from worker.queue.statistics import Statistics
 from worker.queue.sweep import Sweep, due_sweeps, request
 from worker.service.embedding import Unit, encode
 from worker.service.failpoints import failpoint
@@ -44,7 +45,12 @@ SLICE = 128  # rows whose texts are read at once
 CHARACTERS = 4_000_000  # of text held at once: about 15 MB, and 100 MB as tokens
 # A row's own fault, such as a check or a trigger of the table that has the vector as a column; not
 # that of the connection, the table, or whoever holds a lock.
-OF_A_ROW = (psycopg.DataError, psycopg.IntegrityError, psycopg.InternalError)
+OF_A_ROW = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.InternalError,
+    psycopg.errors.RaiseException,
+)
 
 
 class PassageLane:
@@ -64,13 +70,15 @@ class PassageLane:
         self._worker = worker
         self._registry = registry
         self._registry.on_trouble = self._let_go
+        self._registry.final = self._complete
         self._progress = progress
         self._settings = settings
         self._indexer = indexer
         self._wake = wake
         self._pool = Pool()
+        self._statistics = Statistics(connection)
         self._loose: list[Job] = []  # held, and neither in the pool nor settled
-        self._sweeps: set[int] = set()  # sources whose sweep is ours
+        self._sweeps: set[int] = set()  # sources whose sweep is not through yet
         self._requested: set[int] = set()
         self._suspects = 1
         self._suspects_turn = False
@@ -98,9 +106,10 @@ class PassageLane:
         if not worked:
             worked = sum(self._for(source, self._sweep) for source in self._registry.active()) > 0
         if not worked:
-            for source in self._registry.active():
-                if source.id not in self._sweeps:
-                    self._registry.guarded(source, self._indexer.consider, self._connection, source)
+            quiet = [s for s in self._registry.active() if s.id not in self._sweeps]
+            for source in quiet:
+                self._registry.guarded(source, self._indexer.consider, self._connection, source)
+            worked = sum(self._for(source, self._statistics.step) for source in quiet) > 0
         return worked
 
     @property
@@ -111,6 +120,7 @@ class PassageLane:
 
     def hand_back(self) -> None:
         """Give back every claimed row untried, for another worker or the next start."""
+        self._statistics.drop()
         jobs = self._pool.clear() + self._loose
         self._release(jobs)
         self._progress.holding = False
@@ -246,11 +256,10 @@ class PassageLane:
         )
         texts = [(job, job.text) for job in jobs if job.text is not None and not job.current]
         passages = self._split(loaded, source, texts)
-        cut = sum(any(tokens.truncated for _, _, tokens in parts) for _, parts in passages)
-        if cut:
-            self._connection.execute(
-                statement("source_truncated"), {"source": source.id, "count": cut}
-            )
+        self._statistics.seen(
+            source,
+            ((job.text or "")[start:end] for job, parts in passages for start, end, _ in parts),
+        )
         self._pool.add(loaded, passages, self._budget(loaded))
         self._loose = []
 
@@ -338,31 +347,50 @@ class PassageLane:
         self._loose = [result.job for result in results] + [job for job, _ in failures]
         for made, lost in by_source.values():
             source = made[0].job.source if made else lost[0][0].source
-            self._for(source, self._complete, loaded, made)
-            self._for(source, self._fail, lost)
+            if made:
+                self._for(source, self._complete, loaded, made)
+            if lost:
+                self._for(source, self._fail, lost)
         self._loose = []
 
     def _complete(self, source: Source, loaded: Loaded, results: list[Result]) -> int:
         if not results:
             return 0
         failpoint("before-complete")
-        try:
-            count = complete(
-                self._connection, results, worker=self._worker.id, fingerprint=loaded.fingerprint
-            )
-        except OF_A_ROW as error:
-            if len(results) == 1:
-                return self._fail(source, [(results[0].job, str(error).strip())])
-            middle = len(results) // 2
-            return self._complete(source, loaded, results[:middle]) + self._complete(
-                source, loaded, results[middle:]
-            )
+        count, refused = self._write(loaded, results)
+        if len(refused) == len(results) > 1:
+            raise refused[0][1]  # that is no fault of the rows'
+        self._fail(source, [(result.job, str(error).strip()) for result, error in refused])
         failpoint("after-commit")
         self._progress.embedded += count
+        self._statistics.written(
+            source, sum(max(1, len(r.passages)) for r in results if not r.untouched)
+        )
         if count < len(results) and source.into_column:
             # Rows that the application holds locked are still ours: hand them back.
             self._release([result.job for result in results], delay=LOCKED)
         return count
+
+    def _write(
+        self, loaded: Loaded, results: list[Result]
+    ) -> tuple[int, list[tuple[Result, psycopg.Error]]]:
+        """Complete what can be; also return the results that the tables refuse, each with why."""
+        try:
+            count = complete(
+                self._connection,
+                results,
+                worker=self._worker.id,
+                fingerprint=loaded.fingerprint,
+                average_length=self._statistics.average_length(results[0].job.source),
+            )
+        except OF_A_ROW as error:
+            if len(results) == 1:
+                return 0, [(results[0], error)]
+            middle = len(results) // 2
+            first, first_refused = self._write(loaded, results[:middle])
+            second, second_refused = self._write(loaded, results[middle:])
+            return first + second, first_refused + second_refused
+        return count, []
 
     def _fail(self, source: Source, failures: list[tuple[Job, str]]) -> int:
         if not failures:
@@ -413,25 +441,28 @@ class PassageLane:
 
     def _begin_sweep(self, source: Source) -> int:
         self._registry.load(source)
-        if source.id not in self._sweeps and not Sweep.try_lock(self._connection, source):
-            return 0
         if source.id in self._requested:
+            if not Sweep.try_lock(self._connection, source):
+                return 0
             Sweep.begin(self._connection, source)
+            Sweep.unlock(self._connection, source)
         self._sweeps.add(source.id)
         self._requested.discard(source.id)
         return 1
 
     def _sweep(self, source: Source) -> int:
-        if source.id not in self._sweeps:
+        # Locked for this slice only: the model may keep us long before the next.
+        if source.id not in self._sweeps or not Sweep.try_lock(self._connection, source):
             return 0
-        # Made anew each time: the table, or its model, may have changed since.
+        # Made anew each time: the table, its model, or the sweep may be others by now.
         sweep = Sweep(self._connection, source, self._registry.load(source).fingerprint)
         queued = 0
         while not sweep.done:
             queued += sweep.page().queued
             if queued >= self._settings.window or self._wake.is_set():
                 break
+        Sweep.unlock(self._connection, source)
         if sweep.done:
             self._sweeps.discard(source.id)
-            Sweep.unlock(self._connection, source)
+            self._statistics.ask(source)
         return 1

@@ -12,6 +12,7 @@ import psycopg
 from worker.database.statements import statement
 from worker.errors import EmbedworkerError
 from worker.model.encoder import Encoder, Vectors
+from worker.model.lexical import question_terms
 from worker.queue.source import Connection
 from worker.service.models import Loaded
 
@@ -94,12 +95,15 @@ class QuestionLane:
             return
         # Only questions are kept: hash and fingerprint do not tell a passage from one.
         keep = batch[0].role == "query"
+        words = [question_terms(q.text) for q in batch]
         connection.execute(
             statement("questions_answer"),
             {
                 "ids": [q.id for q in batch],
                 "hashes": [q.hash for q in batch],
                 "vectors": list(vectors),
+                "terms": [_array(terms) for terms, _ in words],
+                "shares": [_array(shares) for _, shares in words],
                 "fingerprint": model.fingerprint,
                 "keep": keep,
                 "worker": worker,
@@ -130,6 +134,10 @@ def _encode(encoder: Encoder, batch: Sequence[_Question]) -> Vectors:
     if batch[0].role == "query":
         return encoder.encode_queries(texts)
     return encoder.encode_passages(texts)
+
+
+def _array(numbers: Sequence[float]) -> str:
+    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def _reason(error: Exception) -> str:

@@ -22,6 +22,7 @@ __all__ = ["Registry"]
 log = logging.getLogger("embedworker.sources")
 
 REFRESH = 60.0  # seconds between looks at whether tables have changed
+RETRY = 2.0  # seconds until the next look where one failed
 LONGEST = 60.0  # seconds a source in trouble is left alone at most
 
 P = ParamSpec("P")
@@ -40,7 +41,11 @@ class Registry:
         self._verdicts: dict[int, str] = {}
         self._refreshed_at: float | None = None
         self._troubles: dict[int, tuple[float, Patience, str]] = {}
+        self._unfinished: set[int] = set()
         self.on_trouble: Callable[[Source], None] = lambda _: None
+        self.final: Callable[..., object] | None = None
+        """The last step of a source's work: what goes wrong there is over when it goes well, not
+        when the steps before do, which would be tried again and again without a pause."""
 
     @property
     def all(self) -> tuple[Source, ...]:
@@ -69,17 +74,17 @@ class Registry:
         """Bring the list up to date when a version is new, and from time to time."""
         now = time.monotonic()
         recent = self._refreshed_at is not None and now - self._refreshed_at < REFRESH
-        if recent and versions == self._versions:
+        if recent and versions == self._versions and versions.keys() <= self._verdicts.keys():
             return
-        for number in versions:
-            self._refresh(number)
+        looked = [self._refresh(number) for number in versions]
         before = self._versions
         self._sources = {source.id: source for source in load_sources(self._connection)}
         self._versions = {number: source.version for number, source in self._sources.items()}
-        self._refreshed_at = now
+        self._refreshed_at = now if all(looked) else now - REFRESH + RETRY
         for number in [*self._troubles]:
             if before.get(number) != self._versions.get(number):
                 del self._troubles[number]
+                self._unfinished.discard(number)
 
     def guarded(
         self, source: Source, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -90,19 +95,20 @@ class Registry:
         """
         try:
             result = action(*args, **kwargs)
-        except (ModelError, ConfigurationError) as error:
-            self._trouble(source, error)
-        except psycopg.Error as error:
-            if self._connection.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        except (ModelError, ConfigurationError, psycopg.Error) as error:
+            if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) or self._connection.closed:
                 raise
+            if action == self.final:
+                self._unfinished.add(source.id)
             self._trouble(source, error)
-        else:
-            over = self._troubles.pop(source.id, None)
-            if over is not None:
-                over[1].success()
-                self._set_error(source.id, None)
-            return result
-        return None
+            return None
+        if action == self.final:
+            self._unfinished.discard(source.id)
+        if source.id in self._troubles and source.id not in self._unfinished:
+            _, patience, _ = self._troubles.pop(source.id)
+            patience.success()
+            self._set_error(source.id, None)
+        return result
 
     def load(self, source: Source) -> Loaded:
         """Return the source's model, and make its fingerprint the active one.
@@ -128,7 +134,9 @@ class Registry:
                 request(self._connection, source, "model changed")
         return loaded
 
-    def _refresh(self, number: int) -> None:
+    def _refresh(self, number: int) -> bool:
+        """Look at one source; False when even that failed."""
+        looked = True
         try:
             (verdict,) = one(
                 self._connection.execute(statement("source_refresh"), {"source": number})
@@ -137,6 +145,7 @@ class Registry:
             if self._connection.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
                 raise
             verdict = str(error).strip()
+            looked = False
         before = self._verdicts.get(number)
         self._verdicts[number] = verdict
         known = self._sources.get(number, number)
@@ -149,6 +158,7 @@ class Registry:
             self._set_error(number, verdict)
         elif verdict in ("same", "changed") and before not in (None, "same", "changed"):
             self._set_error(number, None)
+        return looked
 
     def _trouble(self, source: Source, error: Exception) -> None:
         _, patience, _ = self._troubles.get(source.id, (0.0, None, ""))

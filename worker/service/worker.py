@@ -28,6 +28,7 @@ Lane = Literal["passages", "questions"]
 LANES: tuple[Lane, ...] = ("passages", "questions")
 
 CHANNELS: dict[Lane, str] = {"passages": "embed", "questions": "embed_question"}
+SIGNAL_LOOK = 0.5  # seconds
 QUESTION_POLL = 1.0  # seconds; a NOTIFY comes first, unless a pooler swallows it
 QUESTION_POLL_DEAF = 0.02  # seconds, where notifications do not arrive
 
@@ -68,7 +69,10 @@ class Worker:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            # With a time-out: a signal may be delivered to another thread (after SIGCONT it is),
+            # and this one, which is to handle it, would not wake up.
+            while thread.is_alive():
+                thread.join(SIGNAL_LOOK)
         if self._errors:
             raise self._errors[0]
 

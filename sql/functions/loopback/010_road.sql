@@ -26,8 +26,10 @@ $$;
 -- The wait is cut into slices. Before PostgreSQL 17 dblink cannot be interrupted while it waits,
 -- and later ones wait for the statement to end after an interruption: a cancelled statement ends
 -- within a slice, and leaves a connection that is free again.
-create or replace function embed._loopback(question text, model text, role text, patience interval)
-returns @extschema:vector@.vector
+create or replace function embed._loopback(
+    question text, model text, role text, patience interval,
+    out embedding @extschema:vector@.vector, out terms integer[], out shares real[]
+)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -41,7 +43,6 @@ declare
     connected boolean;
     again boolean := true;
     rest interval;
-    result @extschema:vector@.vector;
     failure text;
     more text;
     state text;
@@ -60,16 +61,16 @@ begin
                 perform @extschema:dblink@.dblink_connect(name, 'embed_loopback');
             end if;
             connected := true;
-            select t.embedding into result
+            select t.embedding, t.terms, t.shares into embedding, terms, shares
             from @extschema:dblink@.dblink(
-                name, blanks || format('select embed.ask(%L, %L, %L, %L)', id, model, question, role)
-            ) as t (embedding @extschema:vector@.vector);
-            while result is null and failure is null loop
+                name, blanks || format('select * from embed.ask(%L, %L, %L, %L)', id, model, question, role)
+            ) as t (embedding @extschema:vector@.vector, terms integer[], shares real[]);
+            while embedding is null and failure is null loop
                 rest := deadline - clock_timestamp();
-                select t.embedding, t.error into result, failure
+                select t.embedding, t.terms, t.shares, t.error into embedding, terms, shares, failure
                 from @extschema:dblink@.dblink(
                     name, blanks || format('select * from embed.await(%L, %L, %L)', id, least(rest, slice), rest <= slice)
-                ) as t (embedding @extschema:vector@.vector, error text);
+                ) as t (embedding @extschema:vector@.vector, terms integer[], shares real[], error text);
                 exit when rest <= slice;
             end loop;
             exit;
@@ -107,12 +108,11 @@ begin
             using errcode = 'EW008',
             hint = 'The log of the worker says more; another model can be named as embed.query(…, model => …).';
     end if;
-    if result is null then
+    if embedding is null then
         -- A connection on which nothing arrives may be the reason (somebody opened a transaction on
         -- it, say), so the next question gets a new one.
         perform embed._loopback_close(name);
     end if;
-    return result;
 end
 $$;
 

@@ -65,7 +65,9 @@ end
 $$;
 
 -- Where dblink was installed for this alone, nobody else needs its functions. Where it was there
--- before, they stay as they are.
+-- before, they stay as they are. Who may call them can use the kept connection of his own session,
+-- and PostgreSQL lets any role change its own password and end sessions of its own kind: a nuisance
+-- that the next migrate and the next question put right, but no way to anybody's data.
 create or replace function embed._loopback_close_dblink() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp

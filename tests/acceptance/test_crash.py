@@ -1,0 +1,140 @@
+"""A worker ends at the worst moment: its rows are with another at once, and nothing is wrong."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from fix_worker import SIGCONT, SIGSTOP, Workers, failpoint, wait_claimed, wait_reached
+from oracle import judge, queue_of, wait_settled
+from psycopg import sql
+from waiting import wait_until
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+FREED = 2.0  # seconds within which a killed worker's rows are free; the lease is 60
+
+
+def articles(shop: Connection, count: int = 40) -> None:
+    shop.execute(
+        "create table article (id bigint generated always as identity primary key, content text)"
+    )
+    shop.execute(
+        "insert into article (content) select '글 ' || n from generate_series(1, %s) n", [count]
+    )
+    shop.execute("select embed.enable('article', array['content'])")
+
+
+def free_after(shop: Connection, started: float) -> float:
+    """Wait until no row is held; return the seconds since ``started``."""
+    held = sql.SQL("select count(*) from {} where claimed_by is not null").format(
+        queue_of(shop, "article")
+    )
+    wait_until(lambda: shop.execute(held).fetchone() == (0,))
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+    "place", ["after-claim", "after-read", "after-embed", "before-complete", "after-commit"]
+)
+def test_killed_at(place: str, shop: Connection, workers: Workers) -> None:
+    """Each failpoint, one worker after another, as on a machine with a single one."""
+    articles(shop)
+    assert workers.start(up=False, **failpoint(place)).wait() == -9
+    workers.start()
+    wait_settled(shop, "article", timeout=20)  # less than the lease
+    verdict = judge(shop, "article")
+    assert verdict.good, verdict
+    assert verdict.rows == 40
+
+
+def test_another_has_the_rows_within_two_seconds(
+    shop: Connection, workers: Workers, gate: Path
+) -> None:
+    articles(shop)
+    victim = workers.start(**failpoint("after-embed", gate))
+    wait_reached(gate)
+    workers.start()
+    wait_claimed(shop, "article", 40)  # still all with the first
+    started = time.monotonic()
+    victim.kill()
+    assert free_after(shop, started) < FREED
+    wait_settled(shop, "article")
+    assert judge(shop, "article").good
+
+
+def test_a_worker_of_questions_frees_the_rows_of_passages(
+    shop: Connection, workers: Workers, gate: Path
+) -> None:
+    """It never looks at sources itself, but may be the only one there to see a peer go."""
+    articles(shop)
+    victim = workers.start(**failpoint("after-embed", gate))
+    wait_reached(gate)
+    workers.start("--only-queries")
+    started = time.monotonic()
+    victim.kill()
+    assert free_after(shop, started) < FREED
+
+
+def test_rows_of_a_killed_worker_do_not_wait_behind_a_backfill(
+    shop: Connection, workers: Workers, gate: Path
+) -> None:
+    articles(shop, 3)
+    victim = workers.start(**failpoint("after-embed", gate))
+    wait_reached(gate)
+    shop.execute(
+        """
+        create table history (id integer primary key, content text);
+        insert into history select n, '옛 글 ' || n from generate_series(1, 2000) n;
+        select embed.enable('history', array['content'])
+        """
+    )
+    # About 200 batches of 0.05 s, in windows of 100.
+    workers.start(window="100", batch_tokens="200", testing_delay="0.05")
+    wait_claimed(shop, "history")
+    victim.kill()
+    wait_settled(shop, "article", timeout=20)
+    left = judge(shop, "history").missing
+    assert left > 0, "the backfill was over before it could be in the way"
+    assert judge(shop, "article").good
+
+
+def test_a_worker_that_slept_through_its_lease(
+    shop: Connection, workers: Workers, gate: Path
+) -> None:
+    articles(shop)
+    sleeper = workers.start(**failpoint("after-embed", gate), lease="1")
+    wait_reached(gate)
+    sleeper.signal(SIGSTOP)
+    shop.execute("update article set content = '새 ' || content where id % 2 = 0")
+    shop.execute("delete from article where id % 5 = 0")
+    workers.start(lease="1")
+    wait_settled(shop, "article")
+    verdict = judge(shop, "article")
+    assert verdict.good, verdict
+    vectors = "select id, xmin::text from article_embedding order by id"
+    before = shop.execute(vectors).fetchall()
+    gate.touch()
+    sleeper.signal(SIGCONT)
+    assert sleeper.terminate() == 0, sleeper
+    assert shop.execute(vectors).fetchall() == before, "the late one wrote something"
+    wait_settled(shop, "article")
+    assert judge(shop, "article").good
+
+
+def test_a_long_batch_keeps_its_lease(shop: Connection, workers: Workers, gate: Path) -> None:
+    articles(shop)
+    workers.start(**failpoint("after-embed", gate), lease="1")
+    wait_reached(gate)
+    workers.start(lease="1")
+    held = sql.SQL(
+        "select count(distinct claimed_by), count(claimed_by), min(attempts) from {}"
+    ).format(queue_of(shop, "article"))
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:  # three leases
+        assert shop.execute(held).fetchone() == (1, 40, 1)
+        wait_until(lambda: True)
+    gate.touch()
+    wait_settled(shop, "article")
+    assert judge(shop, "article").good

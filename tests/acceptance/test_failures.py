@@ -1,0 +1,237 @@
+"""Texts and models that fail: only they are lost, and nobody has to look for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from fix_worker import Workers
+from oracle import failures, judge, queue_of, wait_settled
+from psycopg import sql
+from waiting import wait_until
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+QUICK = {"max_attempts": "2", "backoff_max": "0.1"}
+
+
+def articles(shop: Connection, *texts: str) -> None:
+    shop.execute("create table article (id integer primary key, content text)")
+    shop.cursor().executemany("insert into article values (%s, %s)", list(enumerate(texts, 1)))
+    shop.execute("select embed.enable('article', array['content'])")
+
+
+def is_dead(shop: Connection, *keys: int, relation: str = "article") -> Callable[[], bool]:
+    """A condition: exactly these rows are dead letters."""
+    query = sql.SQL(
+        "select coalesce(array_agg(k1 order by k1), '{{}}') from {} where due = 'infinity'"
+    ).format(queue_of(shop, relation))
+    return lambda: shop.execute(query).fetchone() == (list(keys),)
+
+
+def test_one_failing_text_among_others(shop: Connection, workers: Workers) -> None:
+    articles(shop, *[f"글 {n} {'<<fail>>' if n == 37 else ''}" for n in range(1, 101)])
+    workers.start(**QUICK)
+    wait_until(is_dead(shop, 37), 20)
+    wait_settled(shop, "article", dead=1)
+    verdict = judge(shop, "article")
+    assert (verdict.missing, verdict.wrong, verdict.dead) == (1, 0, 1)
+    failure = shop.execute("select key, attempts, error, dead from embed.failure").fetchall()
+    assert len(failure) == 1
+    assert failure[0][1:] == (2, failure[0][2], True)
+    assert "<<fail>>" in failure[0][2]
+
+
+def test_back_off_grows_until_a_row_is_dead(shop: Connection, workers: Workers) -> None:
+    articles(shop, "<<fail>>")
+    workers.start(max_attempts="4", backoff_max="300")
+    pauses: list[float] = []
+    query = sql.SQL(
+        "select attempts, extract(epoch from due - now()) from {}"
+        " where error is not null and claimed_by is null"
+    ).format(queue_of(shop, "article"))
+    for attempt in (1, 2, 3):
+        row = wait_until(
+            lambda attempt=attempt: next(  # type: ignore[misc]
+                (r for r in shop.execute(query).fetchall() if r[0] == attempt), None
+            )
+        )
+        pauses.append(float(row[1]))
+        shop.execute(
+            sql.SQL("update {} set due = now() where claimed_by is null").format(
+                queue_of(shop, "article")
+            )
+        )
+    # Between half of 2^n seconds and all of it.
+    for attempt, pause in enumerate(pauses, 1):
+        assert 2**attempt / 2 - 0.5 <= pause <= 2**attempt, pauses
+    wait_until(is_dead(shop, 1))
+
+
+def test_a_dead_row_is_revived_by_another_text(shop: Connection, workers: Workers) -> None:
+    articles(shop, "<<fail>>", "좋은 글")
+    workers.start(**QUICK)
+    wait_until(is_dead(shop, 1), 20)
+    shop.execute("update article set content = '이제 괜찮은 글' where id = 1")
+    wait_settled(shop, "article")
+    assert judge(shop, "article").good
+
+
+def test_a_dead_row_is_revived_by_hand(shop: Connection, workers: Workers) -> None:
+    articles(shop, "<<fail>>", "좋은 글")
+    worker = workers.start(**QUICK)
+    wait_until(is_dead(shop, 1), 20)
+    # Mended without the triggers noticing: only embed.retry makes a worker look at it again.
+    shop.execute("set session_replication_role = replica")
+    shop.execute("update article set content = '이제 괜찮은 글' where id = 1")
+    shop.execute("set session_replication_role = origin")
+    assert shop.execute("select embed.retry('article')").fetchone() == (1,)
+    wait_settled(shop, "article")
+    assert judge(shop, "article").good, worker
+
+
+def test_a_dead_row_that_is_deleted(shop: Connection, workers: Workers) -> None:
+    articles(shop, "<<fail>>", "<<fail>> 둘", "좋은 글")
+    workers.start(**QUICK)
+    wait_until(is_dead(shop, 1, 2), 20)
+    shop.execute("delete from article where id = 1")
+    wait_until(is_dead(shop, 2))
+    shop.execute("truncate article")
+    wait_settled(shop, "article")
+    assert shop.execute("select count(*) from embed.failure").fetchone() == (0,)
+
+
+def test_no_old_vector_is_left_for_a_text_that_fails(shop: Connection, workers: Workers) -> None:
+    articles(shop, "좋은 글", "다른 글")
+    shop.execute("create table note (id integer primary key, content text, embedding vector(384))")
+    shop.execute("insert into note values (1, '좋은 쪽지')")
+    shop.execute("select embed.enable('note', array['content'], into_column => 'embedding')")
+    workers.start(**QUICK)
+    wait_settled(shop, "article")
+    wait_settled(shop, "note")
+    shop.execute("update article set content = '<<fail>>' where id = 1")
+    shop.execute("update note set content = '<<fail>>' where id = 1")
+    wait_until(is_dead(shop, 1), 20)
+    wait_until(is_dead(shop, 1, relation="note"), 20)
+    assert shop.execute("select id from article_embedding").fetchall() == [(2,)]
+    assert shop.execute("select embedding from note").fetchall() == [(None,)]
+
+
+def test_a_text_that_kills_the_process(shop: Connection, workers: Workers) -> None:
+    """The supervisor starts it again; the neighbours are embedded, one row is dead."""
+    articles(shop, *[f"글 {n} {'<<crash>>' if n == 101 else ''}" for n in range(1, 201)])
+    worker = workers.start(both_lanes=True, up=False)
+    wait_until(is_dead(shop, 101), 90)
+    wait_settled(shop, "article", dead=1)
+    verdict = judge(shop, "article")
+    assert (verdict.missing, verdict.wrong, verdict.dead) == (1, 0, 1)
+    ((_, attempts, error, dead),) = failures(shop, "article")
+    assert (attempts, dead) == (5, True)
+    assert "died 5 times" in error
+    assert worker.terminate() == 0
+
+
+def test_texts_that_need_memory(shop: Connection, workers: Workers) -> None:
+    articles(shop, *[f"글 {n} {'<<oom>>' if n % 10 == 0 else ''}" for n in range(1, 101)])
+    worker = workers.start(log_level="debug", **QUICK)
+    wait_settled(shop, "article")
+    assert judge(shop, "article").good
+    assert "MemoryError" in worker.output()
+
+
+def test_a_model_that_is_missing_stops_nobody_else(shop: Connection, workers: Workers) -> None:
+    articles(shop, "좋은 글")
+    shop.execute("select embed.add_model('nowhere/at-all', 384)")
+    shop.execute("create table other (id integer primary key, content text)")
+    shop.execute("insert into other values (1, '모형 없는 글')")
+    shop.execute("select embed.enable('other', array['content'], model => 'nowhere/at-all')")
+    worker = workers.start(offline="1")
+    wait_settled(shop, "article")
+    shop.execute("insert into article values (2, '새 글')")
+    wait_settled(shop, "article")
+    assert judge(shop, "article").good
+    query = "select error from embed.status where source = 'other'::regclass"
+    wait_until(lambda: "nowhere/at-all" in str(shop.execute(query).fetchone()))
+    lines = [line for line in worker.output().splitlines() if "WARNING" in line]
+    assert len(lines) <= 4, lines  # once for the model, once for the source; no flood
+    assert worker.terminate() == 0
+
+
+def test_a_model_that_hangs(shop: Connection, workers: Workers, gate: Path) -> None:
+    """The process is ended and started again; the rest is embedded beside the text that hangs."""
+    articles(shop, "좋은 글", "<<hang>>", "다른 글")
+    worker = workers.start(
+        both_lanes=True, up=False, batch_timeout="0.5", testing_gate=str(gate), max_attempts="4"
+    )
+    wait_until(is_dead(shop, 2), 60)
+    wait_settled(shop, "article", dead=1)
+    verdict = judge(shop, "article")
+    assert (verdict.missing, verdict.wrong) == (1, 0)
+    assert "EMBEDWORKER_BATCH_TIMEOUT" in worker.output()
+    assert worker.terminate() == 0
+
+
+def test_new_rows_are_not_behind_a_backlog_of_retries(shop: Connection, workers: Workers) -> None:
+    articles(shop, *["<<fail>>"] * 1500)
+    worker = workers.start("--once", up=False, max_attempts="99")
+    assert worker.wait(60) == 0, worker
+    shop.execute(sql.SQL("update {} set due = now()").format(queue_of(shop, "article")))
+    # Each failing text is two calls of 0.005 s, so that all of them take 15 s.
+    workers.start(testing_delay="0.005", max_attempts="99", backoff_max="300")
+    tried = sql.SQL("select count(*) from {} where attempts > 1").format(queue_of(shop, "article"))
+    wait_until(lambda: (shop.execute(tried).fetchone() or (0,))[0] > 0)
+    shop.execute("insert into article values (5000, '새 글')")
+    found = "select 1 from article_embedding where id = 5000"
+    wait_until(lambda: shop.execute(found).fetchone(), 8)
+    behind = shop.execute(
+        sql.SQL("select count(*) from {} where attempts < 2").format(queue_of(shop, "article"))
+    ).fetchone()
+    assert behind is not None
+    assert behind[0] > 100, "the backlog was over before it could be in the way"
+
+
+def test_a_row_that_its_own_table_refuses(shop: Connection, workers: Workers) -> None:
+    """With the vector in the table, a trigger of the application can refuse the worker's write."""
+    shop.execute(
+        """
+        create table note (id integer primary key, content text, embedding vector(384));
+        insert into note select n, '쪽지 ' || n from generate_series(1, 50) n;
+        create function refuse() returns trigger language plpgsql as $$
+        begin
+            if new.id = 17 then
+                raise exception 'this row is frozen';
+            end if;
+            return new;
+        end $$;
+        create trigger refuse before update on note for each row execute function refuse();
+        select embed.enable('note', array['content'], into_column => 'embedding')
+        """
+    )
+    workers.start(**QUICK)
+    wait_until(
+        lambda: (
+            shop.execute("select count(*) from note where embedding is not null").fetchone()
+            == (49,)
+        )
+    )
+    wait_until(lambda: "frozen" in str(failures(shop, "note")))
+
+
+def test_a_table_that_refuses_every_vector(shop: Connection, workers: Workers) -> None:
+    """Nothing of the rows' own: they wait, untried, and the log says so once, not all the time."""
+    articles(shop, "하나", "둘")
+    shop.execute("create table other (id integer primary key, content text)")
+    shop.execute("select embed.enable('other', array['content'])")
+    shop.execute("alter table article_embedding add column more integer not null")
+    worker = workers.start(**QUICK)
+    error = "select error from embed.status where source = 'article'::regclass"
+    wait_until(lambda: "more" in str(shop.execute(error).fetchone()))
+    for number in range(5):
+        shop.execute("insert into other values (%s, '다른 글')", [number])
+        wait_settled(shop, "other")
+    lines = [line for line in worker.output().splitlines() if "article" in line]
+    assert len(lines) < 20, lines
+    shop.execute("alter table article_embedding drop column more")
+    wait_settled(shop, "article", timeout=40)
+    assert judge(shop, "article").good
+    wait_until(lambda: shop.execute(error).fetchone() == (None,))

@@ -1,0 +1,1 @@
+"""Chaos: real workers and writers, while processes are killed, stopped, and servers restarted."""

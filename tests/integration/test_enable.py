@@ -1,0 +1,609 @@
+"""embed.enable and its reverse: what is refused and how, what may be changed, who may do it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from fix_drain import Connection, Drain, Lane, assert_current, captured, drain_url, source_of
+
+ROWS = """
+create table article (id integer primary key, title text, body text, n integer,
+    live boolean default true, small vector(3), place vector(384));
+insert into article (id, title, body)
+select i, 'title ' || i, 'body ' || i from generate_series(1, 5) i;
+"""
+ENABLE = "select embed.enable('article', array['body'])"
+
+
+@pytest.fixture
+def article(app: Connection) -> Connection:
+    app.execute(ROWS)
+    return app
+
+
+REFUSED: dict[str, tuple[str, str, str, str]] = {
+    "view": ("create view v as select 1", "'v', array['x']", "EW003", "is not a table"),
+    "materialised view": (
+        "create materialized view v as select 'a' x",
+        "'v', array['x']",
+        "EW003",
+        "is not a table",
+    ),
+    "view with a filter": (
+        "create view v as select 1 as x",
+        "'v', array['x'], filter => 'x > 0'",
+        "EW003",
+        "is not a table",
+    ),
+    "temporary table": (
+        "create temporary table t (id integer primary key, body text)",
+        "'t', array['body']",
+        "EW003",
+        "temporary",
+    ),
+    "catalog": ("", "'pg_class', array['relname']", "EW003", "belongs to the system"),
+    "ours": ("", "'embed.source', array['name']", "EW003", "belongs to the system"),
+    "no columns": ("", "'article', '{}'", "EW003", "no columns were given"),
+    "null for columns": ("", "'article', null", "EW003", "no columns were given"),
+    "no such column": ("", "'article', array['text']", "42703", "no column text"),
+    "null among columns": ("", "'article', array['body', null]", "42703", "no column"),
+    "system column": ("", "'article', array['ctid']", "42703", "no column ctid"),
+    "dropped column": (
+        "alter table article add gone text; alter table article drop gone",
+        "'article', array['gone']",
+        "42703",
+        "no column gone",
+    ),
+    "other case": ("", "'article', array['Body']", "42703", 'no column "Body"'),
+    "not a text": ("", "'article', array['n']", "EW003", "of type integer, expected a text type"),
+    "twice": ("", "'article', array['body', 'body']", "EW003", "named twice"),
+    "unknown model": (
+        "",
+        "'article', array['body'], model => 'x/y'",
+        "EW003",
+        "'x/y' is not known",
+    ),
+    "no key": (
+        "create table t (id integer, body text)",
+        "'t', array['body']",
+        "EW003",
+        "no usable key",
+    ),
+    "nullable key": (
+        "create table t (id integer unique, body text)",
+        "'t', array['body']",
+        "EW003",
+        "no usable key",
+    ),
+    "partial key": (
+        "create table t (id integer not null, body text);"
+        " create unique index on t (id) where id > 0",
+        "'t', array['body']",
+        "EW003",
+        "no usable key",
+    ),
+    "expression key": (
+        "create table t (id text not null, body text); create unique index on t (lower(id))",
+        "'t', array['body']",
+        "EW003",
+        "no usable key",
+    ),
+    "deferrable key": (
+        "create table t (id integer primary key deferrable, body text)",
+        "'t', array['body']",
+        "EW003",
+        "no usable key",
+    ),
+    "other key": ("", "'article', array['body'], key => array['title']", "EW003", "no usable key"),
+    "array key": (
+        "create table t (id integer[] primary key, body text)",
+        "'t', array['body']",
+        "EW003",
+        "array type",
+    ),
+    "taken name of a key": (
+        "create table t (chunk integer primary key, body text)",
+        "'t', array['body']",
+        "EW003",
+        "name of a column of its vector table",
+    ),
+    "no place": (
+        "",
+        "'article', array['body'], into_column => 'x'",
+        "EW003",
+        "no nullable column x",
+    ),
+    "place of another type": (
+        "",
+        "'article', array['body'], into_column => 'body'",
+        "EW003",
+        "no nullable column body",
+    ),
+    "place that is not null": (
+        "alter table article add p vector(384) not null default array_fill(0, array[384])::vector",
+        "'article', array['body'], into_column => 'p'",
+        "EW003",
+        "no nullable column p",
+    ),
+    "place of other dimensions": (
+        "",
+        "'article', array['body'], into_column => 'small'",
+        "EW005",
+        "has 3 dimensions, but model testing:hash makes 384",
+    ),
+    "filter that is none": ("", "'article', array['body'], filter => 'where x'", "EW003", "filter"),
+    "filter on no column": (
+        "",
+        "'article', array['body'], filter => 'nothing'",
+        "EW003",
+        'column "nothing" does not exist',
+    ),
+    "filter of another type": (
+        "",
+        "'article', array['body'], filter => 'n'",
+        "EW003",
+        "must be type boolean",
+    ),
+    "filter with an aggregate": (
+        "",
+        "'article', array['body'], filter => 'count(*) > 1'",
+        "EW003",
+        "aggregate functions are not allowed",
+    ),
+    "filter with another table": (
+        "create table t (id integer)",
+        "'article', array['body'], filter => 'exists (select from t where t.id = n)'",
+        "EW003",
+        "asks more than the row",
+    ),
+    "filter that breaks out": (
+        "create table t (n integer)",
+        "'article', array['body'], filter => 'live) union select from t where (true'",
+        "EW003",
+        "each UNION query must have the same number of columns",
+    ),
+    "filter that goes on": (
+        "create table t (n integer)",
+        "'article', array['body'], filter => 'live); drop table t; select (true'",
+        "EW003",
+        "filter",
+    ),
+    "filter without a column": (
+        "",
+        "'article', array['body'], filter => 'true'",
+        "EW003",
+        "names no column",
+    ),
+    "filter of the whole row": (
+        "",
+        "'article', array['body'], filter => 'live and article is not null'",
+        "EW003",
+        "names no column",
+    ),
+    "table in the way": (
+        "create table article_embedding (id integer)",
+        "'article', array['body']",
+        "42P07",
+        "is not a vector table",
+    ),
+    "view in the way": (
+        "select embed.enable('article', array['body']); select embed.disable('article');"
+        " alter table article_embedding rename to x;"
+        " create view article_embedding as select * from x",
+        "'article', array['body']",
+        "42P07",
+        "is not a vector table",
+    ),
+    "vectors without their key": (
+        "select embed.enable('article', array['body']); select embed.disable('article');"
+        " alter table article_embedding drop constraint article_embedding_pkey",
+        "'article', array['body']",
+        "42P07",
+        "is not a vector table",
+    ),
+    "vectors of another key": (
+        "select embed.enable('article', array['body']); select embed.disable('article', false);"
+        " alter table article alter id type bigint",
+        "'article', array['body']",
+        "42P07",
+        "is not a vector table",
+    ),
+    "vectors of other dimensions": (
+        "select embed.enable('article', array['body']); select embed.disable('article');"
+        " alter table article_embedding alter embedding type vector(3)",
+        "'article', array['body']",
+        "EW005",
+        "have 3 dimensions, but the model makes 384",
+    ),
+    "vectors of another source": (
+        "create table t (id integer primary key, body text);"
+        " select embed.enable('article', array['body'])",
+        "'t', array['body'], name => 'article'",
+        "42P07",
+        "holds the vectors of another source",
+    ),
+    "other place": (
+        ENABLE,
+        "'article', array['body'], into_column => 'place'",
+        "EW003",
+        "already, with another place",
+    ),
+    "other key than before": (
+        ENABLE
+        + "; alter table article add code integer not null unique generated always as identity",
+        "'article', array['body'], key => array['code']",
+        "EW003",
+        "already, with another key",
+    ),
+    "other chunk": (
+        ENABLE,
+        "'article', array['body'], chunk => false",
+        "EW003",
+        "already, with chunk => t",
+    ),
+    "model of other dimensions": (
+        ENABLE + "; select embed.add_model('wide', 1024)",
+        "'article', array['body'], model => 'wide'",
+        "EW005",
+        "have 384 dimensions, but model wide makes 1024",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(article: Connection, case: str) -> None:
+    before, arguments, code, said = REFUSED[case]
+    article.execute(before)
+    with pytest.raises(psycopg.DatabaseError) as error:
+        article.execute(f"select embed.enable({arguments})")
+    assert error.value.sqlstate == code
+    assert said in (error.value.diag.message_primary or "")
+    assert error.value.diag.message_hint, "no HINT"
+    # Whatever was refused has left nothing behind, and the table can be written.
+    article.execute("insert into article (id, body) values (99, 'x')")
+    assert article.execute("select to_regclass('pg_temp.embed_probe')").fetchone() == (None,)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "disable('article')",
+        "pause('article')",
+        "resume('article')",
+        "sweep('article')",
+        "retry('article')",
+    ],
+)
+def test_not_enabled(article: Connection, call: str) -> None:
+    with pytest.raises(psycopg.DatabaseError, match="article is not enabled") as error:
+        article.execute(f"select embed.{call}")
+    assert error.value.sqlstate == "EW002"
+    assert error.value.diag.message_hint
+
+
+def test_use_model_of_other_dimensions(article: Connection) -> None:
+    article.execute(ENABLE)
+    article.execute("select embed.add_model('wide', 1024)")
+    with pytest.raises(psycopg.DatabaseError, match="other dimensions") as error:
+        article.execute("select embed.use_model('wide')")
+    assert error.value.sqlstate == "EW005"
+    with pytest.raises(psycopg.DatabaseError, match="not known") as error:
+        article.execute("select embed.use_model('unheard of')")
+    assert error.value.sqlstate == "EW003"
+
+
+def everything_of(app: Connection, source: int) -> Any:
+    """Whatever a call that changes nothing must leave as it is."""
+    return app.execute(
+        "select (select s::text from embed.source s where s.id = %(source)s),"
+        " (select array_agg(t.oid order by t.oid) from pg_trigger t where t.tgname ~ %(mine)s),"
+        " (select array_agg((p.oid, p.xmin)::text order by p.oid)"
+        " from pg_proc p where p.proname ~ %(ours)s),"
+        " (select count(*) from embed.sweep_request where source = %(source)s)",
+        {"source": source, "mine": f"^embed_{source}_", "ours": f"^source_{source}_"},
+    ).fetchone()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "'article', array['body']",
+        "'article', array['title', 'body'], template => '{title}: {body}',"
+        " filter => 'live and n is null'",
+        "'article', array['body'], name => 'other', key => array['id'], chunk => false",
+        "'article', array['body'], into_column => 'place'",
+        "'article', array['body'], model => 'testing:hash'",
+    ],
+)
+def test_again_changes_nothing(article: Connection, drain: Drain, arguments: str) -> None:
+    (first,) = article.execute(f"select embed.enable({arguments})::text").fetchone() or ()
+    assert drain() == []
+    (source,) = article.execute(
+        "select id from embed.source where relation = 'article'::regclass"
+    ).fetchone() or (0,)
+    before = everything_of(article, source)
+    (second,) = article.execute(f"select embed.enable({arguments})::text").fetchone() or ()
+    assert first == second
+    assert everything_of(article, source) == before
+
+
+CHANGES = {
+    "columns": ("array['title']", "title 1", ""),
+    "more columns": ("array['title', 'body']", "title 1\nbody 1", ""),
+    "template": ("array['body'], template => '<{body}>'", "<body 1>", ""),
+    "filter": ("array['body'], filter => 'live and id < 3'", "body 1", ""),
+    "no filter": ("array['body']", "body 1", ", filter => 'id > 2'"),
+    "other filter": ("array['body'], filter => 'id < 2'", "body 1", ", filter => 'id > 2'"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_reconfigure(article: Connection, drain: Drain, change: str) -> None:
+    arguments, first, before = CHANGES[change]
+    article.execute(f"select embed.enable('article', array['body']{before})")
+    assert drain() == []
+    assert_current(article, "article")
+    article.execute(f"select embed.enable('article', {arguments})")
+    assert drain() == []
+    assert assert_current(article, "article")[("1",)] == first
+    # And the triggers know it, too.
+    article.execute(
+        "update article set title = 'new', body = 'new', live = not live, n = 1 where id = 1"
+    )
+    assert captured(article, "article") == [("1",)]
+    assert drain() == []
+    assert_current(article, "article")
+
+
+def test_other_columns_are_no_longer_watched(article: Connection, drain: Drain) -> None:
+    article.execute("select embed.enable('article', array['title'], filter => 'live')")
+    article.execute("select embed.enable('article', array['body'])")
+    assert drain() == []
+    article.execute("update article set title = 'x', live = false")
+    assert captured(article, "article") == []
+
+
+def test_model_of_the_same_dimensions(article: Connection, lane: Lane) -> None:
+    """Vectors of two models are never mixed: those of the first are made anew (S55)."""
+    article.execute(ENABLE)
+    assert lane.drain() == []
+    first = source_of(article, "article").fingerprint
+    article.execute("select embed.add_model('/no/such/folder', 384)")
+    article.execute("select embed.enable('article', array['body'], model => '/no/such/folder')")
+    (trouble,) = lane.drain()
+    assert "/no/such/folder" in trouble
+    article.execute("select embed.enable('article', array['body'], model => 'testing:hash')")
+    assert lane.drain() == []
+    assert source_of(article, "article").fingerprint == first
+    assert len(assert_current(article, "article")) == 5
+
+
+def test_filter(article: Connection, drain: Drain) -> None:
+    """Rows come and go with it; its functions and operators are the caller's, whoever reads."""
+    article.execute(
+        """
+        create schema more;
+        create function more.small(integer) returns boolean
+            language sql immutable as 'select $1 < 3';
+        set search_path = shop, more, public;
+        select embed.enable('article', array['body'], filter => 'small(id) and "live" is true');
+        set search_path = shop, public;
+        """
+    )
+    try:
+        assert drain() == []
+        assert set(assert_current(article, "article")) == {("1",), ("2",)}
+        article.execute("update article set live = false where id = 1")
+        article.execute("insert into article (id, body) values (0, 'zero'), (9, 'nine')")
+        assert drain() == []
+        assert set(assert_current(article, "article")) == {("0",), ("2",)}
+        article.execute("update article set live = true where id = 1")
+        assert drain() == []
+        assert set(assert_current(article, "article")) == {("0",), ("1",), ("2",)}
+        article.execute("update article set live = null where id = 1")
+        assert drain() == []
+        assert set(assert_current(article, "article")) == {("0",), ("2",)}
+    finally:
+        article.execute("select embed.disable('article'); drop schema more cascade")
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonb", "point", "integer[]"])
+def test_filter_over_a_column_of_any_type(article: Connection, drain: Drain, kind: str) -> None:
+    """Some types have no equality; that must not make the application's update fail."""
+    first, second = {
+        "json": ('{"a": 1}', '{"a": 2}'),
+        "jsonb": ('{"a": 1}', '{"a": 2}'),
+        "point": ("(1,2)", "(3,4)"),
+        "integer[]": ("{1}", "{2}"),
+    }[kind]
+    article.execute(f"alter table article add more {kind}")
+    article.execute(f"update article set more = '{first}'")
+    article.execute(
+        "select embed.enable('article', array['body'], filter => %s)", [f"more::text = '{first}'"]
+    )
+    assert drain() == []
+    assert len(assert_current(article, "article")) == 5
+    article.execute(f"update article set more = '{second}' where id = 1; update article set n = 1")
+    assert captured(article, "article") == [("1",)]
+    assert drain() == []
+    assert len(assert_current(article, "article")) == 4
+
+
+def test_filter_does_not_run_as_a_statement(article: Connection) -> None:
+    article.execute("create table t (n integer)")
+    with pytest.raises(psycopg.DatabaseError):
+        article.execute(
+            "select embed.enable('article', array['body'],"
+            " filter => 'live); drop table t; select (true')"
+        )
+    article.execute("select * from t")
+
+
+def made_at(app: Connection) -> dict[int, Any]:
+    return dict(
+        app.execute("select id, embedded_at from article_embedding where chunk = 0").fetchall()
+    )
+
+
+def test_adoption(article: Connection, drain: Drain) -> None:
+    """Disabled and enabled again: only what changed meanwhile is embedded again (S5)."""
+    article.execute(ENABLE)
+    assert drain() == []
+    before = made_at(article)
+    article.execute("select embed.disable('article')")
+    article.execute("update article set body = 'changed' where id = 1")
+    article.execute("delete from article where id = 2")
+    article.execute("insert into article (id, body) values (6, 'body 6')")
+    assert drain() == []
+    assert len(made_at(article)) == 5
+    article.execute(ENABLE)
+    assert drain() == []
+    assert len(assert_current(article, "article")) == 5
+    after = made_at(article)
+    assert {key for key in after if after[key] == before.get(key)} == {3, 4, 5}
+    assert set(after) == {1, 3, 4, 5, 6}
+
+
+def test_vectors_of_an_earlier_installation(two_phase: str) -> None:
+    """The schema was dropped: the number of a fingerprint must not stand for another model then."""
+    from worker.database.migrate import migrate
+
+    with psycopg.connect(two_phase, autocommit=True) as connection:
+        connection.execute("create schema shop; set search_path = shop, public")
+        connection.execute(ROWS)
+        connection.execute(ENABLE)
+        assert drain_url(two_phase) == []
+        before = made_at(connection)
+        connection.execute("drop schema embed cascade")
+        migrate(two_phase, model="testing:hash")
+        connection.execute(
+            "insert into embed.fingerprint (digest, model, revision, query_prefix, passage_prefix,"
+            " pooling, dimensions, max_tokens) values ('another', 'm', '', '', '', 'mean', 384, 1)"
+        )
+        connection.execute(ENABLE)
+        assert drain_url(two_phase) == []
+        assert len(assert_current(connection, "article")) == 5
+        assert made_at(connection) == before
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_disable(article: Connection, drain: Drain, drop: bool) -> None:
+    article.execute(ENABLE)
+    assert drain() == []
+    article.execute("update article set body = 'waits' where id = 1")
+    (source,) = article.execute(
+        "select id from embed.source where relation = 'article'::regclass"
+    ).fetchone() or (0,)
+    article.execute("select embed.disable('article', drop_vectors => %s)", [drop])
+    article.execute("update article set body = 'x'; truncate article")
+    assert drain() == []
+    assert article.execute("select to_regclass('article_embedding') is null").fetchone() == (drop,)
+    left = article.execute(
+        "select relname::text from pg_class where relname ~ %s"
+        " union all select proname::text from pg_proc where proname ~ %s",
+        [f"^(inbox|queue|state)_{source}$", f"^source_{source}_"],
+    ).fetchall()
+    assert left == []
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_disable_of_a_column(article: Connection, drain: Drain, drop: bool) -> None:
+    article.execute("select embed.enable('article', array['body'], into_column => 'place')")
+    assert drain() == []
+    article.execute("select embed.disable('article', drop_vectors => %s)", [drop])
+    empty = article.execute("select bool_and(place is null) from article").fetchone()
+    assert empty == (drop,)
+
+
+def test_disable_one_of_two(article: Connection) -> None:
+    article.execute(ENABLE)
+    article.execute("select embed.enable('article', array['title'], name => 'titles')")
+    with pytest.raises(psycopg.DatabaseError, match="not enabled under the name 'x'"):
+        article.execute("select embed.disable('article', name => 'x')")
+    article.execute("select embed.disable('article', name => 'titles')")
+    names = "select name from embed.source where relation = 'article'::regclass"
+    assert article.execute(names).fetchall() == [("article",)]
+    article.execute("select embed.disable('article')")
+    assert article.execute(names).fetchall() == []
+
+
+def test_pause(article: Connection, lane: Lane) -> None:
+    article.execute(ENABLE)
+    assert lane.drain() == []
+    article.execute("select embed.pause('article')")
+    article.execute("update article set body = 'changed' where id = 1")
+    assert lane.drain() == []
+    assert captured(article, "article") == [("1",)]
+    article.execute("select embed.resume('article')")
+    assert lane.drain() == []
+    assert assert_current(article, "article")[("1",)] == "changed"
+
+
+RIGHTS = """
+grant usage, create on schema embed to owner;
+grant select, insert, update, delete on embed.source, embed.source_state, embed.sweep_request
+    to owner;
+grant select on embed.model, embed.setting, embed.fingerprint to owner;
+grant select, delete on embed.lexical_term to owner;
+grant usage on sequence embed.seq to owner;
+"""
+
+
+def as_owner(app: Connection, rights: str) -> Callable[[str], None]:
+    app.execute("drop role if exists owner")
+    app.execute(
+        "create role owner; grant usage, create on schema shop to owner;"
+        "alter table article owner to owner;" + rights
+    )
+
+    def run(statement: str) -> None:
+        app.execute("set role owner")
+        try:
+            app.execute(statement)
+        finally:
+            app.execute("reset role")
+
+    return run
+
+
+def test_owner_without_superuser(article: Connection, drain: Drain) -> None:
+    """The owner of the table, with no more rights than these on ours."""
+    run = as_owner(article, RIGHTS)
+    try:
+        run("select embed.enable('article', array['body'], filter => 'live')")
+        assert drain() == []
+        run("update article set body = 'changed' where id = 1")
+        run("alter table article rename body to text")
+        run("update article set text = 'renamed' where id = 2")
+        assert drain() == []
+        assert assert_current(article, "article")[("2",)] == "renamed"
+        run("truncate article")
+        assert drain() == []
+        assert assert_current(article, "article") == {}
+        run("select embed.sweep('article'); select embed.retry('article')")
+        run("select embed.pause('article'); select embed.resume('article')")
+        run("select embed.disable('article', drop_vectors => true)")
+    finally:
+        article.execute(
+            "drop table if exists article cascade; drop owned by owner; drop role owner"
+        )
+
+
+def test_without_rights(article: Connection) -> None:
+    run = as_owner(article, "")
+    try:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            run(ENABLE)
+    finally:
+        article.execute("drop owned by owner cascade; drop role owner")
+
+
+def test_somebody_elses_table(article: Connection) -> None:
+    article.execute("create table theirs (id integer primary key, body text)")
+    run = as_owner(article, RIGHTS + "grant select on theirs to owner")
+    try:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            run("select embed.enable('theirs', array['body'])")
+    finally:
+        article.execute("drop owned by owner cascade; drop role owner")

@@ -1,0 +1,176 @@
+"""Who may read vectors: whoever may read the text they are made of, by what the source says now."""
+
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from fix_vectors import VectorWriter, role, word_vector
+from psycopg import errors
+
+Connection = psycopg.Connection[Any]
+
+MANY = 5000
+
+
+@pytest.fixture
+def article(connection: Connection, vectors: VectorWriter) -> Connection:
+    connection.execute("create table article (id int primary key, tenant text, title text)")
+    connection.execute("insert into article values (1, 'a', 'one'), (2, 'b', 'two')")
+    connection.execute("select embed.enable('article', array['title'])")
+    vectors.embed("article")
+    return connection
+
+
+def readable(connection: Connection, table: str = "article_embedding") -> list[int]:
+    rows = connection.execute(
+        f"select id from {table} where terms is not null order by id".encode()
+    )
+    return [number for (number,) in rows]
+
+
+def as_owner(connection: Connection, name: str, statement: str) -> None:
+    """Run as the owner in between."""
+    connection.execute("reset role")
+    connection.execute(statement.format(name).encode())
+    connection.execute(f"set role {name}".encode())
+
+
+def test_rights_follow_those_of_the_source(article: Connection) -> None:
+    with role(article) as name:
+        with pytest.raises(errors.InsufficientPrivilege, match="for table article\n"):
+            readable(article)
+        as_owner(article, name, "grant select on article to {}")
+        assert readable(article) == [1, 2]
+        as_owner(article, name, "revoke select on article from {}")
+        with pytest.raises(errors.InsufficientPrivilege, match="for table article\n"):
+            readable(article)
+        as_owner(article, name, "grant select (id, tenant) on article to {}")
+        with pytest.raises(errors.InsufficientPrivilege, match="for table article\n"):
+            readable(article)
+        as_owner(article, name, "grant select (title) on article to {}")
+        assert readable(article) == [1, 2]
+
+
+def test_row_security_of_the_source_counts_from_the_moment_it_is_there(
+    article: Connection,
+) -> None:
+    with role(article, "select on article") as name:
+        assert readable(article) == [1, 2]
+        as_owner(article, name, "alter table article enable row level security")
+        assert readable(article) == []
+        as_owner(article, name, "create policy own on article using (tenant = 'b')")
+        assert readable(article) == [2]
+        as_owner(article, name, "alter table article disable row level security")
+        assert readable(article) == [1, 2]
+
+
+def test_nobody_but_the_owner_writes(article: Connection) -> None:
+    with role(article, "all on article"):
+        for statement in (
+            "delete from article_embedding",
+            "update article_embedding set seq = 0",
+            "truncate article_embedding",
+        ):
+            with pytest.raises(errors.InsufficientPrivilege):
+                article.execute(statement.encode())
+    with role(article, "all on article", "all on article_embedding"):
+        assert article.execute("delete from article_embedding").rowcount == 0
+        assert article.execute("update article_embedding set seq = 9").rowcount == 0
+    assert readable(article) == [1, 2]
+
+
+def test_the_table_can_be_renamed_changed_and_dropped(article: Connection) -> None:
+    article.execute("alter table article rename to paper; alter table paper rename title to t")
+    with role(article, "select on paper"):
+        assert readable(article) == [1, 2]
+        row = article.execute(
+            'select (s."row").id from embed.search(null::paper, %s::vector, 1) s',
+            [word_vector("two")],
+        ).fetchone()
+        assert row == (2,)
+    article.execute("alter table paper drop column tenant; alter table paper drop column t")
+    article.execute("drop table paper")
+    article.execute("select embed._refresh(id) from embed.source")
+    assert article.execute("select to_regclass('article_embedding')").fetchone() == (None,)
+
+
+def test_what_is_left_of_a_disabled_table_is_nobodys(article: Connection) -> None:
+    article.execute("select embed.disable('article')")
+    with role(article, "select on article"):
+        assert readable(article) == []
+    article.execute("select embed.enable('article', array['title'])")
+    with role(article, "select on article"):
+        assert readable(article) == [1, 2]
+    with role(article), pytest.raises(errors.InsufficientPrivilege, match="for table article\n"):
+        readable(article)
+
+
+def test_an_old_table_without_terms_is_not_taken_over(article: Connection) -> None:
+    article.execute("select embed.disable('article')")
+    article.execute("alter table article_embedding drop column terms")
+    with pytest.raises(errors.DuplicateTable, match="not a vector table") as caught:
+        article.execute("select embed.enable('article', array['title'])")
+    assert caught.value.diag.message_detail == "Missing: terms sparsevec."
+
+
+def test_a_vector_in_a_column_is_searched_by_ordinary_roles(
+    connection: Connection, vectors: VectorWriter
+) -> None:
+    connection.execute(
+        "create table article (id int primary key, tenant text, title text, v vector(384))"
+    )
+    connection.execute("insert into article values (1, 'a', 'one'), (2, 'b', 'two')")
+    connection.execute("select embed.enable('article', array['title'], into_column => 'v')")
+    vectors.embed("article")
+    state = vectors.source("article")["vectors"]
+    statement = 'select (s."row").id from embed.search(null::article, %s::vector) s'
+    with role(connection, "select on article") as name:
+        assert connection.execute(statement, [word_vector("two")]).fetchall() == [(2,), (1,)]
+        assert readable(connection, state) == [1, 2]
+        as_owner(connection, name, "alter table article enable row level security")
+        as_owner(connection, name, "create policy own on article using (tenant = 'a')")
+        assert connection.execute(statement, [word_vector("two")]).fetchall() == [(1,)]
+        assert readable(connection, state) == [1]
+    with role(connection), pytest.raises(errors.InsufficientPrivilege):
+        readable(connection, state)
+
+
+def test_an_ordinary_role_gets_k_of_many_rows_through_the_index(
+    connection: Connection, vectors: VectorWriter
+) -> None:
+    random = np.random.default_rng(2)
+    connection.execute(
+        "create table note (id int primary key, title text);"
+        " select embed.enable('note', array['title']);"
+    )
+    fingerprint = vectors.fingerprint()
+    connection.execute("insert into note select i, 'n' from generate_series(1, %s) i", [MANY])
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(
+            "copy note_embedding (id, passage_start, passage_end, embedding, fingerprint, hash,"
+            " checksum, seq) from stdin"
+        ) as copy,
+    ):
+        for number in range(1, MANY + 1):
+            vector = random.normal(size=384).astype(np.float32)
+            copy.write_row((number, 0, 1, vector, fingerprint, b"", b"", 0))
+    vectors.activate("note", fingerprint)
+    vectors.drain("note")
+    connection.execute("create index on note_embedding using hnsw (embedding vector_cosine_ops)")
+    connection.execute("analyze note, note_embedding")
+    statement = 'select (s."row").id from embed.search(null::note, %s::vector, %s) s'
+    with role(connection, "select on note") as name:
+        plan = connection.execute(
+            b"explain select id from note_embedding order by embedding <=> %s limit 10",
+            [word_vector("x")],
+        ).fetchall()
+        assert "note_embedding_embedding_idx" in str(plan)
+        for k in (10, 100):
+            assert len(connection.execute(statement, [word_vector("x"), k]).fetchall()) == k
+        as_owner(connection, name, "alter table note enable row level security")
+        as_owner(connection, name, "create policy few on note using (id % 100 = 0)")
+        found = connection.execute(statement, [word_vector("x"), 20]).fetchall()
+        assert len(found) == 20
+        assert all(number % 100 == 0 for (number,) in found)

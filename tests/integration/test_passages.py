@@ -1,0 +1,101 @@
+"""What a worker writes of a text beside its vector: passages, whether it was cut, and its terms."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import psycopg
+import pytest
+from fix_drain import Lane
+
+from worker.database.connect import connect
+from worker.model.lexical import length, term_vector
+
+Connection = psycopg.Connection[Any]
+
+LONG = "한국어 문장입니다. " * 1000  # 11,000 characters; the encoder of the tests reads 8,192
+
+
+@pytest.fixture
+def article(testing_database: str) -> Iterator[Connection]:
+    with connect(testing_database) as opened:
+        opened.execute("create table article (id int primary key, body text, v vector(384))")
+        yield opened
+
+
+@pytest.fixture
+def lane(testing_database: str) -> Iterator[Lane]:
+    with closing(Lane(testing_database)) as opened:
+        yield opened
+
+
+def fill(connection: Connection, *texts: str, **options: Any) -> None:
+    named = "".join(f", {name} => %({name})s" for name in options)
+    connection.execute(
+        f"select embed.enable('article', array['body']{named})".encode(), options or None
+    )
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "insert into article (id, body) values (%s, %s)", list(enumerate(texts, 1))
+        )
+
+
+def flags(connection: Connection) -> tuple[Any, ...]:
+    """(truncated, split) of the view, which are counts of rows."""
+    row = connection.execute(
+        "select truncated, split from embed.status where name = 'article'"
+    ).fetchone()
+    assert row is not None
+    return row
+
+
+def check_terms(connection: Connection) -> None:
+    """Terms are those of each passage, in relation to the average of what was there together."""
+    (vectors,) = connection.execute(
+        "select vectors::text from embed.source where name = 'article'"
+    ).fetchone() or (None,)
+    rows = connection.execute(
+        f"select substr(s.body, v.passage_start + 1, v.passage_end - v.passage_start), v.terms"
+        f" from {vectors} v join article s using (id)".encode()
+    ).fetchall()
+    average = sum(length(text) for text, _ in rows) / len(rows)
+    for text, terms in rows:
+        wanted = term_vector(text, average)
+        assert terms.indices() == wanted.indices()
+        assert terms.values() == pytest.approx(wanted.values(), rel=1e-6)
+
+
+def test_a_long_text_is_split_and_nothing_is_cut(article: Connection, lane: Lane) -> None:
+    fill(article, LONG, "짧은 글")
+    assert lane.drain() == []
+    assert flags(article) == (0, 1)
+    check_terms(article)
+
+
+def test_without_splitting_it_is_cut_and_counted(article: Connection, lane: Lane) -> None:
+    fill(article, LONG, "짧은 글", LONG, chunk=False)
+    assert lane.drain() == []
+    assert flags(article) == (2, 0)
+    article.execute("update article set body = 'short' where id = 1")
+    assert lane.drain() == []
+    assert flags(article) == (1, 0)
+
+
+def test_into_a_column_it_is_cut_and_counted(article: Connection, lane: Lane) -> None:
+    fill(article, LONG, "짧은 글", into_column="v")
+    assert lane.drain() == []
+    assert flags(article) == (1, 0)
+    check_terms(article)
+    article.execute("update article set body = 'short' where id = 1")
+    assert lane.drain() == []
+    assert flags(article) == (0, 0)
+
+
+@pytest.mark.parametrize("into", [None, "v"])
+def test_terms_follow_the_text(article: Connection, lane: Lane, into: str | None) -> None:
+    fill(article, "하나 둘", into_column=into)
+    assert lane.drain() == []
+    check_terms(article)
+    article.execute("update article set body = '셋 넷'")
+    assert lane.drain() == []
+    check_terms(article)

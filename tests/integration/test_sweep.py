@@ -1,0 +1,282 @@
+"""The sweep repairs what triggers cannot see, page by page, and goes on where it stopped."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from fix_drain import (
+    Connection,
+    Drain,
+    Lane,
+    assert_current,
+    captured,
+    make_dead,
+    source_of,
+)
+from waiting import wait_until
+
+from worker.database.connect import connect
+from worker.queue.sweep import Sweep
+
+TABLE = """
+create table article (region text, id integer, body text, primary key (region, id));
+insert into article select r, n, r || n from unnest(array['de', 'kr']) r, generate_series(1, 20) n;
+select embed.enable('article', array['body']);
+"""
+LONG = " ".join(f"word{n}" for n in range(3000))  # three windows of the testing model
+
+
+@pytest.fixture
+def article(app: Connection, drain: Drain) -> Iterator[Connection]:
+    app.execute(TABLE)
+    assert drain() == []
+    assert len(assert_current(app, "article")) == 40
+    yield app
+    app.execute("set session_replication_role = default")
+
+
+def found(url: str, app: Connection, *, repair: bool, page: int = 7) -> tuple[int, int, int]:
+    """Sweep in pages; return how many rows are missing, stale and orphaned."""
+    source = source_of(app, "article")
+    with connect(url) as connection:
+        connection.prepare_threshold = None
+        if repair:
+            Sweep.begin(connection, source)
+        sweep = Sweep(connection, source, source.fingerprint, repair=repair)
+        pages = []
+        while not sweep.done:
+            pages.append(sweep.page(page))
+    return tuple(sum(getattr(p, n) for p in pages) for n in ("missing", "stale", "orphaned"))
+
+
+UNSEEN = "set session_replication_role = replica; {} ; set session_replication_role = default"
+FAULTS = {
+    "nothing": ("select 1", (0, 0, 0)),
+    "insert": (
+        UNSEEN.format("insert into article values ('fr', 1, 'new'), ('fr', 2, '')"),
+        (1, 0, 0),
+    ),
+    "update": (UNSEEN.format("update article set body = 'unseen' where id = 3"), (0, 2, 0)),
+    "update to blank": (UNSEEN.format("update article set body = ' ' where id = 3"), (0, 0, 2)),
+    "delete": (UNSEEN.format("delete from article where id > 18"), (0, 0, 4)),
+    "key change": (UNSEEN.format("update article set id = 100 where id = 1"), (2, 0, 2)),
+    "truncate": (UNSEEN.format("truncate article"), (0, 0, 40)),
+    "disabled triggers": (
+        "alter table article disable trigger user; delete from article where id = 1;"
+        " update article set body = 'x' where id = 2; insert into article values ('fr', 1, 'new');"
+        " alter table article enable trigger user",
+        (1, 2, 2),
+    ),
+    "vector changed": (
+        "update article_embedding set embedding = (select embedding from article_embedding"
+        " where id = 2 and region = 'de') where id = 1 and region = 'de'",
+        (0, 1, 0),
+    ),
+    "vector deleted": ("delete from article_embedding where id = 1", (2, 0, 0)),
+    "vectors deleted": ("truncate article_embedding", (40, 0, 0)),
+    "other fingerprint": ("update article_embedding set fingerprint = -1 where id < 3", (0, 4, 0)),
+    "hash changed": ("update article_embedding set hash = '\\x00' where id = 1", (0, 2, 0)),
+    "vector of no row": (
+        "update article_embedding set id = 1000 where id = 1",
+        (2, 0, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_finds_and_repairs(
+    article: Connection, drain: Drain, shared_database: str, fault: str
+) -> None:
+    statement, expected = FAULTS[fault]
+    article.execute(statement)
+    assert captured(article, "article") == []
+    assert found(shared_database, article, repair=False) == expected
+    # Only counted: nothing is queued, and what was under way is kept.
+    assert found(shared_database, article, repair=False, page=1000) == expected
+    with article.transaction(force_rollback=True):
+        missing, stale, orphaned, altered = (
+            article.execute("select * from embed.sweep('article')").fetchone() or ()
+        )
+    assert (missing, stale + altered, orphaned) == expected, "embed.sweep() counts differently"
+    assert found(shared_database, article, repair=True) == expected
+    assert drain() == []
+    assert_current(article, "article")
+    assert found(shared_database, article, repair=False) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name != "nothing"])
+def test_sql_function_has_it_repaired(article: Connection, drain: Drain, fault: str) -> None:
+    article.execute(FAULTS[fault][0])
+    article.execute("select embed.sweep('article')")
+    assert drain() == []
+    assert_current(article, "article")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "delete from {} where id = 1 and chunk = 0",
+        "delete from {} where chunk = 1",
+        "delete from {} where chunk = (select max(chunk) from {})",
+        "update {} v set embedding = w.embedding from {} w where w.id = 2 and v.chunk = 1",
+        "update {} set hash = '\\x00' where chunk = 1",
+        "update {} set fingerprint = -1 where chunk = 1",
+    ],
+)
+def test_every_passage_counts(
+    app: Connection, drain: Drain, shared_database: str, fault: str
+) -> None:
+    app.execute("create table article (id integer primary key, body text)")
+    app.execute("insert into article values (1, %s), (2, 'short')", [LONG])
+    app.execute("select embed.enable('article', array['body'])")
+    assert drain() == []
+    assert_current(app, "article")
+    assert app.execute("select count(*) > 3 from article_embedding").fetchone() == (True,)
+    assert found(shared_database, app, repair=False) == (0, 0, 0)
+    app.execute(fault.replace("{}", "article_embedding"))
+    assert found(shared_database, app, repair=True) == (0, 1, 0)
+    assert drain() == []
+    assert_current(app, "article")
+    assert found(shared_database, app, repair=False) == (0, 0, 0)
+
+
+def test_vector_in_a_column(app: Connection, drain: Drain, shared_database: str) -> None:
+    app.execute(
+        """
+        create table article (id integer primary key, body text, embedding vector(384));
+        insert into article (id, body) select n, 'text ' || n from generate_series(1, 10) n;
+        select embed.enable('article', array['body'], into_column => 'embedding');
+        """
+    )
+    assert drain() == []
+    app.execute("update article set embedding = null where id = 1")
+    app.execute(
+        "update article set embedding = (select embedding from article where id = 3) where id = 2"
+    )
+    assert found(shared_database, app, repair=True) == (0, 2, 0)
+    assert drain() == []
+    assert_current(app, "article")
+
+
+def test_dead_letters_stay_and_go_with_their_row(
+    article: Connection, drain: Drain, shared_database: str
+) -> None:
+    article.execute("update article set body = 'x <<fail>>' where id = 1")
+    assert drain() == []
+    assert make_dead(article, "article") == 2
+    assert found(shared_database, article, repair=True) == (0, 0, 0)
+    assert drain() == []
+    failed = "select count(*) from embed.failure where source = 'article'::regclass"
+    assert article.execute(failed).fetchone() == (2,)
+    article.execute(UNSEEN.format("delete from article where id = 1"))
+    assert found(shared_database, article, repair=True) == (0, 0, 2)
+    assert drain() == []
+    assert article.execute(failed).fetchone() == (0,)
+    assert_current(article, "article")
+
+
+def test_resumes_where_it_stopped(article: Connection, lane: Lane, shared_database: str) -> None:
+    """A worker that is killed in the middle leaves its place; the next one goes on from there."""
+    article.execute(UNSEEN.format("update article set body = body || '!'"))
+    source = source_of(article, "article")
+    with connect(shared_database) as connection:
+        Sweep.begin(connection, source)
+        sweep = Sweep(connection, source, source.fingerprint)
+        for _ in range(3):
+            assert sweep.page(5).queued == 5
+    state = "select phase, cursor, visited, stale from embed.sweep_state where source = %s"
+    assert article.execute(state, [source.id]).fetchone() == ("rows", ["de", "15"], 15, 15)
+    with connect(shared_database) as connection:
+        again = Sweep(connection, source, source.fingerprint)
+        assert again.page(5).visited == 5
+    assert article.execute(state, [source.id]).fetchone() == ("rows", ["de", "20"], 20, 20)
+    assert lane.drain() == []
+    assert_current(article, "article")
+    row = article.execute(state, [source.id]).fetchone()
+    assert row is not None
+    assert row[0] == "done"
+    assert row[3] == 40, "begun anew, or left off"
+
+
+def test_request_while_sweeping_starts_over(
+    article: Connection, drain: Drain, shared_database: str
+) -> None:
+    source = source_of(article, "article")
+    with connect(shared_database) as connection:
+        Sweep.begin(connection, source)
+        Sweep(connection, source, source.fingerprint).page(30)
+    article.execute(UNSEEN.format("update article set body = 'behind its back' where id = 1"))
+    article.execute(
+        "insert into embed.sweep_request (source, reason) values (%s, 'test')", [source.id]
+    )
+    assert drain() == []
+    assert_current(article, "article")
+
+
+def test_row_under_way_is_queued_again(article: Connection, shared_database: str) -> None:
+    """Claimed and read before a change that no trigger saw: its completion must not count."""
+    source = source_of(article, "article")
+    article.execute("update article set body = 'seen' where id = 1 and region = 'de'")
+    article.execute(
+        f"with m as (delete from embed.inbox_{source.id} returning k1, k2)"
+        f" insert into embed.queue_{source.id} (k1, k2, seq, claimed_by, due)"
+        " select k1, k2, nextval('embed.seq'), 4711, now() + interval '1 min' from m"
+    )
+    before = article.execute(f"select seq from embed.queue_{source.id}").fetchone()
+    assert found(shared_database, article, repair=True) == (0, 1, 0)
+    row = article.execute(
+        f"select seq, claimed_by, due <= now() from embed.queue_{source.id}"
+    ).fetchone()
+    assert before is not None
+    assert row is not None
+    assert row[0] > before[0]
+    assert row[1:] == (None, True)
+
+
+def test_backfill_does_not_stand_before_changes(article: Connection, shared_database: str) -> None:
+    article.execute("truncate article_embedding")
+    found(shared_database, article, repair=True)
+    source = source_of(article, "article")
+    assert article.execute(f"select distinct priority from embed.queue_{source.id}").fetchall() == [
+        (20,)
+    ]
+
+
+PUBLISHED = """
+create schema shop;
+set search_path = shop, public;
+create table article (id integer primary key, body text);
+"""
+
+
+@pytest.mark.slow
+def test_subscriber_of_logical_replication(two_phase: str, app: Connection, drain: Drain) -> None:
+    """Replication fires no ordinary trigger; the sweep brings the vectors up to date."""
+    app.execute("create table article (id integer primary key, body text)")
+    app.execute("select embed.enable('article', array['body'])")
+    with psycopg.connect(two_phase, autocommit=True) as publisher:
+        publisher.execute(PUBLISHED)
+        publisher.execute("insert into article values (1, 'one'), (2, 'two')")
+        publisher.execute("create publication articles for table article")
+        app.execute(f"create subscription articles connection '{two_phase}' publication articles")
+        try:
+            _await(app, "select count(*) = 2 from article")
+            publisher.execute("insert into article values (3, 'three')")
+            publisher.execute("update article set body = 'changed' where id = 1")
+            publisher.execute("delete from article where id = 2")
+            _await(app, "select count(*) = 2 and bool_or(body = 'changed') from article")
+            drain()
+            app.execute("select embed.sweep('article')")
+            assert drain() == []
+            assert assert_current(app, "article") == {("1",): "changed", ("3",): "three"}
+            publisher.execute("truncate article")
+            _await(app, "select count(*) = 0 from article")
+            app.execute("select embed.sweep('article')")
+            assert drain() == []
+            assert assert_current(app, "article") == {}
+        finally:
+            app.execute("drop subscription articles")
+
+
+def _await(app: Connection, question: str) -> None:
+    wait_until(lambda: app.execute(question).fetchone() == (True,), 30, question)

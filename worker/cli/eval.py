@@ -1,0 +1,175 @@
+"""``embedworker eval``: how good search is, on a benchmark or on one's own questions."""
+
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from worker.cli.console import JsonOption, database_url, note, print_json, settings
+from worker.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from worker.search.beir import Collection
+
+__all__ = ["register"]
+
+MAX_K = 1000
+MISSED_SHOWN = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("eval")(evaluate)
+
+
+def evaluate(
+    context: typer.Context,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]",
+            help="Folder with corpus.jsonl, queries.jsonl and qrels.tsv, as BEIR has them.",
+        ),
+    ] = None,
+    k: Annotated[
+        int, typer.Option("-k", "--k", min=1, max=MAX_K, metavar="N", help="Rows a question gets.")
+    ] = 10,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model; not given: the database's default.")
+    ] = None,
+    chunk: Annotated[
+        bool,
+        typer.Option("--chunk/--no-chunk", help="Split long documents, or cut what is too long."),
+    ] = True,
+    lexical: Annotated[
+        float | None,
+        typer.Option(metavar="WEIGHT", help="Weight of the words; not given: the table's own."),
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare all vectors, even where there is an index.")
+    ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,…",
+            help="Settings side by side: exact, hnsw, default, lexical=WEIGHT, or several with +.",
+        ),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help='Lines of {"question": …, "key": …} for a table of yours.'
+        ),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="The table of --questions, as in SQL.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which one, where the table is enabled several times."),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the benchmark's table in the database.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Measure the quality and the speed of search, with the SQL that applications send.
+
+    Either DIR: its documents become a table in the schema embedworker_eval, which is embedded,
+    asked and dropped. Or --questions with --table: your questions and the keys of the right rows.
+    """
+    from worker.cli.database import connected
+    from worker.cli.evaluation import Evaluation
+    from worker.search.evaluate import Setting, settings_of
+
+    if (folder is None) == (questions is None) or (questions is None) != (table is None):
+        raise ConfigurationError("give either DIR, or --questions FILE with --table TABLE")
+    if folder is None and (model is not None or keep or not chunk):
+        raise ConfigurationError("--model, --no-chunk and --keep go with DIR, not with --table")
+    if folder is not None and name is not None:
+        raise ConfigurationError("--name goes with --table, not with DIR")
+    base = Setting("exact" if exact else "planner", lexical)
+    asked = [base] if compare is None else settings_of(compare, base)
+    signal.signal(signal.SIGTERM, _interrupted)
+    url = database_url(context)
+    chosen = settings(context)
+    if chosen.database_url is None:
+        from worker.database.migrate import migrate
+
+        for remark in migrate(url):  # the embedded server is ours to set up
+            note(remark)
+    with connected(context) as connection, ExitStack() as cleanup:
+        evaluation = Evaluation(connection, url, chosen, cleanup)
+        if folder is not None:
+            evaluation.load(folder, asked, model=model, chunk=chunk, keep=keep)
+        else:
+            evaluation.use(str(table), name, questions or Path())
+        report = evaluation.run(asked, k)
+        collection = evaluation.collection
+    if json:
+        print_json(report)
+    else:
+        _print(report, None if folder is not None else collection)
+    if keep:
+        note(f"kept: {report['table']}; the next evaluation drops it")
+
+
+def _print(report: dict[str, Any], own: "Collection | None") -> None:
+    fingerprint = report["fingerprint"]
+    notes = fingerprint["notes"]
+    typer.echo(
+        f"{report['collection']}: {report['questions']} questions, {report['passages']} passages, "
+        f"{'long texts split' if report['chunk'] else 'long texts cut'}, k = {report['k']}"
+    )
+    typer.echo(
+        f"{report['model']}, fingerprint {fingerprint['digest'][:12]}, "
+        f"{', '.join(f'{name} {notes[name]}' for name in ('engine', 'dtype', 'device'))}"
+    )
+    typer.echo()
+    measures = list(report["settings"][0]["measures"])
+    lines = [["", "road", *measures, "p50 ms", "p95 ms"]]
+    for entry in report["settings"]:
+        values = [f"{entry['measures'][name]:.4f}" for name in measures]
+        times = [f"{entry['p50_ms']:.1f}", f"{entry['p95_ms']:.1f}"]
+        lines.append([entry["setting"], entry["road"], *values, *times])
+        if "difference" in entry:
+            by_name = entry["difference"]
+            lines.append(
+                [
+                    "  difference",
+                    "",
+                    *(f"{by_name[n]['difference']:+.4f}" for n in measures),
+                    "",
+                    "",
+                ]
+            )
+            lines.append(
+                [
+                    "  standard error",
+                    "",
+                    *(f"{by_name[n]['standard_error']:.4f}" for n in measures),
+                    "",
+                    "",
+                ]
+            )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [line[0].ljust(widths[0]), line[1].ljust(widths[1])]
+        cells += [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
+        typer.echo("  ".join(cells).rstrip())
+    if own is not None and report["missed"]:
+        typer.echo()
+        typer.echo(f"no right row among the first {report['k']}:")
+        for number in report["missed"][:MISSED_SHOWN]:
+            typer.echo(f"  {own.questions[number]}")
+        more = len(report["missed"]) - MISSED_SHOWN
+        if more > 0:
+            typer.echo(f"  … and {more} more (--json has all)")
+
+
+def _interrupted(_: int, __: FrameType | None) -> NoReturn:
+    """SIGTERM cleans up as Ctrl-C does."""
+    raise KeyboardInterrupt

@@ -1,0 +1,195 @@
+"""How good search is, asked of the database with the same SQL that applications send.
+
+    source = find_source(connection, table_oid)
+    answers = ask(connection, source, collection, [Setting()], k=10)
+
+Nothing here knows a model: the questions are answered by a running worker.
+"""
+
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import psycopg
+
+from worker.database.rows import one
+from worker.database.statements import render, statement
+from worker.errors import ConfigurationError, DatabaseError
+from worker.search.beir import Collection
+from worker.search.collection import Searched, quoted
+from worker.search.metrics import DEEP
+
+__all__ = ["Answers", "Road", "Setting", "ask", "settings_of"]
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Road = Literal["planner", "exact", "hnsw"]
+
+_ROADS: dict[Road, dict[str, str]] = {
+    "planner": {"indexscan": "on", "seqscan": "on", "sort": "on"},
+    "exact": {"indexscan": "off", "seqscan": "on", "sort": "on"},
+    "hnsw": {"indexscan": "on", "seqscan": "off", "sort": "off"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is the same for every question: the road to the vectors, and the weight of words.
+
+    ``planner`` leaves the road to the server, as in an application. ``lexical`` None leaves the
+    weight to the source.
+    """
+
+    road: Road = "planner"
+    lexical: float | None = None
+
+    def __str__(self) -> str:
+        road = [] if self.road == "planner" else [self.road]
+        weight = [] if self.lexical is None else [f"lexical={self.lexical:g}"]
+        return "+".join(road + weight) or "default"
+
+
+@dataclass(slots=True)
+class Answers:
+    """What one setting found: scores by question and key, and how long each question took.
+
+    ``run`` has the rows that were asked for, ``deep`` the first hundred. ``seconds`` is of ``run``
+    alone, from sending the statement to having the rows, the question's vector included.
+    """
+
+    setting: Setting
+    road: Road
+    run: dict[str, dict[str, float]] = field(default_factory=dict)
+    deep: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+
+
+def settings_of(text: str, base: Setting) -> list[Setting]:
+    """Read settings as a person writes them, ``lexical=0,exact+lexical=0.2``, on top of ``base``.
+
+    Raises ConfigurationError.
+    """
+    found: list[Setting] = []
+    for part in text.split(","):
+        road, lexical = base.road, base.lexical
+        for word in filter(None, (word.strip() for word in part.split("+"))):
+            name, _, value = word.partition("=")
+            if word == "exact":
+                road = "exact"
+            elif word == "hnsw":
+                road = "hnsw"
+            elif word == "default":
+                road, lexical = "planner", None
+            elif name == "lexical":
+                try:
+                    lexical = float(value)
+                except ValueError:
+                    raise ConfigurationError(f"lexical is {value!r}; expected a number") from None
+            else:
+                raise ConfigurationError(
+                    f"the setting {word!r} is not known; expected exact, hnsw, default or "
+                    "lexical=WEIGHT, several of them for one setting as exact+lexical=0"
+                )
+        found.append(Setting(road, lexical))
+    if len(set(found)) < len(found):
+        raise ConfigurationError(f"two of the settings {text!r} are the same")
+    return found
+
+
+def ask(
+    connection: Connection,
+    source: Searched,
+    collection: Collection,
+    settings: Sequence[Setting],
+    k: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Answers]:
+    """Ask every question in every setting. Times are with the model: no vector is remembered.
+
+    The settings take turns at each question, and at who begins, so that what else the machine does
+    meets all of them alike. ``progress`` takes the number of questions done.
+
+    Raises:
+        ConfigurationError: a setting that this database or table does not have.
+        psycopg.Error: what the server refuses, with SQLSTATE EW001 where no worker answers.
+    """
+    known = one(connection.execute(statement("evaluate_has_lexical")))[0]
+    if not known and any(setting.lexical is not None for setting in settings):
+        raise ConfigurationError("embed.search of this database has no weight for words (lexical)")
+    if source.index is None and any(setting.road == "hnsw" for setting in settings):
+        raise ConfigurationError(
+            f"the vectors of {source.qualified} have no HNSW index to measure; a worker builds one "
+            "from EMBEDWORKER_INDEX_AFTER_ROWS vectors on"
+        )
+    asking = _Asking(connection, source)
+    first = next(iter(collection.questions.values()))
+    answers = [Answers(setting, asking.road(setting, first, k)) for setting in settings]
+    for done, (number, question) in enumerate(collection.questions.items()):
+        turn = done % len(answers)
+        for answer in answers[turn:] + answers[:turn]:
+            asking.choose(answer.setting)
+            asking.forget(question)
+            started = time.perf_counter()
+            rows = asking.search(answer.setting, question, k)
+            answer.seconds.append(time.perf_counter() - started)
+            answer.run[number] = asking.scores(rows)
+            if k < DEEP:
+                answer.deep[number] = asking.scores(asking.search(answer.setting, question, DEEP))
+        progress(done + 1)
+    asking.choose(Setting())
+    return answers
+
+
+class _Asking:
+    """The statements of one source on one connection."""
+
+    def __init__(self, connection: Connection, source: Searched) -> None:
+        self._connection = connection
+        self._source = source
+        self._chosen: Road = "planner"
+        parts = {"keys": source.columns('(s."row")'), "relation": quoted(source.qualified)}
+        self._unweighted = render("evaluate_search", **parts)
+        self._weighted = render("evaluate_search_lexical", **parts)
+
+    def choose(self, setting: Setting) -> None:
+        # Without an index all vectors are compared anyway, and the catalogs are read with theirs.
+        road: Road = "planner" if self._source.index is None else setting.road
+        if road != self._chosen:
+            self._connection.execute(statement("evaluate_planner"), _ROADS[road])
+            self._chosen = road
+
+    def forget(self, question: str) -> None:
+        composed = unicodedata.normalize("NFC", question)
+        self._connection.execute(statement("evaluate_forget"), {"question": composed})
+
+    def search(self, setting: Setting, question: str, k: int) -> list[tuple[Any, ...]]:
+        asked: dict[str, Any] = {"question": question, "k": k, "name": self._source.name}
+        if setting.lexical is None:
+            return self._connection.execute(self._unweighted, asked).fetchall()
+        asked["lexical"] = setting.lexical
+        return self._connection.execute(self._weighted, asked).fetchall()
+
+    def scores(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, float]:
+        return {self._source.document(key): score for *key, score in rows}
+
+    def road(self, setting: Setting, question: str, k: int) -> Road:
+        """The road that the planner takes in this setting, as the server counts it."""
+        self.choose(setting)
+        index = self._source.index
+        with self._connection.transaction():
+            before = self._scans(index)
+            self.search(setting, question, k)
+            used: Road = "hnsw" if self._scans(index) > before else "exact"
+        if setting.road not in ("planner", used):
+            raise DatabaseError(
+                f"the server takes the road {used} where {setting.road} was asked for; what would "
+                "be measured is not what it says"
+            )
+        return used
+
+    def _scans(self, index: int | None) -> int:
+        if index is None:
+            return 0
+        counted = self._connection.execute(statement("evaluate_index_scans"), {"index": index})
+        return int(one(counted)[0])

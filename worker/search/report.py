@@ -1,0 +1,66 @@
+"""What an evaluation found, as plain data for JSON and for printing."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import psycopg
+
+from worker.database.rows import one
+from worker.database.statements import statement
+from worker.search.beir import Collection
+from worker.search.collection import Searched, passages
+from worker.search.evaluate import Answers
+from worker.search.metrics import compared, means, measured
+
+__all__ = ["report"]
+
+
+def report(
+    connection: psycopg.Connection[tuple[Any, ...]],
+    source: Searched,
+    collection: Collection,
+    answers: Sequence[Answers],
+    k: int,
+) -> dict[str, Any]:
+    """Put together measures, times (ms), and everything that must be the same to repeat them.
+
+    Every setting after the first has its differences from the first, with the standard error of
+    the mean over the questions. ``missed`` are the questions of the first setting of which no right
+    row was among the ``k``.
+    """
+    values = [measured(collection.relevance, each.run, each.deep, k) for each in answers]
+    server, extension = one(connection.execute(statement("evaluate_versions")))
+    found: dict[str, Any] = {
+        "collection": collection.name,
+        "table": source.qualified,
+        "questions": len(collection.questions),
+        "passages": passages(connection, source),
+        "k": k,
+        "chunk": source.chunk,
+        "model": source.model,
+        "fingerprint": source.fingerprint,
+        "versions": {
+            "embedworker": version("embedworker"),
+            "postgresql": server,
+            "pgvector": extension,
+        },
+        "settings": [],
+        "missed": [number for number, recall in values[0][f"recall@{k}"].items() if recall == 0],
+    }
+    for number, (each, measures) in enumerate(zip(answers, values, strict=True)):
+        p50, p95 = np.percentile([1000 * seconds for seconds in each.seconds], [50, 95])
+        entry: dict[str, Any] = {
+            "setting": str(each.setting),
+            "road": each.road,
+            "measures": means(measures),
+            "p50_ms": float(p50),
+            "p95_ms": float(p95),
+        }
+        if number:
+            differences = compared(measures, values[0])
+            entry["difference"] = {name: asdict(value) for name, value in differences.items()}
+        found["settings"].append(entry)
+    return found
