@@ -72,7 +72,7 @@ select
     ('x' || left(encode(sha256(convert_to(%(digest)s, 'UTF8')), 'hex'), 8))::bit(32)::integer & 2147483647,
     %(digest)s, %(model)s, %(revision)s, %(query_prefix)s, %(passage_prefix)s, %(pooling)s, %(dimensions)s, %(max_tokens)s, %(notes)s
 from (select pg_advisory_xact_lock(1701667428, 4)) as turn
-on conflict (digest) do update set notes = excluded.notes
+on conflict (digest) do update set notes = excluded.notes, created_at = now()
 returning id;
 
 -- model_card

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool
 
 from worker.database.connect import connect
-from worker.database.loopback import set_up_loopback
+from worker.database.loopback import set_up_loopback, take_down_loopback
 from worker.database.scripts import extension_schema
 from worker.database.statements import render, statement
 from worker.errors import DatabaseError, UnsupportedServer
@@ -82,6 +82,7 @@ def downgrade(url: str) -> None:
             raise DatabaseError(
                 f"{error.diag.message_primary}. {error.diag.message_hint or ''}".strip()
             ) from error
+        take_down_loopback(c)
         c.execute(statement("migrate_drop"))
 
 

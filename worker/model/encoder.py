@@ -7,7 +7,6 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
 from tokenizers import Tokenizer
 
 from worker.model.fingerprint import Fingerprint
