@@ -190,7 +190,7 @@ begin
     from %3$s v
     join (select %4$s%5$s from %6$s%7$s%8$s) s on %9$s
     where v.fingerprint operator(pg_catalog.=) %10$s%11$s
-    order by %%s
+    order by %13$s
     limit $2
 ), passage as (
     select
@@ -220,10 +220,12 @@ where rank operator(pg_catalog.<=) $3$q$,
         of_keys.row_is_vector, active,
         case when s.into_column is null then '' else ' and s.embedding is not null' end
         || case when leave_out then format(' and not (%s)', of_keys.vector_is_given) else '' end,
-        of_keys.list
+        of_keys.list,
+        -- Put in below, by replace: another format() would read the percent signs of names.
+        chr(1)
     );
     -- + 0 keeps the index away, which PostgreSQL 17 would use before it sorts by the rest.
-    by_scan := format(template, format('(%s) operator(pg_catalog.+) 0, %s, chunk', distance, of_keys.list));
+    by_scan := replace(template, chr(1), format('(%s) operator(pg_catalog.+) 0, %s, chunk', distance, of_keys.list));
     if exists (
         select
         from pg_index i
@@ -235,7 +237,7 @@ where rank operator(pg_catalog.<=) $3$q$,
         and a.attnum = coalesce(s.into_attnum, (select e.attnum from pg_attribute e where e.attrelid = s.vectors and e.attname = 'embedding'))
     ) then
         -- The distance alone: before PostgreSQL 17 a second sort key keeps the index from being used.
-        by_index := format(template, distance);
+        by_index := replace(template, chr(1), distance);
     end if;
 
     found_rows := format(
@@ -371,7 +373,7 @@ create or replace function embed._search_rows(
 )
 language plpgsql stable
 set hnsw.iterative_scan = strict_order
-set hnsw.ef_search = 100
+set hnsw.ef_search = 200
 as $$
 declare
     rescored constant boolean := weight > 0;

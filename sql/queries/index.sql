@@ -18,8 +18,11 @@ limit 1;
 select count(*) from (select from {table} where {column} is not null limit %(enough)s) as counted;
 
 -- index_create
--- Built beside the running application: neither reads nor writes wait for it.
-create index concurrently {index} on {table} using hnsw ({column} {schema}.vector_cosine_ops);
+-- Built beside the running application: neither reads nor writes wait for it. On 6,099 short Korean
+-- sentences pgvector's own m = 16, ef_construction = 64 cost 0.010 NDCG@10 at ef_search = 100; with
+-- these, and ef_search = 200, it was 0.001.
+create index concurrently {index} on {table} using hnsw ({column} {schema}.vector_cosine_ops)
+with (m = 24, ef_construction = 128);
 
 -- index_drop
 -- What a build that failed has left behind.

@@ -67,7 +67,7 @@ def run(
     child = None
     if not (once or only_queries or only_passages):
         child = Child(
-            [sys.executable, "-m", "worker.cli", "run", "--only-passages"],
+            [sys.executable, "-P", "-m", "worker.cli", "run", "--only-passages"],
             {**os.environ, **_environment(context, url)},
         )
         child.start()

@@ -37,6 +37,7 @@ class Registry:
         self._worker = worker
         self._models = models
         self._sources: dict[int, Source] = {}
+        self._model: str | None = None
         self._versions: dict[int, int] = {}
         self._verdicts: dict[int, str] = {}
         self._refreshed_at: float | None = None
@@ -51,6 +52,11 @@ class Registry:
     def all(self) -> tuple[Source, ...]:
         """Every source, usable or not."""
         return tuple(self._sources.values())
+
+    @property
+    def model(self) -> str | None:
+        """The model that was used last."""
+        return self._model
 
     def active(self) -> list[Source]:
         """Return the sources that can be worked on now."""
@@ -132,6 +138,7 @@ class Registry:
             if row is not None and row[0]:
                 log.info("source %s: the model changed; its vectors are made anew", source)
                 request(self._connection, source, "model changed")
+        self._model = source.model
         return loaded
 
     def _refresh(self, number: int) -> bool:

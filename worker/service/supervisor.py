@@ -8,7 +8,6 @@ holds a model of its own, on purpose: memory for latency.
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -68,7 +67,8 @@ def end_with_parent() -> None:
         return
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not sys.stdin: its lock, held by a daemon thread, aborts the interpreter at its end.
+        os.read(0, 1)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -118,12 +118,13 @@ class Worker:
                 self.stop()
 
     def _serve_passages(self, current: Session, patience: Patience) -> None:
-        _, _, lane = self._passage_lane(current)
+        registry, _, lane = self._passage_lane(current)
         shortest, longest = self._settings.poll_min, self._settings.poll_max
         pause = shortest
         with _handing_back(lane):
             while not self._stopped.is_set():
                 worked = lane.step()
+                current.progress.model = registry.model
                 patience.success()
                 if worked:
                     pause = shortest
