@@ -274,7 +274,9 @@ $q$,
     ) || found_rows;
     -- A passage in another script than the question's shares no term with it, however well it answers:
     -- as far as the scripts differ, it gets what the others have on average. (Left at 0, the right
-    -- English article fell from the first place to the eighth behind Korean ones.)
+    -- English article fell from the first place to the eighth behind Korean ones.) From half of its
+    -- letters in common on it gets nothing: names in Latin letters would raise a Korean passage (0.9456
+    -- instead of 0.9463 NDCG@10 on belebele-ko-ko).
     rescored := format(
         $q$with hit as materialized (
     select
@@ -292,7 +294,7 @@ $q$,
 ), passage as (
     select
         hit.*,
-        hit.words operator(pg_catalog.+) (greatest(0, 1 operator(pg_catalog.-) hit.same) operator(pg_catalog.*) neutral.words) as bm25
+        hit.words operator(pg_catalog.+) (greatest(0, 1 operator(pg_catalog.-) (2 operator(pg_catalog.*) hit.same)) operator(pg_catalog.*) neutral.words) as bm25
     from hit, neutral
 ), best as (
     select distinct on (%3$s) *, similarity operator(pg_catalog.+) ($7 operator(pg_catalog.*) bm25) as score

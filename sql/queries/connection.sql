@@ -1,7 +1,10 @@
 -- connection_prepare
--- Bound the wait for locks on this connection and say which types of pgvector exist, in whatever schema.
+-- Bound the wait for locks on this connection, have dates written in the one unambiguous form (keys
+-- travel as text), and say which types of pgvector exist, in whatever schema.
 with bounded as materialized (
-  select pg_catalog.set_config('lock_timeout', %(lock_timeout)s, false) as setting
+  select
+    pg_catalog.set_config('lock_timeout', %(lock_timeout)s, false) as lock_timeout,
+    pg_catalog.set_config('DateStyle', 'ISO', false) as date_style
 )
 select t.typname, t.oid, t.typarray
 from bounded

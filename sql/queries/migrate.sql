@@ -7,7 +7,8 @@ select
     (select default_version from pg_catalog.pg_available_extensions where name = 'vector') as available,
     pg_catalog.pg_is_in_recovery() as replica,
     pg_catalog.current_database() as database,
-    current_user as role;
+    current_user as role,
+    current_setting('server_encoding') as encoding;
 
 -- migrate_lock
 -- Concurrent upgrades run one after the other; the lock goes with the session.

@@ -524,6 +524,7 @@ def test_search_path_of_the_application(app: Connection, drain: Drain) -> None:
             as 'begin raise exception ''trapped''; end';
         create function trap.never(text, text) returns boolean language sql immutable
             as 'select false';
+        create function trap.cardinality(anyarray) returns integer language sql as 'select 0';
         create operator trap.<> (leftarg = text, rightarg = text, function = trap.never);
         create function trap.format(text, variadic text[]) returns text
             language sql as 'select null';

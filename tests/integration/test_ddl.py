@@ -103,6 +103,9 @@ def test_rename(
         article.execute("update article set body = body || '' where id = 1")
         assert lane.drain() == []
         article.execute(statement)
+        # Whoever searches or asks for the state needs no worker to have looked first.
+        errors = "select error from embed.status where source = %s::regclass"
+        assert article.execute(errors, [table]).fetchone() == (None,)
         article.execute(f"update {table} set {body} = 'changed' where {key} = 1")
         article.execute(f"update {table} set {live} = false where {key} = 2")
         article.execute(

@@ -71,7 +71,7 @@ def expected(question: str, texts: list[str]) -> dict[int, float]:
     plain = np.array(bm25(question, texts))
     same = np.array([shares(question) @ shares(text) for text in texts])
     neutral = plain @ same / same.sum() if same.sum() else 0.0
-    return dict(enumerate(plain + np.maximum(0, 1 - same) * neutral))
+    return dict(enumerate(plain + np.maximum(0, 1 - 2 * same) * neutral))
 
 
 def parts(rows: list[tuple[Any, ...]]) -> dict[int, float]:

@@ -253,3 +253,18 @@ def test_several_workers_and_a_writer_at_once(article: Connection, testing_datab
     assert stored(article) == true_frequencies(article)
     rows = article.execute("select count(*) from article").fetchone()
     assert rows == (state(article).passages,)
+
+
+def test_a_worker_that_ends_leaves_nothing_half_done(
+    article: Connection, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert(article, "부산 바다", "서울")
+    assert lane.drain() == []
+    before = stored(article)
+    monkeypatch.setattr(statistics, "ROWS", 1)
+    lane.lane._statistics.ask(source_of(article, "article"))
+    number = "select count(distinct version) from embed.lexical_term"
+    wait_until(lambda: lane.lane.step() and article.execute(number).fetchone() == (2,))
+    lane.lane.hand_back()
+    assert stored(article) == before
+    assert list(count(article, source_of(article, "article"))), "the lock was let go"

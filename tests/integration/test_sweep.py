@@ -216,14 +216,16 @@ def test_request_while_sweeping_starts_over(
 def test_row_under_way_is_queued_again(article: Connection, shared_database: str) -> None:
     """Claimed and read before a change that no trigger saw: its completion must not count."""
     source = source_of(article, "article")
-    article.execute("update article set body = 'seen' where id = 1 and region = 'de'")
-    article.execute(
-        f"with m as (delete from embed.inbox_{source.id} returning k1, k2)"
-        f" insert into embed.queue_{source.id} (k1, k2, seq, claimed_by, due)"
-        " select k1, k2, nextval('embed.seq'), 4711, now() + interval '1 min' from m"
-    )
-    before = article.execute(f"select seq from embed.queue_{source.id}").fetchone()
-    assert found(shared_database, article, repair=True) == (0, 1, 0)
+    with connect(shared_database) as connection:
+        Sweep.begin(connection, source)
+        article.execute("update article set body = 'seen' where id = 1 and region = 'de'")
+        article.execute(
+            f"with m as (delete from embed.inbox_{source.id} returning k1, k2)"
+            f" insert into embed.queue_{source.id} (k1, k2, seq, claimed_by, due)"
+            " select k1, k2, nextval('embed.seq'), 4711, now() + interval '1 min' from m"
+        )
+        before = article.execute(f"select seq from embed.queue_{source.id}").fetchone()
+        assert Sweep(connection, source, source.fingerprint).page().stale == 1
     row = article.execute(
         f"select seq, claimed_by, due <= now() from embed.queue_{source.id}"
     ).fetchone()

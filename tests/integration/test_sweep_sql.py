@@ -9,7 +9,7 @@ from psycopg import errors
 
 Connection = psycopg.Connection[Any]
 
-BACKFILL = 2
+BACKFILL = 20
 FRESH = 0
 
 

@@ -141,7 +141,7 @@ def _binary() -> Path:
 def _start_throwaway(home: Path, account: Account) -> None:
     for attempt in range(_UNPACK_TRIES):
         command = [str(home / "pg0"), "start", "--port", str(free_port())]
-        said = account.run([*command, "--password", secrets.token_urlsafe(16)], folder=home)
+        said = account.run([*command, "--password", secrets.token_hex(16)], folder=home)
         if said.returncode == 0:
             return
         if attempt + 1 < _UNPACK_TRIES and "in use" in said.stderr:

@@ -35,6 +35,7 @@ class Server(NamedTuple):
     replica: bool
     database: str
     role: str
+    encoding: str
 
 
 def migrate(url: str, *, model: str | None = None, loopback_host: str | None = None) -> list[str]:
@@ -96,6 +97,12 @@ def _check_server(c: Connection) -> Server:
     if server.replica:
         raise UnsupportedServer(
             f"the database {server.database!r} is a read-only replica; run this on the primary"
+        )
+    if server.encoding != "UTF8":
+        raise UnsupportedServer(
+            f"the database {server.database!r} is encoded in {server.encoding}; embedworker needs "
+            "UTF8, in which every text can be written and normalised. Make one: create database "
+            "NAME encoding 'UTF8' template template0, and move the data there"
         )
     found = server.installed or server.available
     if found is None:

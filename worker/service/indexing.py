@@ -81,7 +81,7 @@ class Indexer:
 
     def _build(self, source: Source, table: str, column: str, broken: str | None) -> None:
         started = time.monotonic()
-        name = _index_name(table, column if source.into_column else "")
+        name = _index_name(source, table, column if source.into_column else "")
         try:
             # No limit on waiting: CREATE INDEX CONCURRENTLY waits for old transactions to end, and
             # nobody waits for it meanwhile.
@@ -112,10 +112,13 @@ class Indexer:
         )
 
 
-def _index_name(table: str, column: str) -> str:
+def _index_name(source: Source, table: str, column: str) -> str:
     base = "_".join(filter(None, (table.rpartition(".")[2].strip('"'), column.strip('"'))))
-    encoded = base.encode()[: NAME_BYTES - len("_hnsw")]
-    return encoded.decode(errors="ignore") + "_hnsw"
+    if len(base.encode()) + len("_hnsw") <= NAME_BYTES:
+        return base + "_hnsw"
+    # Cut, so two tables' names may be the same: the source's number tells them apart.
+    suffix = f"_{source.id}_hnsw"
+    return base.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
 
 
 def _quoted(identifier: str) -> sql.SQL:

@@ -72,8 +72,9 @@ class Registry:
 
     def troubles(self) -> list[str]:
         """Return what stops sources at the moment, a sentence each."""
-        reasons = {n: why for n, why in self._verdicts.items() if why not in ("same", "changed")}
-        reasons |= {n: why for n, (_, _, why) in self._troubles.items()}
+        reasons = {n: why for n, (_, _, why) in self._troubles.items()}
+        # What a look at the table says is nearer to the cause than the statement that failed.
+        reasons |= {n: why for n, why in self._verdicts.items() if why not in ("same", "changed")}
         return [f"{self._sources[n]}: {why}" for n, why in reasons.items() if n in self._sources]
 
     def follow(self, versions: dict[int, int]) -> None:

@@ -83,11 +83,15 @@ class Worker:
         """
         with self._session("passages") as current:
             registry, indexer, lane = self._passage_lane(current)
+            idle = 0
             with _handing_back(lane):
-                while not self._stopped.is_set():
-                    if not lane.step():
-                        if lane.drained or registry.troubles():
-                            break
+                # Twice idle: what a look finds changed in a table is swept at the next.
+                while not self._stopped.is_set() and idle < 2:
+                    if lane.step():
+                        idle = 0
+                    elif lane.drained or registry.troubles():
+                        idle += 1
+                    else:
                         current.wake.wait(self._settings.poll_min)
             indexer.wait()
             return registry.troubles()
