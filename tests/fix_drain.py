@@ -7,6 +7,7 @@ lane    the same by one worker that goes on living
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from threading import Event
@@ -17,7 +18,7 @@ import psycopg
 import pytest
 from fix_database import _new_database as new_database
 from psycopg import sql
-from waiting import wait_until
+from waiting import INTERVAL, wait_until
 
 from worker import settings
 from worker.database.cluster import Cluster
@@ -33,7 +34,7 @@ from worker.service.models import Models
 from worker.service.passages import PassageLane
 from worker.service.registry import Registry
 
-STEPS = 1000
+LONGEST = 60.0  # seconds until work counts as endless
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Drain = Callable[[], list[str]]
@@ -50,6 +51,7 @@ class Lane:
         self.worker = enter(self.connection, lanes=["passages"])
         self.registry = Registry(self.connection, self.worker, Models(chosen, threads=1))
         self.progress = Progress()
+        self.wake = Event()
         self.lane = PassageLane(
             self.connection,
             self.worker,
@@ -57,7 +59,7 @@ class Lane:
             self.progress,
             chosen,
             Indexer(url, after_rows=10**9),
-            Event(),
+            self.wake,
         )
 
     def a_minute_later(self) -> None:
@@ -70,11 +72,14 @@ class Lane:
 
     def drain(self) -> list[str]:
         """Work until nothing is due; return what stands in the way of sources, a sentence each."""
+        deadline = time.monotonic() + LONGEST
         idle = 0  # twice: a table that has changed is noticed by one look and swept by the next
-        for _ in range(STEPS):
+        while time.monotonic() < deadline:
             idle = 0 if self.lane.step() else idle + 1
             if idle > 1 and (self.lane.drained or self.registry.troubles()):
                 return self.registry.troubles()
+            if idle:  # the look behind the cursors may be a second away
+                self.wake.wait(INTERVAL)
         raise AssertionError(f"work without end: {self.progress.embedded} texts embedded")
 
 
