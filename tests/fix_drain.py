@@ -34,7 +34,7 @@ from worker.service.models import Models
 from worker.service.passages import PassageLane
 from worker.service.registry import Registry
 
-LONGEST = 60.0  # seconds until work counts as endless
+LONGEST = 100.0  # seconds until work counts as endless; loading torch alone may take a minute
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Drain = Callable[[], list[str]]

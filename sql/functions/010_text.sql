@@ -175,10 +175,18 @@ set search_path = pg_catalog, pg_temp
 return (
     select case
         when source.filter is null then of_table.rows
-        else '(select * from ' || of_table.rows || ' where (' || embed._filter_sql(source) || '))'
+        else format('(select %s from %s where (%s))', of_table.columns, of_table.rows, embed._filter_sql(source))
     end
     from (
-        select format('%s%I.%I', case when c.relkind = 'p' then '' else 'only ' end, n.nspname, c.relname) as rows
+        select
+            format('%s%I.%I', case when c.relkind = 'p' then '' else 'only ' end, n.nspname, c.relname) as rows,
+            -- Not *, for which a worker would need the right to read every column.
+            (
+                select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
+                from pg_catalog.pg_attribute a
+                where a.attrelid = c.oid and not a.attisdropped
+                and a.attnum = any (source.key_attnums || source.column_attnums || source.into_attnum)
+            ) as columns
         from pg_catalog.pg_class c
         join pg_catalog.pg_namespace n on n.oid = c.relnamespace
         where c.oid = source.relation

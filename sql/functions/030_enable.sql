@@ -394,6 +394,7 @@ begin
         perform embed._write_capture(new);
         perform embed._attach_capture(new);
         perform embed._guard_vectors(new);
+        perform embed._grant_worker(new);
         insert into embed.sweep_request (source, reason) values (new.id, 'enabled anew');
         perform embed.wake();
         return case when into_column is null then new.vectors else a_relation end;
@@ -441,6 +442,7 @@ begin
     perform embed._write_capture(new);
     perform embed._attach_capture(new);
     perform embed._guard_vectors(new);
+    perform embed._grant_worker(new);
     update embed.source_state t set structure = embed._structure(new) where t.source = new.id;
     insert into embed.sweep_request (source, reason) values (new.id, 'enabled');
     perform embed.wake();
@@ -556,6 +558,10 @@ declare
         from pg_class c join pg_policy p on p.polrelid = c.oid and p.polname = 'embed_source'
         where c.oid = source.vectors and c.relrowsecurity
     );
+    -- A worker that is not the owner (090_roles.sql) must see and write all of them.
+    open_to_worker boolean := to_regrole('embed_worker') is null or exists (
+        select from pg_policy p where p.polrelid = source.vectors and p.polname = 'embed_worker'
+    );
     readable text := (
         select string_agg(
             format('pg_catalog.has_column_privilege(t, %s::smallint, ''select'')', c.attnum), ' and ' order by c.place
@@ -563,7 +569,7 @@ declare
         from unnest(source.column_attnums) with ordinality as c (attnum, place)
     );
 begin
-    if not wait and not guarded then
+    if not wait and not (guarded and open_to_worker) then
         execute format('lock table %s in access exclusive mode nowait', source.vectors);
     end if;
     execute format(
@@ -599,6 +605,9 @@ begin
             source.vectors, source.id, embed._each('%1$I', source.keys, ', ')
         );
         execute format('grant select on %s to public', source.vectors);
+    end if;
+    if not open_to_worker then
+        execute format('create policy embed_worker on %s to embed_worker using (true) with check (true)', source.vectors);
     end if;
 end
 $$;

@@ -172,6 +172,7 @@ begin
     begin
         perform embed._attach_capture(s, wait => false);
         perform embed._guard_vectors(s, wait => false);
+        perform embed._grant_worker(s);
     exception when lock_not_available then
         now_is := null;  -- so that the next look tries again
     end;

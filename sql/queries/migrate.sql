@@ -49,6 +49,14 @@ select embed.default_model();
 -- Set the default model.
 select embed.use_model(%(name)s);
 
+-- migrate_roles
+-- Make the roles that logins can be members of; those that this role may not make.
+select embed._make_roles();
+
+-- migrate_grants
+-- Give the roles that there are what they need.
+select embed._grant_roles();
+
 -- migrate_document
 -- Enable the ready table, once.
 select embed.enable('embed.document', array['title', 'content'])

@@ -29,7 +29,7 @@ order by s.id;
 
 -- source_refresh
 -- Bring a source in line with its table and say how it went.
-select embed._refresh(%(source)s);
+select embed._refresh_source(%(source)s);
 
 -- source_error
 -- Remember, or forget, what stops a source; written only when it changes, and not while somebody

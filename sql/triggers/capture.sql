@@ -207,6 +207,12 @@ end$b$,
         end loop;
     end if;
 
+    -- For a worker that may not write these functions anew itself, see embed._refresh_source.
+    execute format(
+        'create or replace function embed.source_%1$s_refresh() returns text language sql security definer set search_path = pg_catalog, pg_temp as ''select embed._refresh(%1$s)''',
+        source.id
+    );
+
     -- TRUNCATE: the rows are gone, so their vectors are orphans, and the worker clears them.
     perform embed._write_trigger_function(source.id, 'truncate', format(
         $b$
@@ -324,7 +330,7 @@ begin
         where p.pronamespace = 'embed'::regnamespace
         and p.proname in (
             select format('source_%s_%s', source, verb)
-            from unnest(array['insert', 'update', 'delete', 'truncate', 'row', 'open', 'visible']) as verb
+            from unnest(array['insert', 'update', 'delete', 'truncate', 'row', 'open', 'visible', 'refresh']) as verb
         )
     loop
         -- What depends on them goes with them: triggers, and the policy of the vectors.

@@ -11,6 +11,7 @@ from sqlalchemy.pool import StaticPool
 
 from worker.database.connect import connect
 from worker.database.loopback import set_up_loopback, take_down_loopback
+from worker.database.rows import one
 from worker.database.scripts import extension_schema
 from worker.database.statements import render, statement
 from worker.errors import DatabaseError, UnsupportedServer
@@ -58,7 +59,7 @@ def migrate(url: str, *, model: str | None = None, loopback_host: str | None = N
             c.execute(statement("migrate_schema"))
             _run_alembic(c, "upgrade", "head")
             _seed(c, model)
-            remarks = set_up_loopback(c, host=loopback_host)
+            remarks = _set_up_roles(c) + set_up_loopback(c, host=loopback_host)
             c.execute(statement("migrate_document"))
         except psycopg.errors.InsufficientPrivilege as error:
             raise DatabaseError(
@@ -154,6 +155,18 @@ def _run_alembic(c: Connection, verb: str, revision: str) -> None:
         raise getattr(error, "orig", None) or error from None
     finally:
         c.autocommit = True
+
+
+def _set_up_roles(c: Connection) -> list[str]:
+    missing: list[str] = one(c.execute(statement("migrate_roles")))[0]
+    c.execute(statement("migrate_grants"))
+    if not missing:
+        return []
+    return [
+        f"the role {c.info.user!r} may not create roles, so there is no {', '.join(missing)}; "
+        "workers and administrators need the rights of the tables' owner meanwhile. As a superuser "
+        f"run: {' '.join(f'create role {name};' for name in missing)} and migrate again"
+    ]
 
 
 def _seed(c: Connection, model: str | None) -> None:

@@ -1,0 +1,214 @@
+-- Three roles for logins to be members of, so that nobody needs a superuser for daily work:
+--   embed_worker   what `embedworker run` needs, and nothing of the application's but the columns
+--                  that are embedded
+--   embed_admin    may call embed.enable and its like for tables of its own. Trusted by the worker:
+--                  filters and triggers of its tables run with the worker's rights
+--   embed_search   may ask questions where that was taken from everybody (embed.restrict_questions)
+-- Whoever writes to an enabled table needs none: the triggers run as the one who enabled it.
+
+-- Makes the roles, which belong to the whole cluster; returns those that this role may not make.
+create or replace function embed._make_roles() returns text[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    wanted text;
+    missing text[] := '{}';
+begin
+    foreach wanted in array array['embed_worker', 'embed_admin', 'embed_search'] loop
+        continue when to_regrole(wanted) is not null;
+        begin
+            execute format('create role %I nologin', wanted);
+        exception
+            when insufficient_privilege then missing := missing || wanted;
+            when duplicate_object or unique_violation then null; -- another database's migrate, just now
+        end;
+    end loop;
+    return missing;
+end
+$$;
+
+-- What the roles may do with the tables that are there in every database; repeated by every migrate.
+create or replace function embed._grant_roles() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s embed.source;
+begin
+    if to_regrole('embed_worker') is not null then
+        grant usage on schema embed to embed_worker;
+        grant usage on sequence embed.seq, embed.worker_id to embed_worker;
+        grant select on embed.source, embed.model, embed.setting, embed.status, embed.failure, embed.worker to embed_worker;
+        grant select, insert, update on embed.fingerprint, embed.source_state to embed_worker;
+        grant select, insert, update, delete
+            on embed.worker_session, embed.sweep_request, embed.sweep_state, embed.lexical_state, embed.lexical_term, embed.question_cache
+            to embed_worker;
+        grant select, update, delete on embed.question to embed_worker;
+        drop policy if exists embed_worker on embed.lexical_state;
+        drop policy if exists embed_worker on embed.lexical_term;
+        create policy embed_worker on embed.lexical_state to embed_worker using (true) with check (true);
+        create policy embed_worker on embed.lexical_term to embed_worker using (true) with check (true);
+        for s in select * from embed.source x order by x.id loop
+            -- Otherwise, or after a restore, a worker does it at its first look.
+            if s.relation_oid = s.relation and exists (
+                select
+                from pg_class t, pg_class v
+                where t.oid = s.relation and v.oid = s.vectors and pg_has_role(t.relowner, 'usage') and pg_has_role(v.relowner, 'usage')
+            ) and embed._obstacle(s) is null then
+                perform embed._guard_vectors(s);
+                perform embed._grant_worker(s);
+            end if;
+        end loop;
+    end if;
+    if to_regrole('embed_admin') is not null then
+        grant usage, create on schema embed to embed_admin;
+        grant usage on sequence embed.seq to embed_admin;
+        grant select
+            on embed.fingerprint, embed.worker_session, embed.lexical_state, embed.lexical_term, embed.status, embed.failure, embed.worker
+            to embed_admin;
+        grant select, insert, update, delete on embed.source, embed.source_state, embed.sweep_request, embed.sweep_state to embed_admin;
+        grant select, insert, update on embed.model, embed.setting to embed_admin;
+        -- What is left of a table that is disabled.
+        grant delete on embed.lexical_term to embed_admin;
+        drop policy if exists embed_admin on embed.lexical_term;
+        create policy embed_admin on embed.lexical_term for delete to embed_admin using (true);
+    end if;
+    if to_regrole('embed_search') is not null then
+        grant usage on schema embed to embed_search;
+        grant execute on function embed.query(text, text), embed._question(text, text) to embed_search;
+    end if;
+end
+$$;
+
+-- Gives the worker's role what it needs of one source, column by column: a table may hold more than
+-- the worker should see. Called by whoever enables the table, who owns it.
+create or replace function embed._grant_worker(source embed.source) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    a_schema text := (select n.nspname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = source.relation);
+    readable text := (
+        select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
+        from pg_attribute a
+        where a.attrelid = source.relation and a.attnum > 0 and not a.attisdropped
+        and (
+            a.attnum = any (source.key_attnums || source.column_attnums || source.watch_attnums || source.into_attnum)
+            or strpos(source.filter, format('"{%s}"', a.attnum)) > 0
+        )
+    );
+begin
+    if to_regrole('embed_worker') is null then
+        return;
+    end if;
+    execute format('grant select (%s) on %s to embed_worker', readable, source.relation);
+    if source.into_attnum is not null then
+        execute format('grant update (%I) on %s to embed_worker', embed._column_name(source.relation, source.into_attnum), source.relation);
+    end if;
+    execute format(
+        'grant select, insert, update, delete on embed.inbox_%1$s, embed.queue_%1$s, %2$s to embed_worker', source.id, source.vectors
+    );
+    execute format('revoke execute on function embed.source_%s_refresh() from public', source.id);
+    execute format('grant execute on function embed.source_%s_refresh() to embed_worker', source.id);
+    if not has_schema_privilege('embed_worker', a_schema, 'usage') then
+        begin
+            execute format('grant usage on schema %I to embed_worker', a_schema);
+        exception when insufficient_privilege then
+            raise notice 'a worker that logs in as a member of embed_worker cannot reach the schema % yet', a_schema
+                using hint = format('As its owner: grant usage on schema %I to embed_worker;', a_schema);
+        end;
+    end if;
+end
+$$;
+
+-- embed._refresh for a worker that does not own what is to be written anew (triggers, functions,
+-- policies): then by way of a function that runs as the one who enabled the table. Also says where
+-- row security would hide rows from this role, since a row that is not seen is taken for deleted.
+create or replace function embed._refresh_source(source_id integer) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    by_owner constant regprocedure := to_regprocedure(format('embed.source_%s_refresh()', source_id));
+    s embed.source;
+    verdict text;
+begin
+    if by_owner is null or pg_has_role((select p.proowner from pg_proc p where p.oid = by_owner), 'usage') then
+        verdict := embed._refresh(source_id);
+    else
+        execute format('select embed.source_%s_refresh()', source_id) into verdict;
+    end if;
+    if verdict not in ('same', 'changed') then
+        return verdict;
+    end if;
+    select * into s from embed.source x where x.id = source_id;
+    return coalesce(embed._hidden_rows(s), verdict);
+end
+$$;
+
+-- A sentence where row security stands between this role and rows of a source; null where not.
+create or replace function embed._hidden_rows(source embed.source) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- 'r' reads; 'w' writes the vector into the table itself.
+    needed constant "char"[] := case when source.into_attnum is null then '{r}' else '{r,w}' end;
+    hidden boolean;
+begin
+    if not row_security_active(source.relation) then
+        return null;
+    end if;
+    with policy as (
+        select p.polcmd, p.polpermissive, pg_get_expr(p.polqual, p.polrelid) = 'true' as all_rows
+        from pg_policy p
+        where p.polrelid = source.relation
+        and exists (select from unnest(p.polroles) as r (id) where r.id = 0 or pg_has_role(r.id, 'usage'))
+    )
+    select
+        exists (select from policy p where not p.polpermissive and p.polcmd = any (needed || '*'::"char"))
+        or exists (
+            select
+            from unnest(needed) as n (command)
+            where not exists (select from policy p where p.polpermissive and p.all_rows and p.polcmd in (n.command, '*'))
+        )
+    into hidden;
+    if not hidden then
+        return null;
+    end if;
+    return format(
+        'row security of %1$s hides rows from the role %2$I of the worker; as the owner: create policy embed_worker on %1$s for %3$s to %2$I using (true); or as a superuser: alter role %2$I bypassrls',
+        source.relation, current_user, case when source.into_attnum is null then 'select' else 'all' end
+    );
+end
+$$;
+
+-- Everybody who can connect may ask questions, each of which costs a worker some milliseconds.
+create or replace function embed.restrict_questions(restricted boolean default true) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if to_regrole('embed_search') is null then
+        raise exception 'the role embed_search does not exist'
+            using errcode = 'EW003', hint = 'Run `embedworker migrate` as a role that may create roles, or create role embed_search, then migrate.';
+    end if;
+    if restricted then
+        revoke execute on function embed.query(text, text), embed._question(text, text) from public;
+    else
+        grant execute on function embed.query(text, text), embed._question(text, text) to public;
+    end if;
+end
+$$;
+
+comment on function embed.restrict_questions(boolean) is
+    'Lets only members of embed_search ask questions; false lets everybody again.';
+
+grant usage on sequence embed.seq to public; -- the inbox numbers changes as whoever enabled the table
+
+revoke execute on function
+    embed._make_roles(),
+    embed._grant_roles(),
+    embed.restrict_questions(boolean)
+from public;

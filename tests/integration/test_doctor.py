@@ -1,0 +1,162 @@
+"""``embed.doctor()``: well where all is well, and each trouble found and told apart."""
+
+from collections.abc import Iterator
+
+import pytest
+from fix_drain import Connection, Drain
+
+Findings = dict[str, tuple[str, str, str | None]]
+
+
+@pytest.fixture
+def article(app: Connection, drain: Drain) -> Connection:
+    app.execute("create table article (id int primary key, title text)")
+    app.execute("insert into article values (1, 'one'), (2, 'two')")
+    app.execute("select embed.enable('article', array['title'])")
+    assert drain() == []
+    return app
+
+
+def findings(connection: Connection, subject: str = "shop.article") -> Findings:
+    rows = connection.execute(
+        'select "check", state, detail, advice from embed.doctor() where subject = %s', [subject]
+    ).fetchall()
+    return {check: (state, found, advice) for check, state, found, advice in rows}
+
+
+def troubles(connection: Connection, subject: str = "shop.article") -> dict[str, str]:
+    return {c: state for c, (state, _, _) in findings(connection, subject).items() if state != "ok"}
+
+
+def test_a_table_that_is_well(article: Connection) -> None:
+    found = findings(article)
+    assert {check: state for check, (state, _, _) in found.items()} == dict.fromkeys(
+        ["table", "triggers", "model", "queue", "dead rows", "fingerprints", "index", "sweep"], "ok"
+    )
+    assert found["queue"][1] == "2 of 2 rows embedded, 0 wait, the oldest for -"
+    assert all(advice is None for _, _, advice in found.values())
+    assert troubles(article, "database") == {}
+
+
+@pytest.mark.parametrize(
+    ("statement", "check", "state", "advice"),
+    [
+        ("alter table article disable trigger all", "triggers", "problem", "enable trigger all"),
+        (
+            "alter table article disable trigger user",
+            "triggers",
+            "problem",
+            "embed.sweep('shop.article",
+        ),
+        (
+            "do $$ begin execute (select format('drop trigger %I on article', tgname)"
+            " from pg_trigger where tgrelid = 'article'::regclass limit 1); end $$",
+            "triggers",
+            "problem",
+            "puts them back",
+        ),
+        ("select embed.pause('article')", "queue", "warning", "embed.resume('shop.article')"),
+        (
+            "update article_embedding set fingerprint = 0 where id = 1",
+            "fingerprints",
+            "warning",
+            "makes them anew",
+        ),
+        (
+            "update embed.source set created_at = now() - interval '9 days';"
+            " update embed.sweep_state set finished_at = now() - interval '8 days'",
+            "sweep",
+            "warning",
+            "every night",
+        ),
+    ],
+)
+def test_trouble_is_found(
+    article: Connection, statement: str, check: str, state: str, advice: str
+) -> None:
+    article.execute(statement.encode())
+    assert troubles(article) == {check: state}
+    said = findings(article)[check][2]
+    assert said is not None
+    assert advice in said
+
+
+def test_columns_that_are_gone(article: Connection) -> None:
+    article.execute("alter table article drop column title")
+    found = findings(article)
+    assert [*found] == ["table"]
+    assert found["table"][0] == "problem"
+    assert "dropped" in found["table"][1]
+
+
+def test_vectors_that_are_gone_hide_nothing_of_others(article: Connection, drain: Drain) -> None:
+    article.execute("create table note (id int primary key, title text)")
+    article.execute("select embed.enable('note', array['title'])")
+    assert drain() == []
+    article.execute("drop table article_embedding cascade")
+    assert troubles(article) == {"table": "problem"}
+    assert troubles(article, "shop.note") == {}
+    article.execute("select embed.disable('article')")
+
+
+def test_dead_rows(article: Connection) -> None:
+    article.execute(
+        "do $$ declare n int := (select id from embed.source where name = 'article'); begin"
+        " execute format('insert into embed.queue_%s (k1, seq, due, error) values"
+        " (2, 1, ''infinity'', ''too hard'')', n); end $$"
+    )
+    assert troubles(article)["dead rows"] == "problem"
+    advice = findings(article)["dead rows"][2]
+    assert advice is not None
+    assert "embed.retry('shop.article')" in advice
+
+
+def test_invalid_index(article: Connection) -> None:
+    article.execute(
+        "create index broken on article_embedding using hnsw (embedding vector_cosine_ops);"
+        " update pg_index set indisvalid = false where indexrelid = 'broken'::regclass"
+    )
+    state, found, advice = findings(article)["index"]
+    assert (state, found) == ("problem", "invalid")
+    assert advice is not None
+
+
+def test_index_that_a_large_table_lacks_or_does_not_use(article: Connection) -> None:
+    article.execute(
+        "insert into article_embedding"
+        " select i, 0, 0, 1, false, (select embedding from article_embedding where id = 1), null,"
+        "  (select fingerprint from article_embedding where id = 1), 'x', 'x', 1"
+        " from generate_series(3, 10010) i"
+    )
+    state, found, advice = findings(article)["index"]
+    assert state == "warning"
+    assert found == "none for 10010 vectors: every search reads all of them"
+    assert advice is not None
+    article.execute(advice[advice.index("create index") :].replace("concurrently ", "").encode())
+    assert findings(article)["index"][:2] == ("ok", "valid and used")
+    article.execute("set enable_indexscan = off")
+    assert findings(article)["index"][:2] == ("warning", "valid, but the planner does not use it")
+    article.execute("reset enable_indexscan")
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize(
+    ("alter", "check", "state"),
+    [
+        ("set default_transaction_read_only = on", "server", "problem"),
+        ("delete from embed.setting where name = 'loopback'", "embed.query", "problem"),
+    ],
+)
+def test_trouble_of_the_database(app: Connection, alter: str, check: str, state: str) -> None:
+    app.execute(alter.encode())
+    subject = "database" if check == "server" else "questions"
+    assert findings(app, subject)[check][0] == state
+    assert findings(app, subject)[check][2]
+
+
+@pytest.fixture
+def restored(app: Connection) -> Iterator[None]:
+    app.execute("create temporary table kept as select * from embed.setting")
+    yield
+    app.execute("set default_transaction_read_only = off")
+    app.execute("insert into embed.setting select * from kept on conflict do nothing")

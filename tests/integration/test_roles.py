@@ -1,0 +1,271 @@
+"""embed_worker, embed_admin, embed_search: what a member can do, and what it tries in vain.
+
+Three logins on one database: ``owner`` enables a table of its own and is no superuser, ``worker``
+owns nothing, ``stranger`` has no rights at all. The application writes as a fourth.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import psycopg
+import pytest
+from fix_database import _new_database as new_database
+from fix_drain import Lane, assert_current, source_of
+from psycopg import errors
+from psycopg.conninfo import make_conninfo
+from waiting import wait_until
+
+from worker.database.cluster import Cluster
+from worker.database.connect import connect
+from worker.database.loopback import set_up_loopback
+from worker.database.migrate import migrate
+from worker.model.catalog import TESTING_MODEL
+from worker.queue.source import Connection
+
+LOGINS = {"owner": "embed_admin", "worker": "embed_worker", "stranger": None, "clerk": None}
+PASSWORD = "made up for the test"
+
+
+@pytest.fixture(scope="module")
+def url(server: Cluster, template: str) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, new_database(server, template) as url:
+        patch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
+        migrate(url, model=TESTING_MODEL)
+        with psycopg.connect(url, autocommit=True) as connection:
+            for login, group in LOGINS.items():
+                member = f"in role {group}" if group else ""
+                connection.execute(f"create role t_{login} login password '{PASSWORD}' {member}")
+            connection.execute("create schema shop authorization t_owner")
+        yield url
+        with psycopg.connect(url, autocommit=True) as connection:
+            for login in LOGINS:
+                connection.execute(f"drop owned by t_{login} cascade; drop role t_{login}")
+
+
+def as_login(url: str, login: str) -> str:
+    return make_conninfo(url, user=f"t_{login}", password=PASSWORD)
+
+
+@pytest.fixture
+def owner(url: str) -> Iterator[Connection]:
+    """A table with a column that is nobody's business, enabled by its owner."""
+    with connect(as_login(url, "owner")) as connection:
+        connection.execute(
+            """
+            create table shop.person (id int primary key, bio text, public boolean, salary int);
+            insert into shop.person values (1, 'one', true, 10), (2, 'two', true, 20);
+            grant usage on schema shop to t_clerk;
+            grant select, insert, update, delete on shop.person to t_clerk;
+            """
+        )
+        connection.execute("select embed.enable('shop.person', array['bio'], filter => 'public')")
+        yield connection
+        connection.execute("drop table if exists shop.person cascade")
+        with psycopg.connect(url, autocommit=True) as superuser:
+            superuser.execute("select embed._refresh(id) from embed.source")
+
+
+@pytest.fixture
+def lane(url: str, owner: Connection) -> Iterator[Lane]:
+    assert source_of(owner, "shop.person").fingerprint is None
+    with closing(Lane(as_login(url, "worker"))) as lane:
+        assert lane.drain() == []
+        yield lane
+
+
+def refused(connection: Connection, statement: str) -> None:
+    with pytest.raises(errors.InsufficientPrivilege):
+        connection.execute(statement.encode())
+
+
+def test_worker_that_owns_nothing_does_everything(url: str, owner: Connection, lane: Lane) -> None:
+    assert assert_current(owner, "shop.person") == {("1",): "one", ("2",): "two"}
+    with connect(as_login(url, "clerk")) as clerk:
+        clerk.execute("insert into shop.person values (3, 'three', true, 5)")
+        clerk.execute("update shop.person set bio = 'zwei' where id = 2")
+        clerk.execute("delete from shop.person where id = 1")
+        clerk.execute("insert into shop.person values (4, 'hidden', false, 5)")
+        refused(clerk, "truncate shop.person")
+    assert lane.drain() == []
+    assert assert_current(owner, "shop.person") == {("2",): "zwei", ("3",): "three"}
+    owner.execute("truncate shop.person_embedding")
+    owner.execute("select embed.sweep('shop.person')")
+    assert lane.drain() == []
+    assert assert_current(owner, "shop.person") == {("2",): "zwei", ("3",): "three"}
+
+
+def test_worker_follows_changes_of_a_table_that_it_does_not_own(
+    owner: Connection, lane: Lane
+) -> None:
+    owner.execute("alter table shop.person rename bio to about")
+    owner.execute("alter table shop.person rename to people")
+    owner.execute("update shop.people set about = 'uno' where id = 1")
+    lane.a_minute_later()
+    assert lane.drain() == []
+    assert assert_current(owner, "shop.people") == {("1",): "uno", ("2",): "two"}
+    owner.execute("drop table shop.people")
+    lane.a_minute_later()
+    assert lane.drain() == []
+    assert owner.execute("select to_regclass('shop.person_embedding')").fetchone() == (None,)
+    left = "select from embed.source where name = 'person'"
+    assert owner.execute(left).fetchall() == []
+
+
+def test_worker_writes_a_vector_into_a_column_and_no_other(
+    url: str, owner: Connection, lane: Lane
+) -> None:
+    owner.execute("alter table shop.person add v vector(384)")
+    owner.execute(
+        "select embed.enable('shop.person', array['bio'], name => 'c', into_column => 'v')"
+    )
+    lane.a_minute_later()
+    assert lane.drain() == []
+    assert assert_current(owner, "shop.person", "c") == {("1",): "one", ("2",): "two"}
+    with connect(as_login(url, "worker")) as worker:
+        worker.execute("update shop.person set v = v")
+        refused(worker, "update shop.person set bio = 'mine'")
+        refused(worker, "update shop.person set salary = 0")
+
+
+def test_worker_reads_only_what_is_embedded(url: str, owner: Connection) -> None:
+    owner.execute("create table shop.secret (id int primary key, body text)")
+    with connect(as_login(url, "worker")) as worker:
+        assert worker.execute("select id, bio, public from shop.person").fetchall()
+        for statement in (
+            "select salary from shop.person",
+            "select * from shop.person",
+            "select from shop.secret",
+            "delete from shop.person",
+            "insert into shop.person values (9)",
+            "alter table shop.person_embedding add x int",
+            "drop table shop.person_embedding",
+            "create table embed.mine (x int)",
+            "create table shop.mine (x int)",
+            "insert into embed.source (name) values ('x')",
+            "update embed.model set query_prefix = 'x'",
+            "select * from pg_authid",
+            "select embed.enable('shop.secret', array['body'])",
+            "select embed._loopback('x', 'm', 'query', '1s')",
+        ):
+            refused(worker, statement)
+    owner.execute("drop table shop.secret")
+
+
+@pytest.mark.usefixtures("lane")
+def test_owner_sees_to_own_tables_only(url: str, owner: Connection) -> None:
+    with connect(as_login(url, "clerk")) as clerk:
+        refused(clerk, "select embed.disable('shop.person')")
+        refused(clerk, "select embed.pause('shop.person')")
+        refused(clerk, "select * from embed.source")
+    with psycopg.connect(url, autocommit=True) as superuser:
+        superuser.execute("create table public.others (id int primary key, body text)")
+        refused(owner, "select embed.enable('public.others', array['body'])")
+        superuser.execute("drop table public.others")
+    for statement in (
+        "select * from embed.question",
+        "select * from embed.question_cache",
+        "delete from embed.worker_session",
+        "drop table embed.source",
+        "select embed.restrict_questions()",
+    ):
+        refused(owner, statement)
+    owner.execute("select embed.pause('shop.person')")
+    owner.execute("select embed.resume('shop.person')")
+    status = owner.execute("select state, rows from embed.status where name = 'person'").fetchone()
+    assert status is not None
+    assert status[1] == 2
+    owner.execute("select embed.disable('shop.person', drop_vectors => true)")
+
+
+@pytest.mark.usefixtures("lane")
+def test_stranger_sees_nothing_but_may_ask(url: str, owner: Connection) -> None:
+    number = source_of(owner, "shop.person").id
+    with connect(as_login(url, "stranger")) as stranger:
+        for statement in (
+            "select * from embed.status",
+            "select * from embed.failure",
+            "select * from embed.worker",
+            "select * from embed.question",
+            "select * from embed.question_cache",
+            "select * from shop.person_embedding",
+            f"select * from embed.inbox_{number}",
+            f"select * from embed.queue_{number}",
+            f"select embed.source_{number}_refresh()",
+            "select embed.ask(gen_random_uuid(), 'm', 'q', 'query')",
+            "select setval('embed.seq', 1)",
+            "select embed._make_roles()",
+        ):
+            refused(stranger, statement)
+
+
+def test_questions_can_be_left_to_members(url: str) -> None:
+    asks = "select embed.query('x')"
+    with (
+        connect(url) as superuser,
+        connect(as_login(url, "stranger")) as stranger,
+    ):
+        set_up_loopback(superuser)
+        stranger.execute("set embed.query_timeout = '1ms'")
+        with pytest.raises(psycopg.Error) as nobody_answers:
+            stranger.execute(asks)
+        assert nobody_answers.value.sqlstate == "EW001"
+        superuser.execute("select embed.restrict_questions()")
+        refused(stranger, asks)
+        refused(stranger, "select embed.similarity('a', 'b')")
+        superuser.execute("grant embed_search to t_stranger")
+        with pytest.raises(psycopg.Error) as nobody_answers:
+            stranger.execute(asks)
+        assert nobody_answers.value.sqlstate == "EW001"
+        superuser.execute("revoke embed_search from t_stranger")
+        superuser.execute("select embed.restrict_questions(false)")
+
+
+def test_rows_hidden_from_the_worker_are_not_taken_for_deleted(
+    owner: Connection, lane: Lane
+) -> None:
+    """A row that row security hides looks like one that is gone."""
+    owner.execute("alter table shop.person enable row level security")
+    owner.execute("create policy own on shop.person to t_clerk using (true)")
+    owner.execute("update shop.person set bio = 'uno' where id = 1")
+    lane.a_minute_later()
+    (trouble,) = lane.drain()
+    assert "row security of shop.person hides rows from the role t_worker of the worker" in trouble
+    assert (
+        "create policy embed_worker on shop.person for select to t_worker using (true)" in trouble
+    )
+    assert owner.execute("select count(*) from shop.person_embedding").fetchone() == (2,)
+    owner.execute(
+        "create policy embed_worker on shop.person for select to embed_worker using (true)"
+    )
+
+    def done() -> bool:
+        lane.a_minute_later()
+        return lane.drain() == []
+
+    wait_until(done)
+    owner.execute(
+        "drop policy own on shop.person"
+    )  # and so the owner, who is not subject, reads on
+    assert assert_current(owner, "shop.person") == {("1",): "uno", ("2",): "two"}
+    owner.execute("create policy first on shop.person as restrictive using (id = 1)")
+    lane.a_minute_later()
+    (trouble,) = lane.drain()
+    assert "hides rows" in trouble
+
+
+@pytest.mark.usefixtures("template")
+def test_migrate_by_a_role_that_may_not_create_roles(server: Cluster) -> None:
+    """Says what is missing and does the rest. The cluster has them all here: one is renamed."""
+    with new_database(server, "template1") as url, psycopg.connect(url, autocommit=True) as owner:
+        owner.execute("create extension vector")
+        owner.execute(f"create role t_plain login password '{PASSWORD}'")
+        owner.execute(f"grant create on database {owner.info.dbname} to t_plain")
+        owner.execute("alter role embed_search rename to embed_search_hidden")
+        try:
+            plain = make_conninfo(url, user="t_plain", password=PASSWORD)
+            remarks = " ".join(migrate(plain, model=TESTING_MODEL))
+        finally:
+            owner.execute("alter role embed_search_hidden rename to embed_search")
+            owner.execute("drop owned by t_plain cascade; drop role t_plain")
+    assert "'t_plain' may not create roles, so there is no embed_search;" in remarks
+    assert "create role embed_search;" in remarks

