@@ -4,9 +4,14 @@ The tests with the deterministic encoder work the expected ranking out from its 
 marked ``data`` holds the whole road against plain sentence-transformers with the same real model.
 """
 
+import hashlib
 import json
+import logging
 import os
-from collections.abc import Sequence
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,13 @@ import numpy as np
 import psycopg
 import pytest
 from fix_cli import Cli, embedworker
+from fix_database import _new_database as new_database
+from fix_drain import drain_url
 
+from worker.cli.app import main
+from worker.database.cluster import Cluster
+from worker.database.connect import connect
+from worker.database.loopback import set_up_loopback
 from worker.database.rows import one
 from worker.database.statements import statement
 from worker.model.catalog import BUNDLED_MODEL, TESTING_MODEL
@@ -131,13 +142,28 @@ def test_the_weight_of_words_reaches_the_search(cli: Cli, tmp_path: Path) -> Non
     assert usual["measures"] != dense["measures"]  # the table's own weight, not that of --lexical
 
 
+def test_a_quick_evaluation_ranks_alike(cli: Cli, tmp_path: Path) -> None:
+    write_set(tmp_path / "small", questions=3)
+    arguments = ["eval", str(tmp_path / "small"), "--compare", "lexical=0,exact+lexical=0.2"]
+    usual = cli.json(*arguments)
+    quick = cli.json(*arguments, "--quick")
+    for one_way, other in zip(usual["settings"], quick["settings"], strict=True):
+        assert one_way["measures"].pop("recall@100") > 0
+        assert other["measures"] == one_way["measures"]
+        assert other["by_question"] == one_way["by_question"]
+        mean = sum(other["by_question"].values()) / 3
+        assert other["measures"]["nDCG@10"] == pytest.approx(mean)
+        assert (other["p50_ms"], other["p95_ms"]) == (None, None)
+
+
 def test_a_table_for_people_names_what_was_measured(cli: Cli, tmp_path: Path) -> None:
     write_set(tmp_path / "small")
-    said = cli.ok("eval", str(tmp_path / "small"), "-k", "5")
+    said = cli.ok("eval", str(tmp_path / "small"), "-k", "5", "--quick")
     assert "small: 8 questions, 30 passages" in said
     assert TESTING_MODEL in said
     assert "nDCG@5" in said
     assert "nDCG@10" not in said  # five rows cannot tell
+    assert said.splitlines()[-1].split()[-2:] == ["-", "-"]  # nothing was timed
 
 
 def test_a_kept_table_can_be_searched_and_goes_with_the_next_evaluation(
@@ -188,47 +214,75 @@ def test_documents_that_were_given_up_are_no_silent_misses(cli: Cli, tmp_path: P
 
 # One's own questions
 
-
-@pytest.fixture
-def shelf(connection: Connection, cli: Cli) -> str:
-    """An embedded table with a key of two columns that have to be quoted."""
-    connection.execute(
-        'create table "Book shelf" ("Room" uuid, "No." int, content text,'
-        ' embed_place int, primary key ("Room", "No."))'
-    )
-    connection.execute(
-        'insert into "Book shelf"'
-        " select md5(n::text)::uuid, n, n || %s from generate_series(1, 20) n",
-        [" 번째 책"],
-    )
-    connection.execute("select embed.enable('\"Book shelf\"', array['content'])")
-    cli.ok("run", "--once")
-    return '"Book shelf"'
+BOOKS = range(1, 21)
+SHELF = '"Book shelf"'
+SEVERAL = "in a column"  # the second name under which the table is enabled
 
 
-def key(connection: Connection, number: int) -> str:
-    (found,) = one(connection.execute("select md5(%s)::uuid::text", [str(number)]))
-    return str(found)
+@pytest.fixture(scope="module")
+def library(server: Cluster, hash_template: str) -> Iterator[Cli]:
+    """A database of somebody, where a table is enabled and embedded; no test changes it.
+
+    Its key has two columns that have to be quoted.
+    """
+    with pytest.MonkeyPatch.context() as patch, new_database(server, hash_template) as url:
+        patch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
+        with connect(url) as connection:
+            set_up_loopback(connection)
+            connection.execute(
+                'create table "Book shelf" ("Room" uuid, "No." int, content text, v vector(384),'
+                ' embed_place int, primary key ("Room", "No."))'
+            )
+            connection.execute(
+                'insert into "Book shelf"'
+                " select md5(n::text)::uuid, n, n || %s from generate_series(1, 20) n",
+                [" 번째 책"],
+            )
+            connection.execute("select embed.enable('\"Book shelf\"', array['content'])")
+            connection.execute(
+                "select embed.enable('\"Book shelf\"', array['content'], into_column => 'v',"
+                " name => %s)",
+                [SEVERAL],
+            )
+            connection.execute("create table later (id int primary key, content text)")
+            connection.execute("select embed.enable('later', array['content'])")
+            connection.execute("create table ordinary (id int primary key, content text)")
+        assert drain_url(url) == []
+        with connect(url) as connection:  # as before a worker came
+            connection.execute(
+                "update embed.source_state set fingerprint = null where source ="
+                " (select id from embed.source where name = 'later')"
+            )
+        yield Cli(url)
 
 
-def test_own_questions_find_the_rows_of_their_keys(
-    cli: Cli, connection: Connection, shelf: str, tmp_path: Path
-) -> None:
-    numbers = range(1, 21)
-    documents = np.array([hash_vector(f"passage: {n} 번째 책") for n in numbers])
-    best = nearest(hash_vector("query: 책?"), documents, [str(n) for n in numbers], 20)
-    first, second, *_, last = map(int, best)
-    lines = [
-        # Upper-case digits and a number as text: what counts is the value the table has.
-        {"question": "책?", "key": {"Room": key(connection, first).upper(), "No.": first}},
-        {"question": "책?", "key": [key(connection, second), str(second)]},
-        {"question": "책? ", "key": [key(connection, last), last]},
-    ]
-    file = tmp_path / "own.jsonl"
+def key(number: int) -> str:
+    return str(uuid.UUID(hashlib.md5(str(number).encode(), usedforsecurity=False).hexdigest()))
+
+
+def by_meaning() -> list[int]:
+    """The books as the question 책? finds them."""
+    documents = np.array([hash_vector(f"passage: {n} 번째 책") for n in BOOKS])
+    return [int(n) for n in nearest(hash_vector("query: 책?"), documents, [*map(str, BOOKS)], 20)]
+
+
+def write_own(file: Path, *lines: dict[str, Any]) -> list[str]:
+    """The arguments of an evaluation with these questions."""
     file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    settings = dense(connection, "exact")
+    return ["eval", "--questions", str(file), "--table", SHELF]
 
-    report = cli.json("eval", "--questions", str(file), "--table", shelf, "--compare", settings)
+
+def test_own_questions_find_the_rows_of_their_keys(library: Cli, tmp_path: Path) -> None:
+    first, second, *_, last = by_meaning()
+    arguments = write_own(
+        tmp_path / "own.jsonl",
+        # Upper-case digits and a number as text: what counts is the value the table has.
+        {"question": "책?", "key": {"Room": key(first).upper(), "No.": first}},
+        {"question": "책?", "key": [key(second), str(second)]},
+        {"question": "책? ", "key": [key(last), last]},
+    )
+
+    report = library.json(*arguments, "--compare", "exact+lexical=0")
 
     assert (report["collection"], report["questions"]) == ("own.jsonl", 1)
     measures = report["settings"][0]["measures"]
@@ -237,51 +291,80 @@ def test_own_questions_find_the_rows_of_their_keys(
     assert measures["recall@10"] == pytest.approx(2 / 3)
     assert measures["recall@100"] == 1.0
     assert report["missed"] == []
+    assert report["table"].endswith(SHELF)  # and what was measured is what was asked for
 
 
-def test_questions_without_a_right_row_are_listed(
-    cli: Cli, connection: Connection, shelf: str, tmp_path: Path
-) -> None:
-    documents = np.array([hash_vector(f"passage: {n} 번째 책") for n in range(1, 21)])
-    best = nearest(hash_vector("query: 책?"), documents, [str(n) for n in range(1, 21)], 20)
-    last = int(list(best)[-1])
-    file = tmp_path / "own.jsonl"
-    line = {"question": "책?", "key": [key(connection, last), last]}
-    file.write_text(json.dumps(line), encoding="utf-8")
-    settings = dense(connection, "exact")
-    said = cli.ok("eval", "--questions", str(file), "--table", shelf, "--compare", settings)
+@pytest.mark.parametrize("name", [None, SEVERAL])
+def test_own_questions_compare_settings(library: Cli, tmp_path: Path, name: str | None) -> None:
+    """By words each number finds its book; its vector knows no numbers."""
+    arguments = write_own(
+        tmp_path / "own.jsonl",
+        *({"question": f"{n} 번째", "key": [key(n), n]} for n in (11, 13, 17)),
+    )
+    arguments += ["--name", name] if name else []
+    report = library.json(*arguments, "--compare", "lexical=0,lexical=100,default", "--quick")
+    dense, by_words, default = report["settings"]
+    assert by_words["measures"]["nDCG@1"] == 1.0
+    assert dense["measures"]["nDCG@1"] < 1.0
+    assert set(by_words["by_question"].values()) == {1.0}
+    gained = [1 - value for value in dense["by_question"].values()]
+    assert by_words["difference"]["nDCG@10"] == {
+        "difference": pytest.approx(np.mean(gained)),
+        "standard_error": pytest.approx(np.std(gained, ddof=1) / len(gained) ** 0.5),
+    }
+    assert default["difference"].keys() == by_words["difference"].keys()
+
+
+def test_questions_without_a_right_row_are_listed(library: Cli, tmp_path: Path) -> None:
+    last = by_meaning()[-1]
+    arguments = write_own(tmp_path / "own.jsonl", {"question": "책?", "key": [key(last), last]})
+    said = library.ok(*arguments, "--compare", "exact+lexical=0,exact+lexical=100")
     assert said.splitlines()[-2:] == ["no right row among the first 10:", "  책?"]
+    assert "standard error" in said
 
 
-def test_keys_that_no_row_has_are_refused(
-    cli: Cli, connection: Connection, shelf: str, tmp_path: Path
+def test_rows_that_wait_are_no_silent_misses(
+    cli: Cli, connection: Connection, tmp_path: Path
 ) -> None:
+    connection.execute("create table note (id int primary key, content text)")
+    connection.execute("select embed.enable('note', array['content'])")
+    connection.execute("insert into note values (1, '하나')")
+    assert drain_url(cli.url) == []
+    connection.execute("insert into note values (2, '둘')")
     file = tmp_path / "own.jsonl"
-    line = {"question": "책?", "key": [key(connection, 1), 2]}
-    file.write_text(json.dumps(line), encoding="utf-8")
-    said = cli.refused("eval", "--questions", str(file), "--table", shelf)
-    assert "has no rows with these keys" in said
-    assert "own.jsonl, line 1" in said
+    file.write_text('{"question": "하나?", "key": 1}', encoding="utf-8")
+    said = cli("eval", "--questions", str(file), "--table", "note", "--json", "--quick")
+    assert said.returncode == 0, said.stderr
+    assert "1 of 2 rows of note wait to be embedded and are not found" in said.stderr
+    assert json.loads(said.stdout)["settings"][0]["measures"]["MRR@10"] == 1.0
 
 
-@pytest.mark.parametrize("wrong", [7, [1], {"Room": "x"}, {"Room": "x", "No.": 1, "other": 2}])
-def test_keys_of_another_form_are_explained(
-    cli: Cli, shelf: str, tmp_path: Path, wrong: object
-) -> None:
-    file = tmp_path / "own.jsonl"
-    file.write_text(json.dumps({"question": "책?", "key": wrong}), encoding="utf-8")
-    said = cli.refused("eval", "--questions", str(file), "--table", shelf, code=2)
-    assert 'expected {"Room": …, "No.": …} or a list of the values' in said
+# What is refused
+
+Refused = Callable[..., str]
 
 
-def test_an_index_that_is_not_there_cannot_be_measured(
-    cli: Cli, connection: Connection, shelf: str, tmp_path: Path
-) -> None:
-    file = tmp_path / "own.jsonl"
-    line = {"question": "책?", "key": [key(connection, 1), 1]}
-    file.write_text(json.dumps(line), encoding="utf-8")
-    arguments = ["eval", "--questions", str(file), "--table", shelf, "--compare", "exact,hnsw"]
-    assert "have no HNSW index" in cli.refused(*arguments, code=2)
+@pytest.fixture
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Refused]:
+    """``refused(url, "eval", …)``: what a command says that has to fail; in this process."""
+    handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger("embedworker").level
+
+    def run(url: str, *arguments: str, code: int) -> str:
+        monkeypatch.setattr(sys, "argv", ["embedworker", *arguments])
+        monkeypatch.setenv("EMBEDWORKER_DATABASE_URL", url)
+        monkeypatch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capsys.readouterr()
+        assert (left.value.code, said.out) == (code, "")
+        assert said.err.startswith("error: ")
+        return said.err
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+    logging.getLogger("embedworker").setLevel(level)
 
 
 @pytest.mark.parametrize(
@@ -298,8 +381,105 @@ def test_an_index_that_is_not_there_cannot_be_measured(
         (["d"], "d is not a folder"),
     ],
 )
-def test_wrong_use_is_said_in_one_line(cli: Cli, arguments: list[str], said: str) -> None:
-    assert said in cli.refused("eval", *arguments, code=2)
+def test_wrong_use_is_said_in_one_line(
+    library: Cli, refused: Refused, arguments: list[str], said: str
+) -> None:
+    message = refused(library.url, "eval", *arguments, code=2)
+    assert said in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels.tsv"])
+def test_a_folder_that_lacks_a_file_is_refused(
+    library: Cli, refused: Refused, tmp_path: Path, name: str
+) -> None:
+    write_set(tmp_path / "small")
+    (tmp_path / "small" / name).unlink()
+    assert name in refused(library.url, "eval", str(tmp_path / "small"), code=2)
+    with connect(library.url) as connection:
+        assert one(connection.execute(SCHEMA)) == (False,)  # found out before anything is made
+
+
+def test_a_judgement_of_an_unknown_document_is_refused(
+    library: Cli, refused: Refused, tmp_path: Path
+) -> None:
+    write_set(tmp_path / "small")
+    with (tmp_path / "small" / "qrels.tsv").open("a", encoding="utf-8") as file:
+        file.write("\nq1\tnowhere\t1")
+    said = refused(library.url, "eval", str(tmp_path / "small"), code=2)
+    assert "the document 'nowhere' is not in corpus.jsonl" in said
+
+
+def test_keys_that_no_row_has_are_refused(library: Cli, refused: Refused, tmp_path: Path) -> None:
+    arguments = write_own(
+        tmp_path / "own.jsonl",
+        {"question": "책?", "key": [key(1), 1]},
+        {"question": "책?", "key": [key(1), 2]},
+    )
+    said = refused(library.url, *arguments, code=1)
+    assert "has no rows with these keys" in said
+    assert "own.jsonl, line 2" in said
+    assert "line 1" not in said
+
+
+def test_a_key_that_its_type_does_not_read_is_refused(
+    library: Cli, refused: Refused, tmp_path: Path
+) -> None:
+    arguments = write_own(tmp_path / "own.jsonl", {"question": "책?", "key": [key(1), "first"]})
+    assert '"first"' in refused(library.url, *arguments, code=1)
+
+
+@pytest.mark.parametrize("wrong", [7, [1], {"Room": "x"}, {"Room": "x", "No.": 1, "other": 2}])
+def test_keys_of_another_form_are_explained(
+    library: Cli, refused: Refused, tmp_path: Path, wrong: object
+) -> None:
+    arguments = write_own(tmp_path / "own.jsonl", {"question": "책?", "key": wrong})
+    said = refused(library.url, *arguments, code=2)
+    assert 'expected {"Room": …, "No.": …} or a list of the values' in said
+
+
+def test_an_index_that_is_not_there_cannot_be_measured(
+    library: Cli, refused: Refused, tmp_path: Path
+) -> None:
+    arguments = write_own(tmp_path / "own.jsonl", {"question": "책?", "key": [key(1), 1]})
+    said = refused(library.url, *arguments, "--compare", "exact,hnsw", code=2)
+    assert "have no HNSW index" in said
+
+
+@pytest.mark.parametrize(
+    ("table", "more", "said"),
+    [
+        ("later", [], "no worker has embedded the table yet"),
+        ("ordinary", [], "ordinary is not enabled"),
+        (SHELF, ["--name", "other"], "is not enabled under the name 'other'"),
+        ("book_shelf", [], "did you mean"),
+    ],
+)
+def test_a_table_that_cannot_be_asked_is_explained(
+    library: Cli, refused: Refused, tmp_path: Path, table: str, more: list[str], said: str
+) -> None:
+    write_own(tmp_path / "own.jsonl", {"question": "책?", "key": 1})
+    arguments = ["eval", "--questions", str(tmp_path / "own.jsonl"), "--table", table, *more]
+    assert said in refused(library.url, *arguments, code=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "there is no file"),
+        ("", "is empty; expected lines of"),
+        ("책? 1", "line 1 is not JSON"),
+        ('{"question": "책?"}', 'line 1: expected "key"'),
+    ],
+)
+def test_a_file_of_questions_that_cannot_be_read_is_explained(
+    library: Cli, refused: Refused, tmp_path: Path, content: str | None, said: str
+) -> None:
+    file = tmp_path / "own.jsonl"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    arguments = ["eval", "--questions", str(file), "--table", SHELF]
+    assert said in refused(library.url, *arguments, code=2)
 
 
 # Against plain sentence-transformers

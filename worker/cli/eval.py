@@ -55,22 +55,29 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="A,B,…",
-            help="Settings side by side: exact, hnsw, default, lexical=WEIGHT, or several with +.",
+            help="Settings side by side, see above.",
         ),
     ] = None,
     questions: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help='Lines of {"question": …, "key": …} for a table of yours.'
+            metavar="FILE", help="Your questions and the keys of the right rows, see above."
         ),
     ] = None,
     table: Annotated[
-        str | None, typer.Option(metavar="TABLE", help="The table of --questions, as in SQL.")
+        str | None,
+        typer.Option(metavar="TABLE", help="The enabled table of --questions, as in SQL."),
     ] = None,
     name: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Which one, where the table is enabled several times."),
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Rankings only, in a fraction of the time: no times, no recall@100."
+        ),
+    ] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the benchmark's table in the database.")
     ] = False,
@@ -79,7 +86,13 @@ def evaluate(
     """Measure the quality and the speed of search, with the SQL that applications send.
 
     Either DIR: its documents become a table in the schema embedworker_eval, which is embedded,
-    asked and dropped. Or --questions with --table: your questions and the keys of the right rows.
+    asked and dropped. Or --questions with --table: your questions and the keys of the right rows,
+    a line each, {"question": "how do I …?", "key": 17}; a question with several right rows has
+    several lines. A key of several columns is a list, or an object by column.
+
+    A setting of --compare is exact (all vectors), hnsw (by the index), default (what an application
+    gets) or lexical=WEIGHT (of the question's words, 0 for none), joined with +:
+    --compare exact+lexical=0,default. Differences are from the first one.
     """
     from worker.cli.database import connected
     from worker.cli.evaluation import Evaluation
@@ -107,7 +120,7 @@ def evaluate(
             evaluation.load(folder, asked, model=model, chunk=chunk, keep=keep)
         else:
             evaluation.use(str(table), name, questions or Path())
-        report = evaluation.run(asked, k)
+        report = evaluation.run(asked, k, quick=quick)
         collection = evaluation.collection
     if json:
         print_json(report)
@@ -133,7 +146,7 @@ def _print(report: dict[str, Any], own: "Collection | None") -> None:
     lines = [["", "road", *measures, "p50 ms", "p95 ms"]]
     for entry in report["settings"]:
         values = [f"{entry['measures'][name]:.4f}" for name in measures]
-        times = [f"{entry['p50_ms']:.1f}", f"{entry['p95_ms']:.1f}"]
+        times = [_milliseconds(entry[name]) for name in ("p50_ms", "p95_ms")]
         lines.append([entry["setting"], entry["road"], *values, *times])
         if "difference" in entry:
             by_name = entry["difference"]
@@ -168,6 +181,10 @@ def _print(report: dict[str, Any], own: "Collection | None") -> None:
         more = len(report["missed"]) - MISSED_SHOWN
         if more > 0:
             typer.echo(f"  … and {more} more (--json has all)")
+
+
+def _milliseconds(time: float | None) -> str:
+    return "-" if time is None else f"{time:.1f}"
 
 
 def _interrupted(_: int, __: FrameType | None) -> NoReturn:

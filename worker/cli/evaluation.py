@@ -89,12 +89,14 @@ class Evaluation:
         if pending:
             note(f"{pending} of {rows} rows of {found.shown} wait to be embedded and are not found")
 
-    def run(self, asked: list[Setting], k: int) -> dict[str, Any]:
+    def run(self, asked: list[Setting], k: int, *, quick: bool = False) -> dict[str, Any]:
         """Ask every question in every setting and return the report."""
         count = len(self.collection.questions)
         with self._answering() as worker, _bar("questions", count) as show:
             self._await_worker(worker)
-            answers = ask(self._connection, self.source, self.collection, asked, k, show)
+            answers = ask(
+                self._connection, self.source, self.collection, asked, k, show, quick=quick
+            )
         return report(self._connection, self.source, self.collection, answers, k)
 
     def _drop(self) -> None:

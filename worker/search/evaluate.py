@@ -55,7 +55,8 @@ class Answers:
     """What one setting found: scores by question and key, and how long each question took.
 
     ``run`` has the rows that were asked for, ``deep`` the first hundred. ``seconds`` is of ``run``
-    alone, from sending the statement to having the rows, the question's vector included.
+    alone, from sending the statement to having the rows, the question's vector included. A quick
+    evaluation has neither ``deep`` nor ``seconds``.
     """
 
     setting: Setting
@@ -104,11 +105,15 @@ def ask(
     settings: Sequence[Setting],
     k: int,
     progress: Callable[[int], None] = lambda _: None,
+    *,
+    quick: bool = False,
 ) -> list[Answers]:
     """Ask every question in every setting. Times are with the model: no vector is remembered.
 
     The settings take turns at each question, and at who begins, so that what else the machine does
-    meets all of them alike. ``progress`` takes the number of questions done.
+    meets all of them alike. ``progress`` takes the number of questions done. With ``quick`` a
+    question goes through the model once for all settings, and only its first ``k`` rows are asked
+    for, so there is nothing to time.
 
     Raises:
         ConfigurationError: a setting that this database or table does not have.
@@ -127,13 +132,17 @@ def ask(
     answers = [Answers(setting, asking.road(setting, first, k)) for setting in settings]
     for done, (number, question) in enumerate(collection.questions.items()):
         turn = done % len(answers)
-        for answer in answers[turn:] + answers[:turn]:
+        for place, answer in enumerate(answers[turn:] + answers[:turn]):
             asking.choose(answer.setting)
-            asking.forget(question)
+            if not (quick and place):
+                asking.forget(question)
             started = time.perf_counter()
             rows = asking.search(answer.setting, question, k)
-            answer.seconds.append(time.perf_counter() - started)
+            took = time.perf_counter() - started
             answer.run[number] = asking.scores(rows)
+            if quick:
+                continue
+            answer.seconds.append(took)
             if k < DEEP:
                 answer.deep[number] = asking.scores(asking.search(answer.setting, question, DEEP))
         progress(done + 1)

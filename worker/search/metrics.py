@@ -36,7 +36,7 @@ class Difference:
 
 
 def measured(relevance: Relevance, run: Run, deep: Run, k: int) -> PerQuestion:
-    """Measure the first ``k`` rows of ``run`` and, for recall, the first 100 of ``deep``.
+    """Measure the first ``k`` rows of ``run`` and, for recall, the first 100 of ``deep``, if any.
 
     nDCG is of linear gain and log2 discount, as trec_eval and the Korean leaderboards have it.
     """
@@ -45,7 +45,7 @@ def measured(relevance: Relevance, run: Run, deep: Run, k: int) -> PerQuestion:
     # Over rankings of k rows the reciprocal rank is the one cut at k.
     ranked[RR] = f"MRR@{k}"
     values = _values(relevance, run, ranked)
-    if k < DEEP:
+    if k < DEEP and deep:
         values |= _values(relevance, deep, {R @ DEEP: f"recall@{DEEP}"})
     return values
 

@@ -28,8 +28,9 @@ def report(
     """Put together measures, times (ms), and everything that must be the same to repeat them.
 
     Every setting after the first has its differences from the first, with the standard error of
-    the mean over the questions. ``missed`` are the questions of the first setting of which no right
-    row was among the ``k``.
+    the mean over the questions. ``by_question`` has nDCG@k of each, for comparing with another
+    evaluation. ``missed`` are the questions of the first setting of which no right row was among
+    the ``k``. Times are None where there are none.
     """
     values = [measured(collection.relevance, each.run, each.deep, k) for each in answers]
     server, extension = one(connection.execute(statement("evaluate_versions")))
@@ -51,16 +52,22 @@ def report(
         "missed": [number for number, recall in values[0][f"recall@{k}"].items() if recall == 0],
     }
     for number, (each, measures) in enumerate(zip(answers, values, strict=True)):
-        p50, p95 = np.percentile([1000 * seconds for seconds in each.seconds], [50, 95])
         entry: dict[str, Any] = {
             "setting": str(each.setting),
             "road": each.road,
             "measures": means(measures),
-            "p50_ms": float(p50),
-            "p95_ms": float(p95),
+            "p50_ms": _milliseconds(each, 50),
+            "p95_ms": _milliseconds(each, 95),
+            "by_question": measures[f"nDCG@{k}"],
         }
         if number:
             differences = compared(measures, values[0])
             entry["difference"] = {name: asdict(value) for name, value in differences.items()}
         found["settings"].append(entry)
     return found
+
+
+def _milliseconds(answers: Answers, percentile: float) -> float | None:
+    if not answers.seconds:
+        return None
+    return 1000 * float(np.percentile(answers.seconds, percentile))
