@@ -67,10 +67,13 @@ def reference(collection: Collection, model: str) -> dict[str, Any]:
     }
 
 
-def ours(folder: Path, model: str, settings: str, *, chunk: bool = False) -> dict[str, Any]:
+def ours(
+    folder: Path, model: str, settings: str, *, chunk: bool = False, quick: bool = False
+) -> dict[str, Any]:
     """Run ``embedworker eval`` and return its report."""
     arguments = ["eval", str(folder), "--model", model, "--k", str(K), "--json"]
     arguments += ["--compare", settings, "--chunk" if chunk else "--no-chunk"]
+    arguments += ["--quick"] if quick else []
     done = subprocess.run(
         [sys.executable, "-m", "worker.cli", *arguments], stdout=subprocess.PIPE, check=True
     )
