@@ -108,8 +108,8 @@ class VectorWriter:
     def forget(self, relation: str, key: Sequence[Any], name: str | None = None) -> None:
         """Remove the vectors of one row."""
         source = self.source(relation, name)
-        match = " and ".join(f"{_quote(k)} = %s" for k in source["keys"])
-        self._run(f"delete from {source['vectors']} where {match}", key)
+        match = " and ".join(f"{_escaped(_quote(k))} = %s" for k in source["keys"])
+        self._run(f"delete from {_escaped(source['vectors'])} where {match}", key)
 
     def drain(self, relation: str, name: str | None = None) -> None:
         """Take everything that waits for the source as done."""
@@ -195,7 +195,7 @@ class VectorWriter:
         terms: SparseVector,
         made_of: tuple[int, bytes],
     ) -> None:
-        names = [_quote(k) for k in source["keys"]]
+        names = [_escaped(_quote(k)) for k in source["keys"]]
         into = source["into_column"]
         if into is not None:
             match = " and ".join(f"{k} = %s" for k in names)
@@ -209,7 +209,7 @@ class VectorWriter:
             columns.append("embedding")
             values.append(vector)
         self._run(
-            f"insert into {source['vectors']} ({', '.join(columns)}, checksum)"
+            f"insert into {_escaped(source['vectors'])} ({', '.join(columns)}, checksum)"
             f" values ({', '.join(['%s'] * len(values))},"
             " substr(sha256(vector_send(%s)), 1, 8))",
             [*values, vector],
@@ -250,6 +250,11 @@ def role(connection: psycopg.Connection[Any], *grants: str) -> Iterator[str]:
 
 def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _escaped(name: str) -> str:
+    """A quoted name for a statement with parameters."""
+    return name.replace("%", "%%")
 
 
 def _passages(text: str, words: int | None) -> list[tuple[int, int]]:

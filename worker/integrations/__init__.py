@@ -1,0 +1,1 @@
+"""embedworker inside SQLAlchemy and Alembic."""
