@@ -99,3 +99,20 @@ def test_terms_follow_the_text(article: Connection, lane: Lane, into: str | None
     article.execute("update article set body = '셋 넷'")
     assert lane.drain() == []
     check_terms(article)
+
+
+def test_a_table_disabled_between_two_batches_ends_only_its_own_work(
+    article: Connection, lane: Lane
+) -> None:
+    fill(article, "하나", "둘", "셋")
+    for _ in range(10):
+        if lane.progress.holding:
+            break
+        lane.lane.step()
+    assert lane.progress.holding
+    article.execute("select embed.disable('article', drop_vectors => true)")
+    lane.wake.set()  # the look for urgent rows meets the missing table, and all that is held goes
+    lane.lane.step()
+    fill(article)
+    assert lane.drain() == []
+    assert article.execute("select count(*) from article_embedding").fetchone() == (3,)

@@ -96,7 +96,9 @@ class PassageLane:
         """Do one piece of work: a batch, or a refill. False: there was nothing to do."""
         if self._pool:
             self._take_urgent()
-            self._embed_one()
+            # That look may have met a source that is gone, and let go of all that was held.
+            if self._pool:
+                self._embed_one()
             return True
         self._wake.clear()
         self._progress.holding = False
