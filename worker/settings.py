@@ -42,12 +42,15 @@ DEFAULT_NICE = 19  # steps of nice(2)
 
 _HIDDEN = "***"
 _PASSWORD_IN_DSN = re.compile(r"(\b(?:ssl)?password\s*=\s*)('(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])+)")
+# A URL without its "://" is neither form, and is shown in the error that says so.
+_PASSWORD_IN_NEITHER = re.compile(r":.*@", re.DOTALL)
 
 
 def obfuscate(url: str) -> str:
     """Return a database URL or ``key=value`` DSN with every password replaced by ``***``."""
     if "://" not in url:
-        return _PASSWORD_IN_DSN.sub(rf"\g<1>{_HIDDEN}", url)
+        shown = _PASSWORD_IN_DSN.sub(rf"\g<1>{_HIDDEN}", url)
+        return _PASSWORD_IN_NEITHER.sub(f":{_HIDDEN}@", shown)
     scheme, _, rest = url.partition("://")
     place, _, query = rest.partition("?")
     if "@" in query:  # a raw ? in a password looks like this: nothing of it is safe to show

@@ -112,6 +112,10 @@ def test_password_is_not_in_repr_or_str() -> None:
         ("postgresql:///d?host=/run/pg&password=p", "postgresql:///d?host=/run/pg&password=***"),
         ("host=h password='a \\' b' user=u", "host=h password=*** user=u"),
         ("sslpassword = p dbname=d", "sslpassword = *** dbname=d"),
+        # A URL that is written wrongly is shown in the error that says so.
+        ("postgres//u:p@h/d", "postgres//u:***@h/d"),
+        ("postgresql:/u:p@h/d", "postgresql:***@h/d"),
+        ("u:p@h:5432/d", "u:***@h:5432/d"),
     ],
 )
 def test_obfuscate_keeps_all_but_the_password(url: str, shown: str) -> None:
