@@ -393,6 +393,7 @@ def test_a_role_that_may_only_read_searches_and_is_refused_the_rest(
             assert len(reader.json("search", "article", "anything")) == 3
         assert "permission denied" in reader.refused("enable", "article", "title")
         assert "hint: Run this as the owner" in reader.refused("status")
+        assert "permission denied" in reader.refused("run", "--once")
     finally:
         enabled.execute(f"drop owned by {role}".encode())
 

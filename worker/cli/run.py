@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.console import database_url, fail, note, settings
+from worker.cli.database import explained
 from worker.errors import ConfigurationError
 
 __all__ = ["register"]
@@ -82,7 +83,8 @@ def run(
     signal.signal(signal.SIGINT, on_signal)
     try:
         if once:
-            troubles = worker.run_once()
+            with explained():
+                troubles = worker.run_once()
             if troubles:
                 fail("\n".join(troubles))
             note("nothing is due any more")
