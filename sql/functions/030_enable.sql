@@ -254,6 +254,15 @@ begin
             using errcode = 'EW003', hint = 'Name the text columns: embed.enable(''article'', array[''title'', ''content'']).';
     end if;
 
+    if btrim(a_name) = '' then
+        raise exception 'the name is blank'
+            using errcode = 'EW003', hint = 'Leave name out, or say what this set of vectors is for.';
+    end if;
+    if chunk is null then
+        raise exception 'chunk is null'
+            using errcode = 'EW003', hint = 'Leave it out, or give false for one vector a row however long its text.';
+    end if;
+
     select c.name, a.attnum, format_type(a.atttypid, a.atttypmod) as type_name,
         coalesce(nullif(t.typbasetype, 0), t.oid) as base
     into bad
@@ -690,14 +699,36 @@ create or replace function embed.add_model(
     name text, dimensions integer, max_tokens integer default 512,
     query_prefix text default '', passage_prefix text default '', pooling text default 'mean'
 ) returns void
-language sql
-begin atomic
+language plpgsql
+as $$
+begin
+    if coalesce(btrim(add_model.name), '') = '' then
+        raise exception 'the name of the model is blank'
+            using errcode = 'EW003', hint = 'Give a name of the hub (owner/model) or a folder of the worker''s machine.';
+    end if;
+    if add_model.dimensions is null or add_model.dimensions not between 1 and 16000 then
+        raise exception 'dimensions is %, expected 1 to 16000', coalesce(add_model.dimensions::text, 'null')
+            using errcode = 'EW003', hint = 'Give the length of the model''s vectors, hidden_size in its config.json.';
+    end if;
+    if add_model.max_tokens is null or add_model.max_tokens < 1 then
+        raise exception 'max_tokens is %, expected 1 or more', coalesce(add_model.max_tokens::text, 'null')
+            using errcode = 'EW003', hint = 'Give the length of the model''s window, or leave it out for 512.';
+    end if;
+    if add_model.query_prefix is null or add_model.passage_prefix is null then
+        raise exception 'a prefix is null'
+            using errcode = 'EW003', hint = 'Leave out what the model does not want.';
+    end if;
+    if add_model.pooling is null or add_model.pooling not in ('mean', 'cls', 'max', 'lasttoken') then
+        raise exception 'pooling % is not known', quote_nullable(add_model.pooling)
+            using errcode = 'EW003', hint = 'Give mean, cls, max or lasttoken, as the model''s 1_Pooling/config.json says.';
+    end if;
     insert into embed.model (name, dimensions, max_tokens, query_prefix, passage_prefix, pooling)
     values (add_model.name, add_model.dimensions, add_model.max_tokens, add_model.query_prefix, add_model.passage_prefix, add_model.pooling)
-    on conflict (name) do update
+    on conflict on constraint model_pkey do update
     set dimensions = excluded.dimensions, max_tokens = excluded.max_tokens, query_prefix = excluded.query_prefix,
         passage_prefix = excluded.passage_prefix, pooling = excluded.pooling;
-end;
+end
+$$;
 
 comment on function embed.add_model(text, integer, integer, text, text, text) is
     'Makes a model known that is not in the built-in list; name is a hub name or a folder of the worker''s machine.';

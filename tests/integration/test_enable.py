@@ -57,6 +57,8 @@ REFUSED: dict[str, tuple[str, str, str, str]] = {
     ),
     "other case": ("", "'article', array['Body']", "42703", 'no column "Body"'),
     "not a text": ("", "'article', array['n']", "EW003", "of type integer, expected a text type"),
+    "blank name": ("", "'article', array['body'], name => ' '", "EW003", "name is blank"),
+    "null for chunk": ("", "'article', array['body'], chunk => null", "EW003", "chunk is null"),
     "twice": ("", "'article', array['body', 'body']", "EW003", "named twice"),
     "unknown model": (
         "",
@@ -263,6 +265,25 @@ def test_refused(article: Connection, case: str) -> None:
     # Whatever was refused has left nothing behind, and the table can be written.
     article.execute("insert into article (id, body) values (99, 'x')")
     assert article.execute("select to_regclass('pg_temp.embed_probe')").fetchone() == (None,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("null, 384", "name of the model is blank"),
+        ("' ', 384", "name of the model is blank"),
+        ("'wide', 0", "dimensions is 0, expected 1 to 16000"),
+        ("'wide', null", "dimensions is null, expected 1 to 16000"),
+        ("'wide', 384, max_tokens => 0", "max_tokens is 0, expected 1 or more"),
+        ("'wide', 384, query_prefix => null", "a prefix is null"),
+        ("'wide', 384, pooling => 'average'", "pooling 'average' is not known"),
+    ],
+)
+def test_add_model_refused(article: Connection, arguments: str, said: str) -> None:
+    with pytest.raises(psycopg.DatabaseError, match=said) as error:
+        article.execute(f"select embed.add_model({arguments})")
+    assert error.value.sqlstate == "EW003"
+    assert error.value.diag.message_hint, "no HINT"
 
 
 @pytest.mark.parametrize(
