@@ -101,6 +101,20 @@ def test_terms_follow_the_text(article: Connection, lane: Lane, into: str | None
     check_terms(article)
 
 
+def test_no_text_waits_behind_a_very_long_one(article: Connection, lane: Lane) -> None:
+    fill(article, LONG * 40, "짧은 글", LONG)
+    embedded = "select array_agg(distinct id order by id) from article_embedding"
+    seen = []
+    while not lane.lane.step() or lane.progress.embedded < 3:
+        (ids,) = article.execute(embedded).fetchone() or (None,)
+        if ids is not None and ids not in seen:
+            seen.append(ids)
+    assert [1] not in seen
+    assert [2, 3] in seen, seen
+    (passages,) = article.execute("select count(*) from article_embedding where id = 1").fetchone()
+    assert passages > 32
+
+
 def test_a_table_disabled_between_two_batches_ends_only_its_own_work(
     article: Connection, lane: Lane
 ) -> None:

@@ -14,6 +14,8 @@ __all__ = ["Pool"]
 
 Key = tuple[int, tuple[str, ...]]
 
+LONG = 32  # passages; a text of more, about 16,000 tokens, lets all others go first
+
 
 class Pool:
     """Jobs that are claimed and tokenised, planned into batches of similar length.
@@ -38,18 +40,21 @@ class Pool:
         texts: Iterable[tuple[Job, Sequence[tuple[int, int, Tokens]]]],
         budget: int,
     ) -> None:
-        """Plan jobs, each with its passages (start, end, tokens), in front of what is there."""
+        """Plan jobs, each with its passages (start, end, tokens), in front of what is there.
+
+        The passages of a very long text go behind everything: 1 MB are about a thousand, minutes of
+        work on a CPU, and being the longest they would come first in batches by length.
+        """
         units: list[Unit] = []
+        of_long: list[Unit] = []
         for job, passages in texts:
             self._waiting[_key(job)] = (job, [None] * len(passages))
-            units += [
+            (of_long if len(passages) > LONG else units).extend(
                 Unit(job, number, start, end, tokens)
                 for number, (start, end, tokens) in enumerate(passages)
-            ]
-        batches = token_batches([len(unit.tokens) for unit in units], budget)
-        self._batches.extendleft(
-            (loaded, [units[index] for index in batch]) for batch in reversed(batches)
-        )
+            )
+        self._batches.extendleft((loaded, batch) for batch in reversed(_by_length(units, budget)))
+        self._batches.extend((loaded, batch) for batch in _by_length(of_long, budget))
 
     def next(self, budget_of: Callable[[Loaded], int]) -> tuple[Loaded, list[Unit]]:
         """Take the next batch; of one that was planned larger than its budget is now, a part."""
@@ -95,6 +100,11 @@ class Pool:
         # The very job: a newer text of the same row may have taken its place.
         entry = self._waiting.get(_key(job))
         return entry is not None and entry[0] is job
+
+
+def _by_length(units: Sequence[Unit], budget: int) -> list[list[Unit]]:
+    batches = token_batches([len(unit.tokens) for unit in units], budget)
+    return [[units[index] for index in batch] for batch in batches]
 
 
 def _key(job: Job) -> Key:
