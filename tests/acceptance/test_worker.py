@@ -186,6 +186,33 @@ def test_a_row_that_the_application_holds(shop: Connection, workers: Workers) ->
     assert judge(shop, "note", into_column="embedding").good
 
 
+@pytest.mark.parametrize("text", ["글", "<<fail>>"])
+def test_a_row_that_is_locked_at_its_end(
+    shop: Connection, workers: Workers, gate: Path, text: str
+) -> None:
+    """Skipped, because its lease is being extended at that moment, say: it is handed back.
+
+    Forgotten, it would wait for the end of its lease, which goes on as long as the worker has work.
+    """
+    article(shop, [text])
+    place = "after-embed" if "fail" in text else "before-complete"
+    workers.start(**failpoint(place, gate), max_attempts="1")
+    wait_reached(gate)
+    with psycopg.connect(workers.url) as holder:
+        holder.execute(
+            sql.SQL("select from {} where claimed_by is not null for update").format(
+                queue_of(shop, "article")
+            )
+        )
+        gate.touch()
+        start = holder.execute("select clock_timestamp() + interval '1 s'").fetchone()
+        wait_until(
+            lambda: shop.execute("select clock_timestamp() > %s", start).fetchone() == (True,)
+        )
+    wait_settled(shop, "article", timeout=20, dead="fail" in text)  # the lease is 60 s
+    assert judge(shop, "article").wrong == 0
+
+
 def test_a_filter(shop: Connection, workers: Workers) -> None:
     shop.execute(
         """

@@ -32,8 +32,9 @@ def fail(
 ) -> int:
     """Put jobs of one source off, each with its error, or make them dead letters.
 
-    Their vectors are removed: the text they were made of is no longer there. A row whose vector
-    column the application holds locked is handed back instead. Returns how many died.
+    Their vectors are removed: the text they were made of is no longer there. A row that is locked
+    at that moment, in the queue or, where its vector is a column of it, in its own table, is handed
+    back instead. Returns how many died.
     """
     if not failures:
         return 0
@@ -49,7 +50,7 @@ def fail(
             "max_attempts": max_attempts,
         },
     ).fetchall()
-    if source.into_column and len(rows) < len(failures):
+    if len(rows) < len(failures):
         release(connection, [job for job, _ in failures], worker=worker, delay=LOCKED)
     return sum(dead for _, _, dead in rows)
 

@@ -368,9 +368,13 @@ class PassageLane:
         self._statistics.written(
             source, sum(max(1, len(r.passages)) for r in results if not r.untouched)
         )
-        if count < len(results) and source.into_column:
-            # Rows that the application holds locked are still ours: hand them back.
-            self._release([result.job for result in results], delay=LOCKED)
+        if count < len(results):
+            # Rows that were locked at that moment (by the application, whose row holds the vector;
+            # by our own keeper, which extended their leases) are still ours: hand them back. Left
+            # alone they would wait for their lease, and it is extended as long as there is work.
+            self._release(
+                [result.job for result in results], delay=LOCKED if source.into_column else 0.0
+            )
         return count
 
     def _write(
