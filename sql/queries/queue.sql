@@ -365,3 +365,21 @@ update {queue} q
 set due = now(), claimed_by = null
 from lost m
 where {q_is_m};
+
+-- queue_bloat
+-- Bytes of a queue with its indexes, its rows as the server counts them, those that an old snapshot
+-- keeps among them, whether this role may rewrite it, and the file that a rewrite exchanges. Looks
+-- at no page of it.
+select
+    pg_catalog.pg_total_relation_size(c.oid) as size,
+    coalesce(pg_catalog.pg_stat_get_live_tuples(c.oid), 0) + coalesce(pg_catalog.pg_stat_get_dead_tuples(c.oid), 0) as rows,
+    pg_catalog.pg_has_role(c.relowner, 'usage') as ours,
+    pg_catalog.pg_relation_filenode(c.oid) as file
+from pg_catalog.pg_class c
+where c.oid = pg_catalog.to_regclass(pg_catalog.format('embed.queue_%%s', %(source)s));
+
+-- queue_compact
+-- Write a queue and its indexes anew. Vacuum alone gives back the end of the table, which a single
+-- dead letter there prevents, and never an index: those of 1,200,000 rows stay at 70 MB.
+-- Waits for nobody: where anyone is at the queue, it is left for another time.
+vacuum (full, skip_locked) {queue};

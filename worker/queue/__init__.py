@@ -1,1 +1,1 @@
-"""The queue protocol, one verb a module: move and claim, read, complete, fail, lease, sweep."""
+"""The queue protocol, one verb a module: move, claim, complete, fail, sweep, compact and so on."""

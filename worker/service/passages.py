@@ -16,6 +16,7 @@ from worker.database.statements import statement
 from worker.model.batches import CPU_TOKEN_BUDGET
 from worker.model.passages import Part, split
 from worker.queue.claim import BACKFILL, FRESH, Job, claim, move, read, suspects
+from worker.queue.compact import Compactor
 from worker.queue.complete import Passage, Result, complete
 from worker.queue.failure import LOCKED, fail, release
 from worker.queue.lease import Identity
@@ -77,6 +78,7 @@ class PassageLane:
         self._wake = wake
         self._pool = Pool()
         self._statistics = Statistics(connection)
+        self._compactor = Compactor()
         self._loose: list[Job] = []  # held, and neither in the pool nor settled
         self._sweeps: set[int] = set()  # sources whose sweep is not through yet
         self._requested: set[int] = set()
@@ -111,6 +113,7 @@ class PassageLane:
             quiet = [s for s in self._registry.active() if s.id not in self._sweeps]
             for source in quiet:
                 self._registry.guarded(source, self._indexer.consider, self._connection, source)
+                self._registry.guarded(source, self._compactor.consider, self._connection, source)
             worked = sum(self._for(source, self._statistics.step) for source in quiet) > 0
         return worked
 
