@@ -30,7 +30,7 @@ SETTINGS = {
     "max_attempts": "100",
 }
 PAUSE = (0.05, 0.6)  # seconds between blows
-EARLY = 0.1  # share of the blows that may hit a worker before it is up
+EARLY = 0.1  # share of the blows that hit any worker, those too that are not up yet
 FAILPOINTS = ["after-claim", "after-read", "after-embed", "before-complete", "after-commit"]
 OURS = "application_name like 'embedworker%'"
 
@@ -54,10 +54,17 @@ class Outcome:
     def good(self) -> bool:
         return self.verdict.good and not (self.errors or self.deadlocks or self.tracebacks)
 
+    @property
+    def sigkills(self) -> int:
+        """Processes that were killed, by a blow or at a failpoint."""
+        return self.blows["kill"] + self.blows["failpoint"] + self.blows["ended -9"]
+
     def __str__(self) -> str:
         return "\n".join(
             [
                 f"seed {self.seed}, {self.seconds:g} s: {'good' if self.good else 'BAD'}",
+                f"SIGKILLs: {self.sigkills}, of workers that were up: {self.blows['up']}; "
+                f"restarts of the server: {self.blows['server restarts']}",
                 f"blows: {dict(self.blows)}",
                 f"changes: {self.changes.total()} {dict(self.changes)}",
                 f"connections of writers lost with the server: {self.lost_connections}",
@@ -147,6 +154,7 @@ def _strike(
     deadline = time.monotonic() + seconds
     restart_at = time.monotonic() + restart_every
     asleep: dict[int, float] = {}
+    early = False
     while (now := time.monotonic()) < deadline:
         for place, until in list(asleep.items()):
             if now >= until:
@@ -162,11 +170,15 @@ def _strike(
             blows["server restarts"] += 1
             restart_at = time.monotonic() + restart_every
             continue
-        place = chosen.randrange(len(alive))
-        if "is up" not in alive[place].output() and chosen.random() > EARLY:
+        up = [place for place, worker in enumerate(alive) if "is up" in worker.output()]
+        if not (up or early):
             time.sleep(0.02)  # the rhythm of the blows, here and below, not a wait for anything
             continue
+        place = chosen.randrange(len(alive)) if early else chosen.choice(up)
+        early = chosen.random() < EARLY  # drawn once a blow: drawn at each look, most hit early
         what = chosen.choices(["kill", "failpoint", "stop", "terminate", "cut"], [4, 2, 2, 1, 2])[0]
+        if what in ("kill", "failpoint"):
+            blows["up"] += place in up
         if what == "kill":
             alive[place].kill()
             asleep.pop(place, None)
