@@ -1,0 +1,1 @@
+"""An old snapshot: somebody else's transaction stays open while rows keep changing."""

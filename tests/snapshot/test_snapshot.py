@@ -1,0 +1,18 @@
+"""A short run; a long one by hand: ``python -m tests.snapshot --minutes 10``."""
+
+from pathlib import Path
+
+import pytest
+
+from snapshot.program import new_server, run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_short_run(server_folder: Path, tmp_path: Path) -> None:
+    folder = server_folder / "snapshot"
+    folder.mkdir()
+    with new_server(folder) as server:
+        outcome = run(server, tmp_path, held=15, rate=1000, workers=2, look=2.5)
+    print(outcome)
+    assert outcome.good, str(outcome)
