@@ -96,9 +96,8 @@ class Stage:
 
     def __init__(self, url: str) -> None:
         self.app: psycopg.Connection[Any] = connect(url)
+        self.hands: list[Hand] = []
         self.app.execute("create table article (id integer primary key, content text)")
-        self.app.execute("select embed.enable('article', array['content'])")
-        self.app.execute("delete from embed.sweep_request")
         self.app.execute(
             """
             insert into embed.fingerprint (digest, model, revision, query_prefix, passage_prefix,
@@ -107,6 +106,15 @@ class Stage:
             on conflict (digest) do nothing
             """
         )
+        self.enable()
+        self.app.execute("delete from embed.sweep_request")
+        self.hands = [Hand(url, self.source, self.fingerprint) for _ in "ab"]
+        self.a, self.b = self.hands
+        self.app.execute("insert into article values (1, 'old')")
+
+    def enable(self) -> None:
+        """Make the table searchable, by the model of the stage; workers by hand follow."""
+        self.app.execute("select embed.enable('article', array['content'])")
         row = self.app.execute(
             "update embed.source_state t set fingerprint = f.id"
             " from embed.fingerprint f, embed.source s"
@@ -116,8 +124,8 @@ class Stage:
         assert row is not None
         self.fingerprint = int(row[0])
         self.source = next(s for s in load_sources(self.app) if s.name == "article")
-        self.a, self.b = (Hand(url, self.source, self.fingerprint) for _ in "ab")
-        self.app.execute("insert into article values (1, 'old')")
+        for hand in self.hands:
+            hand.source = self.source
 
     def update(self, text: str) -> None:
         self.app.execute("update article set content = %s where id = 1", [text])

@@ -9,7 +9,13 @@ from fix_database import _new_database as new_database
 from fix_drain import drain_url
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from oracle import judge
 from schedules import Hand, Stage
 
@@ -35,6 +41,8 @@ class Machine(RuleBasedStateMachine):
             connection.execute("drop table if exists article_embedding")
         self.stage = Stage(self.url)
         self.rows: dict[int, str | None] = {1: "old"}
+        self.enabled = True
+        self.paused = False
 
     def hand(self, name: str) -> Hand:
         hand: Hand = getattr(self.stage, name)
@@ -85,18 +93,49 @@ class Machine(RuleBasedStateMachine):
         self.stage.app.execute("delete from article where id = %s", [key])
         self.stage.app.execute("insert into article values (%s, %s)", [key, text])
         self.stage.app.execute("set session_replication_role = origin")
-        self.stage.app.execute(
-            "insert into embed.sweep_request (source, reason) values (%s, 'test')",
-            [self.stage.source.id],
-        )
+        if self.enabled:
+            self.stage.app.execute(
+                "insert into embed.sweep_request (source, reason) values (%s, 'test')",
+                [self.stage.source.id],
+            )
         self.rows[key] = text
+
+    # The administrator
+
+    @precondition(lambda self: self.enabled)
+    @rule(drop=st.booleans())
+    def disable(self, drop: bool) -> None:
+        """Whoever is at it finds the queue gone, and can write nothing any more."""
+        self.stage.app.execute("select embed.disable('article', drop_vectors => %s)", [drop])
+        self.enabled = self.paused = False
+        for hand in (self.stage.a, self.stage.b):
+            hand.unread = []
+            if hand.jobs:
+                with pytest.raises(psycopg.errors.UndefinedTable):
+                    hand.complete()
+            hand.drop()
+
+    @precondition(lambda self: not self.enabled)
+    @rule()
+    def enable(self) -> None:
+        self.stage.enable()
+        self.enabled = True
+
+    @precondition(lambda self: self.enabled)
+    @rule(paused=st.booleans())
+    def pause(self, paused: bool) -> None:
+        verb = "pause" if paused else "resume"
+        self.stage.app.execute(f"select embed.{verb}('article')".encode())
+        self.paused = paused
 
     # The workers
 
+    @precondition(lambda self: self.enabled and not self.paused)
     @rule(name=HANDS)
     def move(self, name: str) -> None:
         self.hand(name).move()
 
+    @precondition(lambda self: self.enabled and not self.paused)
     @rule(name=HANDS)
     def claim(self, name: str) -> None:
         self.hand(name).claim()
@@ -125,14 +164,17 @@ class Machine(RuleBasedStateMachine):
         hand = self.hand(name)
         release(hand.connection, hand.drop(), worker=hand.id)
 
+    @precondition(lambda self: self.enabled)
     @rule(name=HANDS)
     def crash(self, name: str) -> None:
         self.stage.crash(self.hand(name))
 
+    @precondition(lambda self: self.enabled)
     @rule()
     def leases_end(self) -> None:
         self.stage.lapse()
 
+    @precondition(lambda self: self.enabled and not self.paused)
     @rule()
     def sweep(self) -> None:
         Sweep.begin(self.stage.app, self.stage.source)
@@ -149,6 +191,9 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
+            if not self.enabled:
+                self.stage.enable()
+            self.stage.app.execute("select embed.resume('article')")
             self.stage.lapse()  # whoever holds rows has gone
             troubles = drain_url(self.url)
             assert troubles == []
@@ -182,6 +227,7 @@ def run_machine(server: Cluster, hash_template: str) -> Any:
         yield run
 
 
+@pytest.mark.timeout(400)
 def test_any_order(run_machine: Run) -> None:
     run_machine(25, 25)
 
