@@ -72,6 +72,24 @@ def test_a_long_text_is_split_and_nothing_is_cut(article: Connection, lane: Lane
     check_terms(article)
 
 
+@pytest.mark.parametrize(
+    "character",
+    ["👨‍👩‍👧‍👦", "q\u0308", "🇰🇷", "각"],
+    ids=["family", "accent", "flag", "syllable"],
+)
+def test_no_passage_begins_or_ends_inside_a_character(
+    article: Connection, lane: Lane, character: str
+) -> None:
+    """Not even inside one that is several code points."""
+    fill(article, character * (30_000 // len(character)))
+    assert lane.drain() == []
+    borders = article.execute(
+        "select passage_start, passage_end from article_embedding order by chunk"
+    ).fetchall()
+    assert len(borders) > 2
+    assert all(place % len(character) == 0 for border in borders for place in border), borders
+
+
 def test_without_splitting_it_is_cut_and_counted(article: Connection, lane: Lane) -> None:
     fill(article, LONG, "짧은 글", LONG, chunk=False)
     assert lane.drain() == []

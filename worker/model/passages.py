@@ -1,5 +1,6 @@
 """A row's text as the passages that are embedded: one, or several where it is too long."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -12,8 +13,13 @@ __all__ = ["Part", "split"]
 # Share of a passage repeated in the next, so that a sentence on the border is whole in one of them.
 OVERLAP: Final = 0.1
 # The splitter's time grows faster than the text: 200,000 characters took 4.8 s whole and 1.4 s in
-# pieces of this many, which are cut at line ends.
+# pieces of this many, which are cut at line ends, or else between characters.
 PIECE: Final = 20_000
+
+LONGEST_CHARACTER: Final = 50  # code points; a family of four with skin tones has 11
+ZERO_WIDTH_JOINER: Final = "\u200d"
+REGIONAL_INDICATORS: Final = "".join(map(chr, range(0x1F1E6, 0x1F200)))
+SKIN_TONES: Final = "".join(map(chr, range(0x1F3FB, 0x1F400)))
 
 Part = tuple[int, int, Tokens]
 
@@ -62,6 +68,24 @@ def _pieces(text: str) -> Iterator[tuple[int, str]]:
         end = at + PIECE
         if end < len(text):
             line_end = text.rfind("\n", at + PIECE // 2, end)
-            end = line_end + 1 if line_end >= 0 else end
+            end = line_end + 1 if line_end >= 0 else _border(text, end)
         yield at, text[at:end]
         at = end
+
+
+def _border(text: str, at: int) -> int:
+    """Return the nearest place before ``at`` that is not inside what a reader sees as one."""
+    for place in range(at, max(at - LONGEST_CHARACTER, 1), -1):
+        if not _is_inside(text, place):
+            return place
+    return at
+
+
+def _is_inside(text: str, at: int) -> bool:
+    before, here = text[at - 1], text[at]
+    if before == ZERO_WIDTH_JOINER or here == ZERO_WIDTH_JOINER:
+        return True
+    if here in REGIONAL_INDICATORS and before in REGIONAL_INDICATORS:  # a flag is two of them
+        run = len(text[:at]) - len(text[:at].rstrip(REGIONAL_INDICATORS))
+        return run % 2 == 1
+    return unicodedata.category(here).startswith("M") or here in SKIN_TONES
