@@ -19,6 +19,7 @@ from fix_worker import Workers, failpoint, wait_claimed, wait_reached
 from oracle import judge, queue_of, wait_settled
 from psycopg import sql
 from stress import deadlocks
+from waiting import wait_until
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -142,6 +143,50 @@ def test_a_trigger_that_writes_the_queue_itself_would_fail(
         wait_reached(gate)
         with pytest.raises(psycopg.errors.SerializationFailure):
             app.execute("update article set content = '새 글' where id = 1")
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_a_vector_in_the_row_can_meet_an_update_of_the_application(
+    isolation: str, shop: Connection, workers: Workers, gate: Path
+) -> None:
+    """With into_column the worker is one more writer of the row, and only when it writes."""
+    shop.execute(
+        """
+        create table note (id integer primary key, content text, embedding vector(384));
+        insert into note select n, '쪽지 ' || n from generate_series(1, 10) n;
+        select embed.enable('note', array['content'], into_column => 'embedding')
+        """
+    )
+    with psycopg.connect(workers.url) as app:
+        app.execute(f"set default_transaction_isolation = '{isolation}'".encode())
+        app.commit()
+        app.execute("select count(*) from note").fetchone()
+        workers.start(**failpoint("after-embed", gate))
+        wait_reached(gate)
+        # Claimed, read and embedded after our snapshot, but not written: no conflict.
+        app.execute("update note set content = '새 쪽지' where id = 3")
+        app.commit()
+        app.execute("select count(*) from note").fetchone()
+        gate.touch()
+        written = "select embedding is not null from note where id = 1"
+        wait_until(lambda: shop.execute(written).fetchone() == (True,))
+        update = "update note set content = '다른 쪽지' where id = 1"
+        if isolation == "read committed":
+            app.execute(update)
+        else:
+            with pytest.raises(psycopg.errors.SerializationFailure):  # 40001
+                app.execute(update)
+            app.rollback()
+            app.execute(update)  # tried again, as after any other writer
+        app.commit()
+        wait_settled(shop, "note")
+        app.execute("update note set content = content || '.'")  # written before our snapshot
+        app.commit()
+    wait_settled(shop, "note")
+    verdict = judge(shop, "note", into_column="embedding")
+    assert verdict.good, verdict
+    assert verdict.rows == 10
+    assert deadlocks(shop) == 0
 
 
 def test_an_open_application_transaction_does_not_stop_the_worker(
