@@ -123,11 +123,16 @@ def test_a_worker_that_slept_through_its_lease(
     assert judge(shop, "article").good
 
 
-def test_a_long_batch_keeps_its_lease(shop: Connection, workers: Workers, gate: Path) -> None:
+@pytest.mark.parametrize("asked_to_end", [False, True])
+def test_a_long_batch_keeps_its_lease(
+    shop: Connection, workers: Workers, gate: Path, asked_to_end: bool
+) -> None:
     articles(shop)
-    workers.start(**failpoint("after-embed", gate), lease="1")
+    worker = workers.start(**failpoint("after-embed", gate), lease="1")
     wait_reached(gate)
     workers.start(lease="1")
+    if asked_to_end:
+        worker.process.terminate()
     held = sql.SQL(
         "select count(distinct claimed_by), count(claimed_by), min(attempts) from {}"
     ).format(queue_of(shop, "article"))
@@ -136,5 +141,7 @@ def test_a_long_batch_keeps_its_lease(shop: Connection, workers: Workers, gate: 
         assert shop.execute(held).fetchone() == (1, 40, 1)
         wait_until(lambda: True)
     gate.touch()
+    if asked_to_end:
+        assert worker.wait() == 0, worker
     wait_settled(shop, "article")
     assert judge(shop, "article").good

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from fix_worker import Workers
 from oracle import failures, judge, queue_of, wait_settled
 from psycopg import sql
@@ -42,9 +43,20 @@ def test_one_failing_text_among_others(shop: Connection, workers: Workers) -> No
     assert "<<fail>>" in failure[0][2]
 
 
+def test_a_text_whose_vector_has_no_direction(shop: Connection, workers: Workers) -> None:
+    """NaN from the model: the row fails with the reason, and no vector is written."""
+    articles(shop, "좋은 글", "<<nan>>", "다른 글")
+    workers.start(**QUICK)
+    wait_until(is_dead(shop, 2), 20)
+    wait_settled(shop, "article", dead=1)
+    assert shop.execute("select id from article_embedding order by id").fetchall() == [(1,), (3,)]
+    ((_, _, error, _),) = failures(shop, "article")
+    assert "NaN" in error
+
+
 def test_back_off_grows_until_a_row_is_dead(shop: Connection, workers: Workers) -> None:
     articles(shop, "<<fail>>")
-    workers.start(max_attempts="4", backoff_max="300")
+    worker = workers.start(max_attempts="4", backoff_max="300")
     pauses: list[float] = []
     query = sql.SQL(
         "select attempts, extract(epoch from due - now()) from {}"
@@ -66,6 +78,8 @@ def test_back_off_grows_until_a_row_is_dead(shop: Connection, workers: Workers) 
     for attempt, pause in enumerate(pauses, 1):
         assert 2**attempt / 2 - 0.5 <= pause <= 2**attempt, pauses
     wait_until(is_dead(shop, 1))
+    lines = [line for line in worker.output().splitlines() if "WARNING" in line or "ERROR" in line]
+    assert len(lines) <= 4, lines  # one an attempt
 
 
 def test_a_dead_row_is_revived_by_another_text(shop: Connection, workers: Workers) -> None:
@@ -155,6 +169,35 @@ def test_a_model_that_is_missing_stops_nobody_else(shop: Connection, workers: Wo
     lines = [line for line in worker.output().splitlines() if "WARNING" in line]
     assert len(lines) <= 4, lines  # once for the model, once for the source; no flood
     assert worker.terminate() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "said"), [(None, "late"), (32, "of 32 dimensions, the column holds 384")]
+)
+def test_a_model_that_comes_later(
+    shop: Connection, workers: Workers, tmp_path: Path, first: int | None, said: str
+) -> None:
+    """Not there yet, or another one, when the worker starts: it is enough to put it there."""
+    from tiny_models import save_model
+
+    folder = tmp_path / "late"
+    if first is not None:
+        save_model(folder, dimensions=first)
+    shop.execute("select embed.add_model(%s, 384, 64, 'query: ', 'passage: ')", [str(folder)])
+    shop.execute("create table article (id integer primary key, content text)")
+    shop.execute("insert into article values (1, '좋은 글')")
+    shop.execute("select embed.enable('article', array['content'], model => %s)", [str(folder)])
+    worker = workers.start(offline="1")
+    error = "select error from embed.status where source = 'article'::regclass"
+    wait_until(lambda: said in str(shop.execute(error).fetchone()), 30, f"the error of {worker}")
+    made = save_model(tmp_path / "made", dimensions=384)
+    if first is not None:
+        folder.rename(tmp_path / "wrong")
+    made.rename(folder)
+    vectors = "select count(*) from article_embedding"
+    wait_until(lambda: shop.execute(vectors).fetchone() == (1,), 60, f"the vector of {worker}")
+    wait_until(lambda: shop.execute(error).fetchone() == (None,))
 
 
 def test_a_model_that_hangs(shop: Connection, workers: Workers, gate: Path) -> None:

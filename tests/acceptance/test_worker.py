@@ -278,6 +278,37 @@ def test_two_tables_with_keys_of_different_types(
     assert verdict.rows == 2
 
 
+def test_more_tables_than_workers(shop: Connection, workers: Workers) -> None:
+    """None is left out, and a large one does not keep the others waiting."""
+    names = [f"shelf{n}" for n in range(12)]
+    for name in names:
+        shop.execute(f"create table {name} (id integer primary key, content text)".encode())
+        rows = 600 if name == "shelf0" else 5
+        shop.execute(
+            f"insert into {name} select n, '책 ' || n from generate_series(1, {rows}) n".encode()
+        )
+        shop.execute(f"select embed.enable('{name}', array['content'])".encode())
+    workers.start(window="120", batch_tokens="300", testing_delay="0.05")
+    for name in names[1:]:
+        wait_settled(shop, name)
+        assert judge(shop, name).good
+    assert judge(shop, "shelf0").missing > 0, "the large one was done before it could be in the way"
+    wait_settled(shop, "shelf0")
+    assert judge(shop, "shelf0").good
+
+
+def test_the_connection_that_listens_does_nothing_else(shop: Connection, workers: Workers) -> None:
+    """A statement on a connection whose notifications are being read would wait for ever."""
+    article(shop, ["하나"])
+    workers.start()
+    wait_settled(shop, "article")
+    seen = shop.execute(
+        "select split_part(application_name, ' ', 2), count(*) from pg_stat_activity"
+        " where application_name like 'embedworker %' group by 1 order by 1"
+    ).fetchall()
+    assert seen == [("keep", 1), ("listen", 1), ("passages", 1)]
+
+
 def test_a_key_of_two_columns(shop: Connection, workers: Workers) -> None:
     shop.execute(
         """
@@ -365,7 +396,9 @@ def test_once(shop: Connection, workers: Workers) -> None:
     verdict = judge(shop, "article")
     assert verdict.good, verdict
     assert verdict.rows == 700
-    assert workers.start("--once", up=False).wait() == 0
+    idle = workers.start("--once", up=False)
+    assert idle.wait() == 0  # an empty queue is no error
+    assert not any(word in idle.output() for word in ("WARNING", "ERROR", "Traceback"))
 
 
 def test_both_lanes_end_together(shop: Connection, workers: Workers) -> None:

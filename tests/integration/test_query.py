@@ -178,6 +178,34 @@ def test_index_is_used(
     assert questions.encoded == 1
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "select id from article order by embedding <=> (select embed.query('x')) limit 3",
+        "with q as materialized (select embed.query('x') as v)"
+        " select id from article order by embedding <=> (select v from q) limit 3",
+        "select id from article order by embedding <=> embed.query(%(question)s) limit 3",
+        "select a.id from article a where id > 0 order by embedding <=> embed.query('x') limit 3",
+    ],
+    ids=["subquery", "common table expression", "parameter", "condition"],
+)
+@pytest.mark.usefixtures("questions")
+def test_index_is_used_in_other_forms(
+    owner: Connection, articles: Callable[[int], None], form: str
+) -> None:
+    articles(2_000)
+    owner.execute(
+        "create index nearest on article using hnsw (embedding vector_cosine_ops)"
+        " with (m = 8, ef_construction = 16)"
+    )
+    owner.execute("analyze article")
+    owner.execute("set enable_seqscan = off; set enable_sort = off")  # it is a small table
+    named = {"question": "x"}
+    plan = "\n".join(line for (line,) in owner.execute(f"explain {form}".encode(), named))
+    assert "Index Scan using nearest" in plan, plan
+    assert owner.execute(form.encode(), named).fetchone() == (7,)
+
+
 @pytest.mark.usefixtures("questions")
 def test_role_with_no_rights_may_ask(
     application: Connection, articles: Callable[[int], None]

@@ -266,6 +266,36 @@ def test_threads_do_not_disturb_each_other(encoder: TorchEncoder) -> None:
         np.testing.assert_allclose(cosines(result, expected), 1, atol=1e-5)
 
 
+def resident() -> int:
+    """Kilobytes this process has in memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+@pytest.mark.slow
+def test_a_long_run_in_threads_keeps_its_size(encoder: TorchEncoder) -> None:
+    """Batches of ever other shapes, from several threads: memory does not grow with them."""
+    chosen = random.Random(5)
+    texts = ["가나다라 " * chosen.randint(1, 40) for _ in range(256)]
+
+    def work(rounds: int) -> None:
+        for _ in range(rounds):
+            encoder.encode_passages(chosen.sample(texts, 32))
+
+    def all_work(rounds: int) -> None:
+        threads = [threading.Thread(target=work, args=(rounds,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(100)
+
+    all_work(30)  # arenas and caches have their size then
+    before = resident()
+    all_work(150)
+    grown = resident() - before
+    assert grown < 40_000, f"{grown} kB in 600 batches of 32"
+
+
 def test_half_precision_points_the_same_way(tiny_model: Path) -> None:
     exact = tiny(tiny_model)
     half = open_encoder(str(tiny_model), dtype="bfloat16", device="cpu", **PREFIXES)

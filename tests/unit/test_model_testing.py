@@ -65,6 +65,12 @@ def test_fail_marker(encoder: Encoder) -> None:
         encoder.encode_tokens(encoder.tokenize_passages(["fine", "<<fail>>"]))
 
 
+def test_nan_marker_spares_the_others(encoder: Encoder) -> None:
+    vectors = encoder.encode_tokens(encoder.tokenize_passages(["fine", "<<nan>>"]))
+    assert np.isfinite(vectors).all(axis=1).tolist() == [True, False]
+    assert encoder.encode_tokens([]).shape == (0, 384)
+
+
 def test_oom_marker_spares_a_text_alone(encoder: Encoder) -> None:
     tokens = encoder.tokenize_passages(["fine", "<<oom>>"])
     with pytest.raises(MemoryError):

@@ -4,6 +4,7 @@ Refused unless ``EMBEDWORKER_ALLOW_TESTING_MODEL=1``: its vectors carry no meani
 a text makes it misbehave on purpose:
 
     <<fail>>    ModelError
+    <<nan>>     a vector of NaN for it
     <<oom>>     MemoryError while the batch holds more than one text
     <<crash>>   the process ends at once with code 137, as by ``kill -9``
     <<hang>>    waits until the file named by ``EMBEDWORKER_TESTING_GATE`` exists
@@ -83,7 +84,9 @@ class HashEncoder:
     def encode_tokens(self, batch: Sequence[Tokens]) -> Vectors:
         texts = ["".join(map(chr, tokens.ids)) for tokens in batch]
         _misbehave(texts)
-        return np.array([hash_vector(t) for t in texts], np.float32).reshape(-1, DIMENSIONS)
+        vectors = np.array([hash_vector(t) for t in texts], np.float32).reshape(-1, DIMENSIONS)
+        vectors[["<<nan>>" in text for text in texts]] = np.nan
+        return vectors
 
     def encode_passages(self, texts: Sequence[str]) -> Vectors:
         return self._encode(self.tokenize_passages(texts))

@@ -1,0 +1,69 @@
+"""The HNSW index of a table comes by itself, after the rows, and nobody waits for it."""
+
+from typing import Any
+
+import psycopg
+import pytest
+from fix_worker import Workers
+from oracle import wait_settled
+from waiting import wait_until
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+INDEXES = """
+select pg_get_indexdef(i.indexrelid), i.indisvalid
+from pg_index i
+join pg_class c on c.oid = i.indexrelid
+join pg_am m on m.oid = c.relam
+where m.amname = 'hnsw'
+"""
+
+
+def articles(shop: Connection, rows: int, into: str | None = None) -> None:
+    shop.execute(
+        "create table article (id integer primary key, content text, embedding vector(384))"
+    )
+    shop.execute("insert into article select n, '글 ' || n from generate_series(1, %s) n", [rows])
+    shop.execute("select embed.enable('article', array['content'], into_column => %s)", [into])
+
+
+@pytest.mark.parametrize("into", [None, "embedding"])
+def test_it_is_built_beside_writers(shop: Connection, workers: Workers, into: str | None) -> None:
+    articles(shop, 60, into)
+    with psycopg.connect(workers.url) as app:
+        app.execute("set transaction isolation level repeatable read")
+        app.execute("select count(*) from article").fetchone()  # the build waits for its end
+        workers.start(index_after_rows="50")
+        wait_until(lambda: [valid for _, valid in shop.execute(INDEXES)] == [False], 30)
+        shop.execute("set lock_timeout = '1s'")
+        shop.execute("insert into article values (100, '새 글')")
+        shop.execute("update article set content = '다른 글' where id = 1")
+        wait_settled(shop, "article")
+        app.commit()
+    wait_until(lambda: [valid for _, valid in shop.execute(INDEXES)] == [True], 30)
+    ((definition, _),) = shop.execute(INDEXES).fetchall()
+    assert "vector_cosine_ops" in definition
+    assert ("article_embedding" if into is None else " public.article ") in definition
+
+
+def test_one_that_was_left_invalid_is_built_again(shop: Connection, workers: Workers) -> None:
+    """A build that was killed leaves one; it costs every write and serves no search."""
+    articles(shop, 60)
+    shop.execute(
+        "create index broken on article_embedding using hnsw (embedding vector_cosine_ops);"
+        "update pg_index set indisvalid = false where indexrelid = 'broken'::regclass"
+    )
+    workers.start(index_after_rows="50")
+    wait_until(lambda: [valid for _, valid in shop.execute(INDEXES)] == [True], 30)
+    assert shop.execute("select to_regclass('broken')").fetchone() == (None,)
+
+
+def test_a_small_table_stays_without(shop: Connection, workers: Workers) -> None:
+    articles(shop, 40)
+    workers.start(index_after_rows="50")
+    noted = "select t.index_state from embed.source_state t join embed.source s on s.id = t.source"
+    wait_until(
+        lambda: ("none: few rows",) in shop.execute(f"{noted} where s.name = 'article'"),
+        30,
+    )
+    assert shop.execute(INDEXES).fetchall() == []
