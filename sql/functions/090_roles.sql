@@ -109,6 +109,10 @@ begin
     execute format(
         'grant select, insert, update, delete on embed.inbox_%1$s, embed.queue_%1$s, %2$s to embed_worker', source.id, source.vectors
     );
+    -- To write a queue anew that has become empty; before PostgreSQL 17 only its owner may.
+    if current_setting('server_version_num')::integer >= 170000 then
+        execute format('grant maintain on embed.queue_%s to embed_worker', source.id);
+    end if;
     execute format('revoke execute on function embed.source_%s_refresh() from public', source.id);
     execute format('grant execute on function embed.source_%s_refresh() to embed_worker', source.id);
     if not has_schema_privilege('embed_worker', a_schema, 'usage') then

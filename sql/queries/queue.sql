@@ -373,7 +373,10 @@ where {q_is_m};
 select
     pg_catalog.pg_total_relation_size(c.oid) as size,
     coalesce(pg_catalog.pg_stat_get_live_tuples(c.oid), 0) + coalesce(pg_catalog.pg_stat_get_dead_tuples(c.oid), 0) as rows,
-    pg_catalog.pg_has_role(c.relowner, 'usage') as ours,
+    case
+        when current_setting('server_version_num')::integer < 170000 then pg_catalog.pg_has_role(c.relowner, 'usage')
+        else pg_catalog.has_table_privilege(c.oid, 'maintain')
+    end as ours,
     pg_catalog.pg_relation_filenode(c.oid) as file
 from pg_catalog.pg_class c
 where c.oid = pg_catalog.to_regclass(pg_catalog.format('embed.queue_%%s', %(source)s));

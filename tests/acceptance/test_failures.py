@@ -172,6 +172,7 @@ def test_a_model_that_is_missing_stops_nobody_else(shop: Connection, workers: Wo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("first", "said"), [(None, "late"), (32, "of 32 dimensions, the column holds 384")]
 )
@@ -190,13 +191,13 @@ def test_a_model_that_comes_later(
     shop.execute("select embed.enable('article', array['content'], model => %s)", [str(folder)])
     worker = workers.start(offline="1")
     error = "select error from embed.status where source = 'article'::regclass"
-    wait_until(lambda: said in str(shop.execute(error).fetchone()), 30, f"the error of {worker}")
+    wait_until(lambda: said in str(shop.execute(error).fetchone()), 60, f"the error of {worker}")
     made = save_model(tmp_path / "made", dimensions=384)
     if first is not None:
         folder.rename(tmp_path / "wrong")
     made.rename(folder)
     vectors = "select count(*) from article_embedding"
-    wait_until(lambda: shop.execute(vectors).fetchone() == (1,), 60, f"the vector of {worker}")
+    wait_until(lambda: shop.execute(vectors).fetchone() == (1,), 120, f"the vector of {worker}")
     wait_until(lambda: shop.execute(error).fetchone() == (None,))
 
 

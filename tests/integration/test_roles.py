@@ -20,6 +20,8 @@ from worker.database.connect import connect
 from worker.database.loopback import set_up_loopback
 from worker.database.migrate import migrate
 from worker.model.catalog import TESTING_MODEL
+from worker.queue import compact
+from worker.queue.compact import Compactor
 from worker.queue.source import Connection
 
 LOGINS = {"owner": "embed_admin", "worker": "embed_worker", "stranger": None, "clerk": None}
@@ -92,6 +94,26 @@ def test_worker_that_owns_nothing_does_everything(url: str, owner: Connection, l
     owner.execute("select embed.sweep('shop.person')")
     assert lane.drain() == []
     assert assert_current(owner, "shop.person") == {("2",): "zwei", ("3",): "three"}
+
+
+def test_worker_that_owns_nothing_gives_the_room_of_a_queue_back(
+    owner: Connection, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = source_of(owner, "shop.person")
+    queue = f"embed.queue_{source.id}"
+    owner.execute(
+        f"insert into {queue} (k1, seq) select n, n from generate_series(1001, 6000) n".encode()
+    )
+    owner.execute(f"delete from {queue} where k1 < 5990".encode())
+    owner.execute("select pg_stat_force_next_flush()")
+    owner.execute(f"vacuum {queue}".encode())
+    size = "select pg_total_relation_size(%s)"
+    (before,) = owner.execute(size, [queue]).fetchone() or (0,)
+    assert not Compactor().consider(lane.connection, source), "it is not large"
+    monkeypatch.setattr(compact, "LARGE", 100_000)
+    assert Compactor().consider(lane.connection, source)
+    assert (owner.execute(size, [queue]).fetchone() or (0,))[0] < before / 3
+    assert owner.execute(f"select count(*) from {queue}".encode()).fetchone() == (11,)
 
 
 def test_worker_follows_changes_of_a_table_that_it_does_not_own(
