@@ -10,7 +10,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, XLMRobertaConfig
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
 from transformers import XLMRobertaModel as XLMRModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -65,6 +71,43 @@ def save_model(
     return folder
 
 
+def save_reranker(folder: Path, *, max_tokens: int = 256, labels: int = 1) -> Path:
+    """Save a cross-encoder that ranks by the digit in a passage: 9 before 8, …, before none.
+
+    Its weights are set by hand. Every token looks at all tokens alike and sees the sum of what they
+    are; only digits are anything, each a direction of its own, which the head weighs by its value.
+    The question must have no digit.
+    """
+    width = 32
+    config = XLMRobertaConfig(
+        vocab_size=4 + 256,
+        hidden_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        max_position_embeddings=max_tokens + 2,
+        type_vocab_size=1,
+        layer_norm_eps=1e-9,
+        pad_token_id=1,
+        num_labels=labels,
+    )
+    model = XLMRobertaForSequenceClassification(config)
+    _save_tokenizer(folder, max_tokens)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    layer = model.roberta.encoder.layer[0]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0 if name.endswith("LayerNorm.weight") else 0.0)
+        for digit in range(10):
+            model.roberta.embeddings.word_embeddings.weight[vocabulary[str(digit)], digit] = 1.0
+        layer.attention.self.value.weight.copy_(torch.eye(width))
+        layer.attention.output.dense.weight.copy_(torch.eye(width))
+        model.classifier.dense.weight[0, :10] = 0.01 * torch.arange(1, 11)
+        model.classifier.out_proj.weight[:, 0] = 5.0
+    model.save_pretrained(folder)
+    return folder
+
+
 def cache_model(cache: Path, name: str, folder: Path) -> Path:
     """Put a folder where the hub's client keeps a downloaded model; returns the snapshot."""
     repository = cache / f"models--{name.replace('/', '--')}"
@@ -91,7 +134,9 @@ def _save_tokenizer(folder: Path, max_tokens: int) -> None:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.post_processor = TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
     inner.add_special_tokens([AddedToken(piece, special=True) for piece in special])
     PreTrainedTokenizerFast(

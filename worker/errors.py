@@ -13,7 +13,8 @@
         ├── ModelRefused         its configuration does not say how to make a vector
         └── DimensionMismatch    model and column disagree
 
-Each message says what was wrong, what was expected and what to do.
+Each message says what was wrong, what was expected and what to do. ``SearchWarning`` is a warning:
+the rows were found, but not quite as they were asked for.
 """
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ModelNotFound",
     "ModelRefused",
     "NotMigrated",
+    "SearchWarning",
     "ServerUnavailable",
     "SourceError",
     "UnsupportedServer",
@@ -34,6 +36,10 @@ __all__ = [
 
 class EmbedworkerError(Exception):
     """Root of all errors of this package."""
+
+
+class SearchWarning(UserWarning):
+    """What the server remarks on a search: rows that were not reranked, a question that was cut."""
 
 
 class ConfigurationError(EmbedworkerError):

@@ -733,6 +733,38 @@ $$;
 comment on function embed.add_model(text, integer, integer, text, text, text) is
     'Makes a model known that is not in the built-in list; name is a hub name or a folder of the worker''s machine.';
 
+create or replace function embed.reranker() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (select value from embed.setting where name = 'reranker');
+
+comment on function embed.reranker() is 'The cross-encoder that embed.search(…, rerank => n) uses.';
+
+create or replace function embed.use_reranker(name text, max_tokens integer default null) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if max_tokens < 1 then
+        raise exception 'max_tokens is %, expected at least 1', max_tokens
+            using errcode = 'EW003', hint = 'It is how many tokens of question and passage together are read, often 512.';
+    elsif max_tokens is not null then
+        insert into embed.reranker (name, max_tokens)
+        values (use_reranker.name, use_reranker.max_tokens)
+        on conflict on constraint reranker_pkey do update set max_tokens = excluded.max_tokens;
+    elsif not exists (select from embed.reranker r where r.name = use_reranker.name) then
+        raise exception 'the reranker % is not known', coalesce(quote_literal(use_reranker.name), 'null')
+            using errcode = 'EW003',
+            hint = 'See embed.reranker for what is, or say how many tokens it reads: embed.use_reranker(name, max_tokens => 512).';
+    end if;
+    insert into embed.setting (name, value) values ('reranker', use_reranker.name)
+    on conflict on constraint setting_pkey do update set value = excluded.value;
+end
+$$;
+
+comment on function embed.use_reranker(text, integer) is
+    'Chooses the cross-encoder of embed.search(…, rerank => n). A hub name or a folder of the worker''s machine that is not in the built-in list is made known by saying max_tokens.';
+
 create or replace function embed.use_model(name text) returns void
 language plpgsql
 as $$

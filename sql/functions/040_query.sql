@@ -8,7 +8,7 @@
 --
 -- The answer is the vector and, for rescoring by words, the places of the question's terms and the
 -- shares of the scripts (worker/model/lexical.py): a worker makes them all, so that terms are cut in
--- one place only.
+-- one place only. Scores of passages come over the same road (embed._rerank).
 --
 -- In order of cost, an answer comes from this statement's memo, from embed.question_cache, or from a
 -- worker.
@@ -35,6 +35,7 @@ declare
     asked text := question;
     chosen text := model;
     patience interval;
+    lost integer;
 begin
     if length(question) > 100000 then
         raise exception 'the question has % characters; expected at most 100000', length(question)
@@ -64,7 +65,7 @@ begin
         select s.value into chosen from embed.setting s where s.name = 'default_model';
     end if;
 
-    select c.embedding, c.terms, c.shares into embedding, terms, shares
+    select c.embedding, c.terms, c.shares, c.lost into embedding, terms, shares, lost
     from embed._cached_answer(asked, chosen, role) as c;
     if embedding is null then
         if not exists (select from embed.model m where m.name = chosen) then
@@ -74,7 +75,7 @@ begin
         end if;
         patience := embed._query_timeout();
         perform embed._require_loopback();
-        select a.embedding, a.terms, a.shares into embedding, terms, shares
+        select a.embedding, a.terms, a.shares, a.lost into embedding, terms, shares, lost
         from embed._loopback(asked, chosen, role, patience) as a;
         if embedding is null then
             raise exception 'no worker answered the question within %', coalesce(nullif(current_setting('embed.query_timeout', true), ''), '5s')
@@ -82,6 +83,10 @@ begin
                 detail = embed._live_workers(),
                 hint = 'Start a worker with `embedworker run`; a longer wait is `set embed.query_timeout = ''30s''`.';
         end if;
+    end if;
+    if lost > 0 then
+        raise notice 'the question is longer than the model''s window: its last % tokens were left out', lost
+            using hint = 'Ask with the part that matters, at its beginning.';
     end if;
     if current_setting('embed.' || memo, true) <> '' then
         begin
@@ -108,7 +113,7 @@ $$;
 -- its time, since the numbers are made from digests and have no order.
 create or replace function embed._cached_answer(
     question text, model text, role text,
-    out embedding @extschema:vector@.vector, out terms integer[], out shares real[]
+    out embedding @extschema:vector@.vector, out terms integer[], out shares real[], out lost integer
 )
 language plpgsql stable
 as $$
@@ -116,7 +121,7 @@ begin
     if role <> 'query' then
         return;
     end if;
-    select c.embedding, c.terms, c.shares into embedding, terms, shares
+    select c.embedding, c.terms, c.shares, c.lost into embedding, terms, shares, lost
     from embed.question_cache c
     where c.fingerprint = (
         select f.id
@@ -129,13 +134,14 @@ begin
 end
 $$;
 
--- The setting embed.query_timeout: '500ms', '3s', '1min', or a number of seconds.
-create or replace function embed._query_timeout() returns interval
+-- The setting embed.query_timeout, or another of its kind: '500ms', '3s', '1min', or a number of
+-- seconds.
+create or replace function embed._query_timeout(setting text default 'embed.query_timeout') returns interval
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    given text := coalesce(nullif(current_setting('embed.query_timeout', true), ''), '5s');
+    given text := coalesce(nullif(current_setting(setting, true), ''), '5s');
     result interval;
 begin
     begin
@@ -145,9 +151,9 @@ begin
     end;
     -- A minute, because a worker takes a request that is two minutes old for abandoned.
     if result is null or result <= interval '0' or result > interval '1 minute' then
-        raise exception 'embed.query_timeout is %; expected a time of at most one minute', quote_literal(given)
+        raise exception '% is %; expected a time of at most one minute', setting, quote_literal(given)
             using errcode = 'EW003',
-            hint = 'Write for example `set embed.query_timeout = ''500ms''`, ''3s'' or ''1min''.';
+            hint = format('Write for example `set %s = ''500ms''`, ''3s'' or ''1min''.', setting);
     end if;
     return result;
 end
@@ -232,6 +238,60 @@ begin
 end
 $$;
 
+-- How well passages answer a question, by the cross-encoder of this database: a number for each, in
+-- their order. Null, with a notice, where there is none to be had in time: the rows are good as they
+-- are, only in a coarser order.
+--
+-- The asker sends the texts, and did read them with his own rights. Were they keys, a worker would
+-- read the rows with its rights, and whoever calls this with a key would learn of a row that row
+-- security hides from him how well it answers any question. The texts stay in the request, which
+-- nobody else may read, and go with it. Where nobody answers questions, none is left.
+create or replace function embed._rerank(question text, passages text[]) returns real[]
+language plpgsql stable security definer cost 1000
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    patience constant interval := embed._query_timeout('embed.rerank_timeout');
+    -- Far more than the 512 tokens that a cross-encoder reads.
+    most constant integer := 10000;
+    asked constant text[] := array(
+        select left(coalesce(p.passage, ''), most) from unnest(passages) with ordinality as p (passage, place) order by p.place
+    );
+    scores real[];
+    failure text;
+    advice text;
+begin
+    if cardinality(asked) = 0 then
+        return null;
+    elsif cardinality(asked) > 200 then
+        raise exception '% passages are to be reranked; expected at most 200', cardinality(asked)
+            using errcode = 'EW003', hint = 'A cross-encoder reads each of them: a few dozen are enough.';
+    end if;
+    begin
+        if not exists (select from embed.worker w where 'questions' = any (w.lanes)) then
+            raise exception 'no worker that answers questions is connected'
+                using errcode = 'EW001', hint = 'Start a worker with `embedworker run`.';
+        end if;
+        perform embed._require_loopback();
+        select a.scores into scores
+        from embed._loopback(left(question, most), embed.reranker(), 'rerank', patience, asked) as a;
+        if scores is null then
+            raise exception 'no worker answered within %', coalesce(nullif(current_setting('embed.rerank_timeout', true), ''), '5s')
+                using errcode = 'EW001',
+                hint = 'The first time a worker loads the model, which takes a while; a longer wait is `set embed.rerank_timeout = ''30s''`, and fewer rows are read sooner.';
+        end if;
+        return scores;
+    exception when others then
+        get stacked diagnostics failure = message_text, advice = pg_exception_hint;
+        raise notice 'the rows are not reranked: %', failure using hint = advice;
+        return null;
+    end;
+end
+$$;
+
+comment on function embed._rerank(text, text[]) is
+    'Scores of passages for a question, in their order; null and a notice where there are none. For embed.search. The setting embed.rerank_timeout bounds the wait (5s).';
+
 -- Leaves a request for the workers. Returns the answer at once where one is known by now: the
 -- caller's snapshot may be older than the cache. The same id may be left twice, after a connection
 -- was lost on the way.
@@ -239,14 +299,14 @@ $$;
 -- No COMMIT in these two: PostgreSQL forbids it in SECURITY DEFINER, and a statement sent over the
 -- loopback commits by itself.
 create or replace function embed.ask(
-    id uuid, model text, question text, role text,
-    out embedding @extschema:vector@.vector, out terms integer[], out shares real[]
+    id uuid, model text, question text, role text, passages text[] default null,
+    out embedding @extschema:vector@.vector, out terms integer[], out shares real[], out lost integer
 )
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    select c.embedding, c.terms, c.shares into embedding, terms, shares
+    select c.embedding, c.terms, c.shares, c.lost into embedding, terms, shares, lost
     from embed._cached_answer(question, model, role) as c;
     if embedding is not null then
         return;
@@ -255,24 +315,26 @@ begin
         raise exception 'the question has % characters; expected at most 100000', length(question)
             using errcode = 'EW003', hint = 'Ask with a shorter text.';
     end if;
-    insert into embed.question (id, model, text, role)
-    values (ask.id, ask.model, ask.question, ask.role)
+    insert into embed.question (id, model, text, role, passages)
+    values (ask.id, ask.model, ask.question, ask.role, ask.passages)
     on conflict on constraint question_pkey do nothing;
-    perform pg_notify('embed_question', '');
+    perform pg_notify(case role when 'rerank' then 'embed_rerank' else 'embed_question' end, '');
 end
 $$;
 
-comment on function embed.ask(uuid, text, text, text) is
+comment on function embed.ask(uuid, text, text, text, text[]) is
     'Leaves a question for the workers; for the loopback of embed.query only.';
 
--- Takes the answer, a vector or an error; no row when there is none within the time. withdraw then
+-- Takes the answer, a vector, scores or an error; no row when there is none within the time. withdraw then
 -- deletes the request.
 --
 -- Polls, because no lock or notification can be waited for in SQL. Every look is a statement of its
 -- own and so has a new snapshot under READ COMMITTED. The pause grows with the wait: an answer is
 -- at most a millisecond or a twentieth late, and fifty waiting sessions do not eat a processor.
 create or replace function embed.await(id uuid, patience interval, withdraw boolean default true)
-returns table (embedding @extschema:vector@.vector, terms integer[], shares real[], error text)
+returns table (
+    embedding @extschema:vector@.vector, terms integer[], shares real[], lost integer, scores real[], error text
+)
 language plpgsql security definer rows 1
 set search_path = pg_catalog, pg_temp
 as $$
@@ -284,8 +346,8 @@ begin
     loop
         return query
         delete from embed.question q
-        where q.id = await.id and (q.embedding is not null or q.error is not null)
-        returning q.embedding, q.terms, q.shares, q.error;
+        where q.id = await.id and (q.embedding is not null or q.scores is not null or q.error is not null)
+        returning q.embedding, q.terms, q.shares, q.lost, q.scores, q.error;
         if found then
             return;
         end if;
@@ -309,10 +371,10 @@ revoke execute on function
     embed._answer(text, text, text),
     embed._vector(text, text, text),
     embed._cached_answer(text, text, text),
-    embed._query_timeout(),
+    embed._query_timeout(text),
     embed._require_loopback(),
     embed._live_workers(),
-    embed.ask(uuid, text, text, text),
+    embed.ask(uuid, text, text, text, text[]),
     embed.await(uuid, interval, boolean)
 from public;
 

@@ -468,21 +468,70 @@ begin
 end
 $$;
 
-create or replace function embed.search(
-    source anyelement, question text, k integer default 10, name text default null, lexical double precision default null
+-- The rows in the order of a cross-encoder, the first of them at least: it reads question and passage
+-- together, which costs much more than comparing vectors, and tells better. Rows behind the first
+-- "rerank" keep their order behind those; their scores are lowered where they would come between.
+create or replace function embed._reranked_rows(
+    source anyelement, question text, k integer, rerank integer, embedding @extschema:vector@.vector, plan record,
+    weight double precision, idf @extschema:vector@.sparsevec, highest double precision, scripts @extschema:vector@.sparsevec
 ) returns table (
-    "row" anyelement, score real, similarity real, bm25 real, passage text, passage_start integer, passage_end integer
+    "row" anyelement, score real, similarity real, bm25 real, reranked real, passage text, passage_start integer, passage_end integer
+)
+language plpgsql stable
+as $$
+begin
+    return query
+    with found as materialized (
+        select f.*
+        from embed._search_rows(source, embedding, greatest(k, rerank), plan, null, weight, idf, highest, scripts)
+            with ordinality as f ("row", score, similarity, bm25, passage, passage_start, passage_end, place)
+    ), answer as materialized (
+        select embed._rerank(
+            question, array(select f.passage from found f where f.place operator(pg_catalog.<=) rerank order by f.place)
+        ) as scores
+    ), ranked as materialized (
+        select f.*, a.scores[f.place::integer] as reranked
+        from found f, answer a
+    ), gap as materialized (
+        select greatest(
+            0,
+            (pg_catalog.max(r.score) filter (where r.reranked is null))::double precision
+            operator(pg_catalog.-) pg_catalog.min(r.reranked)::double precision operator(pg_catalog.+) 0.001::double precision
+        ) as width
+        from ranked r
+    )
+    select
+        r."row",
+        coalesce(r.reranked, (r.score operator(pg_catalog.-) g.width)::real),
+        r.similarity, r.bm25, r.reranked, r.passage, r.passage_start, r.passage_end
+    from ranked r, gap g
+    order by r.reranked desc nulls last, r.place
+    limit k;
+end
+$$;
+
+create or replace function embed.search(
+    source anyelement, question text, k integer default 10, name text default null, lexical double precision default null,
+    rerank integer default null
+) returns table (
+    "row" anyelement, score real, similarity real, bm25 real, reranked real, passage text, passage_start integer, passage_end integer
 )
 language plpgsql stable
 as $$
 declare
     plan record;
     asked record;
-    words record;
     weight double precision;
+    idf @extschema:vector@.sparsevec;
+    highest double precision;
     scripts @extschema:vector@.sparsevec;
 begin
-    plan := embed._search_plan(pg_catalog.pg_typeof(source), name, k, false);
+    if rerank not between 0 and 200 then
+        raise exception 'rerank is %, expected 0 to 200', rerank
+            using errcode = 'EW003', hint = 'It is how many of the best rows a cross-encoder reads, 20 for example; 0 is none.';
+    end if;
+    -- A wrong k is refused as it was given.
+    plan := embed._search_plan(pg_catalog.pg_typeof(source), name, case when rerank > k and k > 0 then rerank else k end, false);
     weight := coalesce(lexical, plan.lexical);
     if not weight between 0 and 1000 then
         raise exception 'lexical is %, expected a weight of 0 or more', lexical
@@ -491,23 +540,29 @@ begin
     asked := embed._question(question, plan.model);
     perform embed._check_question(asked.embedding, plan.dimensions, plan.relation);
     if weight > 0 and pg_catalog.cardinality(asked.terms) > 0 then
-        words := embed._idf(plan.source, asked.terms);
+        select w.idf, w.highest into idf, highest from embed._idf(plan.source, asked.terms) as w;
         scripts := pg_catalog.format('{1:%s,2:%s}/16777216', asked.shares[1], asked.shares[2]);
+    else
+        weight := 0;
+    end if;
+    if rerank > 0 then
         return query
         select *
-        from embed._search_rows(source, asked.embedding, k, plan, null, weight, words.idf, words.highest, scripts);
+        from embed._reranked_rows(source, question, k, rerank, asked.embedding, plan, weight, idf, highest, scripts);
     else
-        return query select * from embed._search_rows(source, asked.embedding, k, plan);
+        return query
+        select f."row", f.score, f.similarity, f.bm25, null::real, f.passage, f.passage_start, f.passage_end
+        from embed._search_rows(source, asked.embedding, k, plan, null, weight, idf, highest, scripts) as f;
     end if;
 end
 $$;
 
-comment on function embed.search(anyelement, text, integer, text, double precision) is
-    'The k rows of a table nearest in meaning to a question, with the best passage of each: select (s."row").* from embed.search(null::article, ''question'', k => 10) s. score, by which they are ranked, is similarity (cosine) + lexical × bm25 (0 to 1: how much of the question''s words is there); lexical => 0 ranks by meaning alone. score orders the rows of one search and says nothing by itself.';
+comment on function embed.search(anyelement, text, integer, text, double precision, integer) is
+    'The k rows of a table nearest in meaning to a question, with the best passage of each: select (s."row").* from embed.search(null::article, ''question'', k => 10) s. score, by which they are ranked, is similarity (cosine) + lexical × bm25 (0 to 1: how much of the question''s words is there); lexical => 0 ranks by meaning alone. rerank => 20 has a cross-encoder read the best 20, whose score is then what it says (reranked); where it does not answer in time (embed.rerank_timeout, 5s) the order stays as it was, with a notice. score orders the rows of one search and says nothing by itself.';
 
 create or replace function embed.search(source anyelement, question @extschema:vector@.vector, k integer default 10, name text default null)
 returns table (
-    "row" anyelement, score real, similarity real, bm25 real, passage text, passage_start integer, passage_end integer
+    "row" anyelement, score real, similarity real, bm25 real, reranked real, passage text, passage_start integer, passage_end integer
 )
 language plpgsql stable
 as $$
@@ -516,7 +571,9 @@ declare
 begin
     plan := embed._search_plan(pg_catalog.pg_typeof(source), name, k, false);
     perform embed._check_question(question, plan.dimensions, plan.relation);
-    return query select * from embed._search_rows(source, question, k, plan);
+    return query
+    select f."row", f.score, f.similarity, f.bm25, null::real, f.passage, f.passage_start, f.passage_end
+    from embed._search_rows(source, question, k, plan) as f;
 end
 $$;
 

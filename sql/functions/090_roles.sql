@@ -39,7 +39,7 @@ begin
     if to_regrole('embed_worker') is not null then
         grant usage on schema embed to embed_worker;
         grant usage on sequence embed.seq, embed.worker_id to embed_worker;
-        grant select on embed.source, embed.model, embed.setting, embed.status, embed.failure, embed.worker to embed_worker;
+        grant select on embed.source, embed.model, embed.reranker, embed.setting, embed.status, embed.failure, embed.worker to embed_worker;
         grant select, insert, update on embed.fingerprint, embed.source_state to embed_worker;
         grant select, insert, update, delete
             on embed.worker_session, embed.sweep_request, embed.sweep_state, embed.lexical_state, embed.lexical_term, embed.question_cache
@@ -68,7 +68,7 @@ begin
             on embed.fingerprint, embed.worker_session, embed.lexical_state, embed.lexical_term, embed.status, embed.failure, embed.worker
             to embed_admin;
         grant select, insert, update, delete on embed.source, embed.source_state, embed.sweep_request, embed.sweep_state to embed_admin;
-        grant select, insert, update on embed.model, embed.setting to embed_admin;
+        grant select, insert, update on embed.model, embed.reranker, embed.setting to embed_admin;
         -- What is left of a table that is disabled.
         grant delete on embed.lexical_term to embed_admin;
         drop policy if exists embed_admin on embed.lexical_term;
@@ -76,7 +76,7 @@ begin
     end if;
     if to_regrole('embed_search') is not null then
         grant usage on schema embed to embed_search;
-        grant execute on function embed.query(text, text), embed._question(text, text) to embed_search;
+        grant execute on function embed.query(text, text), embed._question(text, text), embed._rerank(text, text[]) to embed_search;
     end if;
 end
 $$;
@@ -199,9 +199,9 @@ begin
             using errcode = 'EW003', hint = 'Run `embedworker migrate` as a role that may create roles, or create role embed_search, then migrate.';
     end if;
     if restricted then
-        revoke execute on function embed.query(text, text), embed._question(text, text) from public;
+        revoke execute on function embed.query(text, text), embed._question(text, text), embed._rerank(text, text[]) from public;
     else
-        grant execute on function embed.query(text, text), embed._question(text, text) to public;
+        grant execute on function embed.query(text, text), embed._question(text, text), embed._rerank(text, text[]) to public;
     end if;
 end
 $$;

@@ -96,8 +96,10 @@ from embed.worker
 order by id;
 
 -- search_timeout
--- Bound the wait for a question's vector in this session.
-select pg_catalog.set_config('embed.query_timeout', %(timeout)s, false);
+-- Bound the waits for a question's vector and for the scores of rows in this session.
+select
+    pg_catalog.set_config('embed.query_timeout', %(timeout)s, false),
+    pg_catalog.set_config('embed.rerank_timeout', %(timeout)s, false);
 
 -- search_plan
 -- What a table is searched with: its row type, its model, and the names of its key columns.
@@ -109,18 +111,20 @@ where c.oid = %(table)s::text::regclass;
 
 -- search_text
 -- The rows of a table nearest in meaning to a question.
-select s.score, s.similarity, s.bm25, s.passage, pg_catalog.to_jsonb(s."row") as found
-from embed.search(null::{relation}, %(question)s, k => %(k)s, name => %(name)s, lexical => %(lexical)s) as s;
+select s.score, s.similarity, s.bm25, s.reranked, s.passage, pg_catalog.to_jsonb(s."row") as found
+from embed.search(
+    null::{relation}, %(question)s, k => %(k)s, name => %(name)s, lexical => %(lexical)s, rerank => %(rerank)s
+) as s;
 
 -- search_vector
 -- The rows of a table nearest to a vector.
-select s.score, s.similarity, s.bm25, s.passage, pg_catalog.to_jsonb(s."row") as found
+select s.score, s.similarity, s.bm25, s.reranked, s.passage, pg_catalog.to_jsonb(s."row") as found
 from embed.search(null::{relation}, %(question)b, k => %(k)s, name => %(name)s) as s;
 
 -- search_ask
 -- Leave a question for the workers; its vector at once where it is known already.
-select a.embedding from embed.ask(%(id)s, %(model)s, %(question)s, 'query') as a;
+select a.embedding, a.lost from embed.ask(%(id)s, %(model)s, %(question)s, 'query') as a;
 
 -- search_await
 -- Wait for the answer to a question that was left.
-select a.embedding, a.error from embed.await(%(id)s, %(patience)s * interval '1 second') as a;
+select a.embedding, a.lost, a.error from embed.await(%(id)s, %(patience)s * interval '1 second') as a;

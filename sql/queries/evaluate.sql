@@ -159,7 +159,7 @@ delete from embed.question_cache where hash = embed.text_hash(%(question)s);
 select {keys}, s.score
 from embed.search(null::{relation}, %(question)s::text, k => %(k)s, name => %(name)s) as s;
 
--- evaluate_search_lexical
--- The same with a weight for the words.
-select {keys}, s.score
-from embed.search(null::{relation}, %(question)s::text, k => %(k)s, name => %(name)s, lexical => %(lexical)s::real) as s;
+-- evaluate_search_ranked
+-- The same with a weight for the words, or reranked.
+select {keys}, s.score, s.reranked is not null as reranked
+from embed.search(null::{relation}, %(question)s::text, k => %(k)s, name => %(name)s, lexical => %(lexical)s::real, rerank => %(rerank)s::integer) as s;

@@ -41,6 +41,18 @@ on conflict (name) do update
 set dimensions = excluded.dimensions, max_tokens = excluded.max_tokens, query_prefix = excluded.query_prefix,
     passage_prefix = excluded.passage_prefix, pooling = excluded.pooling;
 
+-- migrate_reranker
+-- Make a cross-encoder of the catalog known to the database.
+insert into embed.reranker (name, max_tokens)
+values (%(name)s, %(max_tokens)s)
+on conflict (name) do update set max_tokens = excluded.max_tokens;
+
+-- migrate_use_reranker
+-- The cross-encoder of a new database; what an administrator chose stays.
+insert into embed.setting (name, value)
+values ('reranker', %(name)s)
+on conflict (name) do nothing;
+
 -- migrate_default_model
 -- The model this database uses where none is named.
 select embed.default_model();

@@ -3,7 +3,9 @@
 with waiting as materialized (
     select q.id
     from embed.question q
-    where q.embedding is null
+    where q.role <> 'rerank'
+    and q.embedding is null
+    and q.scores is null
     and q.error is null
     and q.due <= pg_catalog.clock_timestamp()
     order by q.due
@@ -25,19 +27,20 @@ with unhurried as materialized (
 ),
 answer as materialized (
     -- Arrays of unequal length, which an array of arrays cannot hold, travel as text.
-    select a.id, a.hash, a.embedding, a.terms::integer[] as terms, a.shares::real[] as shares
-    from unhurried, unnest(%(ids)s::uuid[], %(hashes)s::bytea[], %(vectors)b, %(terms)s::text[], %(shares)s::text[])
-        as a (id, hash, embedding, terms, shares)
+    select a.id, a.hash, a.embedding, a.terms::integer[] as terms, a.shares::real[] as shares, a.lost
+    from unhurried, unnest(
+        %(ids)s::uuid[], %(hashes)s::bytea[], %(vectors)b, %(terms)s::text[], %(shares)s::text[], %(lost)s::integer[]
+    ) as a (id, hash, embedding, terms, shares, lost)
 ),
 kept as (
-    insert into embed.question_cache (fingerprint, hash, embedding, terms, shares)
-    select %(fingerprint)s, a.hash, a.embedding, a.terms, a.shares
+    insert into embed.question_cache (fingerprint, hash, embedding, terms, shares, lost)
+    select %(fingerprint)s, a.hash, a.embedding, a.terms, a.shares, a.lost
     from answer a
     where %(keep)s
     on conflict on constraint question_cache_pkey do nothing
 )
 update embed.question q
-set embedding = a.embedding, terms = a.terms, shares = a.shares
+set embedding = a.embedding, terms = a.terms, shares = a.shares, lost = a.lost
 from answer a
 where q.id = a.id
 and q.claimed_by = %(worker)s

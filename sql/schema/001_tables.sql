@@ -26,7 +26,7 @@ create table embed.setting (
 );
 
 comment on table embed.setting is
-    'Settings of this database: default_model, and what migrate found out about it.';
+    'Settings of this database: default_model, reranker, and what migrate found out about it.';
 
 create table embed.model (
     name text primary key,
@@ -39,6 +39,15 @@ create table embed.model (
 
 comment on table embed.model is
     'Models that can be named in embed.enable: dimensions, window, prefixes and pooling.';
+
+-- Cross-encoders: they read a question and a passage together, and make no vector.
+create table embed.reranker (
+    name text primary key,
+    max_tokens integer not null check (max_tokens > 0)
+);
+
+comment on table embed.reranker is
+    'Models that can be named in embed.use_reranker, and how many tokens of question and passage together they read.';
 
 -- What exactly made a vector. Two vectors are comparable when this is the same.
 create table embed.fingerprint (
@@ -169,26 +178,34 @@ create table embed.sweep_state (
     finished_at timestamptz
 );
 
--- Questions waiting for their vector. Unlogged: a question does not outlive a crash of the server.
+-- Questions waiting for their vector, or for the scores of passages. Unlogged: a question does not
+-- outlive a crash of the server.
 create unlogged table embed.question (
     id uuid primary key,
     model text not null,
     text text not null,
-    role text not null default 'query' check (role in ('query', 'passage')),
+    role text not null default 'query' check (role in ('query', 'passage', 'rerank')),
+    passages text[],
     asked_at timestamptz not null default clock_timestamp(),
     due timestamptz not null default clock_timestamp(),
     claimed_by integer,
     embedding @extschema:vector@.vector,
     terms integer[],
     shares real[],
+    lost integer,
+    scores real[],
     error text
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 -- Serves the claim of unanswered questions.
-create index question_due on embed.question (due) where embedding is null and error is null;
+create index question_due on embed.question (due) where embedding is null and scores is null and error is null;
 
+comment on column embed.question.passages is
+    'What is to be scored: texts that the asker may read, which go with the request.';
 comment on column embed.question.terms is
     'The answer''s other part: the places of the question''s terms, and the shares of the scripts.';
+comment on column embed.question.lost is
+    'Tokens of the question behind the end of the model''s window, which are not in the vector.';
 
 -- Vectors of recent questions, by what made them and a hash of the text: the text itself is not kept.
 create table embed.question_cache (
@@ -197,6 +214,7 @@ create table embed.question_cache (
     embedding @extschema:vector@.vector not null,
     terms integer[] not null,
     shares real[] not null,
+    lost integer not null default 0,
     cached_at timestamptz not null default now(),
     primary key (fingerprint, hash)
 );

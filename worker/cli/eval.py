@@ -48,6 +48,10 @@ def evaluate(
         float | None,
         typer.Option(metavar="WEIGHT", help="Weight of the words; not given: the table's own."),
     ] = None,
+    rerank: Annotated[
+        int | None,
+        typer.Option(min=1, max=200, metavar="N", help="Rows that a cross-encoder puts in order."),
+    ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare all vectors, even where there is an index.")
     ] = False,
@@ -91,8 +95,8 @@ def evaluate(
     several lines. A key of several columns is a list, or an object by column.
 
     A setting of --compare is exact (all vectors), hnsw (by the index), default (what an application
-    gets) or lexical=WEIGHT (of the question's words, 0 for none), joined with +:
-    --compare exact+lexical=0,default. Differences are from the first one.
+    gets), lexical=WEIGHT (of the question's words, 0 for none) or rerank=N (rows that a
+    cross-encoder reads), joined with +: --compare exact+lexical=0,default,rerank=20. Differences are from the first one.
     """
     from worker.cli.database import connected
     from worker.cli.evaluation import Evaluation
@@ -104,7 +108,7 @@ def evaluate(
         raise ConfigurationError("--model, --no-chunk and --keep go with DIR, not with --table")
     if folder is not None and name is not None:
         raise ConfigurationError("--name goes with --table, not with DIR")
-    base = Setting("exact" if exact else "planner", lexical)
+    base = Setting("exact" if exact else "planner", lexical, rerank)
     asked = [base] if compare is None else settings_of(compare, base)
     signal.signal(signal.SIGTERM, _interrupted)
     url = database_url(context)

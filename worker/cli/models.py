@@ -33,7 +33,7 @@ def models(context: typer.Context, json: JsonOption = False) -> None:
         {
             **asdict(card),
             "default": card.name == DEFAULT_MODEL,
-            "available": availability(card.name, chosen.cache_dir),
+            "available": availability(card.name, chosen.cache_dir, card.kind),
         }
         for card in catalog().values()
     ]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["register", "snippet", "title_of"]
 
 MAX_K = 1000
+MAX_RERANK = 200
 LONGEST_WAIT = 60.0  # seconds that embed.query waits at most
 _TITLES = ("title", "name", "subject", "headline", "제목", "이름")
 
@@ -33,16 +34,30 @@ def search(
         str | None,
         typer.Option(metavar="NAME", help="Which one, where a table is enabled several times."),
     ] = None,
+    rerank: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MAX_RERANK, metavar="N", help="Have a cross-encoder order the best N rows."
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Find the rows of a table that are nearest in meaning to a question."""
+    import warnings
+
     from worker.cli.database import connected, find_table
+    from worker.errors import SearchWarning
     from worker.search.client import search as find
 
     timeout = min(settings(context).query_timeout, LONGEST_WAIT)
-    with connected(context) as connection:
+    with connected(context) as connection, warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always", SearchWarning)
         found = find_table(connection, table)
-        hits = find(connection, found.qualified, question, k, name=name, timeout=timeout)
+        hits = find(
+            connection, found.qualified, question, k, name=name, rerank=rerank, timeout=timeout
+        )
+    for remark in remarks:
+        note(f"note: {remark.message}")
     if json:
         print_json([asdict(hit) for hit in hits])
         return

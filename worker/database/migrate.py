@@ -15,7 +15,13 @@ from worker.database.rows import one
 from worker.database.scripts import extension_schema
 from worker.database.statements import render, statement
 from worker.errors import DatabaseError, UnsupportedServer
-from worker.model.catalog import DEFAULT_MODEL, TESTING_MODEL, ModelCard, catalog
+from worker.model.catalog import (
+    DEFAULT_MODEL,
+    DEFAULT_RERANKER,
+    TESTING_MODEL,
+    ModelCard,
+    catalog,
+)
 from worker.resources import migrations_folder
 
 __all__ = ["downgrade", "migrate"]
@@ -185,6 +191,12 @@ def _seed(c: Connection, model: str | None) -> None:
                 "pooling": card.pooling,
             },
         )
+    for card in catalog().values():
+        if card.kind == "reranker":
+            c.execute(
+                statement("migrate_reranker"), {"name": card.name, "max_tokens": card.max_tokens}
+            )
+    c.execute(statement("migrate_use_reranker"), {"name": DEFAULT_RERANKER})
     row = c.execute(statement("migrate_default_model")).fetchone()
     current = None if row is None else row[0]
     wanted = model or current or DEFAULT_MODEL

@@ -5,9 +5,9 @@ from typing import Literal
 
 from worker.errors import ModelError
 from worker.model.bundled import FOLDER_NAME, _is_whole, models_folder, source_file
-from worker.model.catalog import BUNDLED_MODEL, TESTING_MODEL
-from worker.model.folder import missing_files
-from worker.model.hub import _cached, _unreachable
+from worker.model.catalog import BUNDLED_MODEL, TESTING_MODEL, ModelKind
+from worker.model.folder import missing_files, missing_reranker_files
+from worker.model.hub import _unreachable, cached_folder
 
 __all__ = ["Availability", "availability", "hub_problem"]
 
@@ -15,7 +15,9 @@ Availability = Literal["cached", "bundled", "hub", "missing"]
 """``bundled`` is unpacked at its first use, ``hub`` is downloaded then."""
 
 
-def availability(name: str, cache_folder: Path | None = None) -> Availability:
+def availability(
+    name: str, cache_folder: Path | None = None, kind: ModelKind = "embedding"
+) -> Availability:
     """Say where a model would come from; no connection is made."""
     if name == TESTING_MODEL:
         return "cached"
@@ -29,14 +31,14 @@ def availability(name: str, cache_folder: Path | None = None) -> Availability:
         return "bundled"
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return "missing" if missing_files(folder, name) else "cached"
+        lacks = (
+            missing_files(folder, name) if kind == "embedding" else missing_reranker_files(folder)
+        )
+        return "missing" if lacks else "cached"
     if name.startswith(("/", ".", "~")):
         return "missing"
-    for cache in (None if cache_folder is None else cache_folder / "hub", None):
-        found = _cached(name, cache)
-        if found is not None and not missing_files(found, name):
-            return "cached"
-    return "hub"
+    found, lacks = cached_folder(name, cache_folder, kind)
+    return "hub" if found is None or lacks else "cached"
 
 
 def hub_problem() -> str | None:

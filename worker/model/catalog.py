@@ -11,6 +11,7 @@ from typing import Final, Literal
 __all__ = [
     "BUNDLED_MODEL",
     "DEFAULT_MODEL",
+    "DEFAULT_RERANKER",
     "TESTING_MODEL",
     "ModelCard",
     "ModelKind",
@@ -20,6 +21,7 @@ __all__ = [
 ModelKind = Literal["embedding", "reranker"]
 
 DEFAULT_MODEL: Final = "dragonkue/multilingual-e5-small-ko-v2"
+DEFAULT_RERANKER: Final = "dragonkue/bge-reranker-v2-m3-ko"
 BUNDLED_MODEL: Final = "bundled:multilingual-e5-small"
 TESTING_MODEL: Final = "testing:hash"
 

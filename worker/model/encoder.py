@@ -70,6 +70,9 @@ class Encoder(Protocol):
         Raises ModelError when a text is not valid Unicode; the message names its index.
         """
 
+    def tokenize_queries(self, texts: Sequence[str]) -> list[Tokens]:
+        """The same with the query prefix."""
+
     def encode_tokens(self, batch: Sequence[Tokens]) -> Vectors:
         """Run one padded batch through the model once.
 

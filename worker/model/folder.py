@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from worker.errors import ModelRefused
 
-__all__ = ["missing_files", "read_pooling", "weights_checksum"]
+__all__ = ["missing_files", "missing_reranker_files", "read_pooling", "weights_checksum"]
 
 # The names sentence-transformers gave the pooling modes before version 6.
 _LEGACY_MODES: Final = {
@@ -62,6 +62,18 @@ def missing_files(folder: Path, name: str) -> list[str]:
         if kind == "Transformer" and not _has_any(inside, _TOKENIZERS):
             missing.append(f"{path}/{_TOKENIZERS[0]}")
     return [file.lstrip("/") for file in missing]
+
+
+def missing_reranker_files(folder: Path) -> list[str]:
+    """What a cross-encoder's folder still lacks; one network, so there are no modules."""
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    shards = _shards(folder)
+    missing += [name for name in shards if not (folder / name).is_file()]
+    if not shards and not _has_any(folder, _WEIGHTS):
+        missing.append(_WEIGHTS[0])
+    if not _has_any(folder, _TOKENIZERS):
+        missing.append(_TOKENIZERS[0])
+    return missing
 
 
 def weights_checksum(folder: Path) -> str:

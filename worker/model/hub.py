@@ -14,10 +14,10 @@ from huggingface_hub import (
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from worker.errors import ModelError, ModelNotFound
-from worker.model.catalog import BUNDLED_MODEL
-from worker.model.folder import missing_files, read_pooling
+from worker.model.catalog import BUNDLED_MODEL, ModelKind
+from worker.model.folder import missing_files, missing_reranker_files, read_pooling
 
-__all__ = ["hub_folder"]
+__all__ = ["cached_folder", "hub_folder"]
 
 # Without a network the hub's client retries for minutes; so first ask whether anything answers.
 PROBE_SECONDS: Final = 5.0
@@ -31,7 +31,7 @@ _PICKLED: Final = ["*pytorch_model*.bin"]  # only where there is nothing better
 _OTHERWISE: Final = f" or use the model that needs no hub: {BUNDLED_MODEL}"
 
 
-def hub_folder(name: str, cache_folder: Path | None) -> Path:
+def hub_folder(name: str, cache_folder: Path | None, kind: ModelKind = "embedding") -> Path:
     """The folder of one revision of a hub model; its own name is the commit hash.
 
     A model that is complete in ``cache_folder`` or in the hub's own cache is used as it is and no
@@ -40,23 +40,20 @@ def hub_folder(name: str, cache_folder: Path | None) -> Path:
     ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_TOKEN`` and the proxy variables are honoured.
 
     Raises ModelNotFound within about PROBE_SECONDS when it is neither cached nor reachable, and
-    ModelRefused when it configures no pooling.
+    ModelRefused when an embedding model configures no pooling.
     """
     download_folder = None if cache_folder is None else cache_folder / "hub"
-    partly = False
-    for cache in dict.fromkeys((download_folder, None)):
-        if (folder := _cached(name, cache)) is not None:
-            if not missing_files(folder, name):
-                return folder
-            partly = True
+    folder, missing = cached_folder(name, cache_folder, kind)
+    if folder is not None and not missing:
+        return folder
     if problem := _unreachable():
         raise ModelNotFound(
-            f"the model {name!r} is {'only partly in the' if partly else 'not in the'} local cache"
+            f"the model {name!r} is {'not' if folder is None else 'only partly'} in the local cache"
             f" and {constants.ENDPOINT} cannot be reached ({problem}); connect once to download it,"
             " or copy its folder here and name that folder," + _OTHERWISE
         )
     try:
-        return _download(name, download_folder)
+        return _download(name, download_folder, kind)
     except RepositoryNotFoundError as error:
         raise ModelNotFound(
             f"{constants.ENDPOINT} has no model {name!r}, or not for everyone (HF_TOKEN);"
@@ -73,9 +70,32 @@ def hub_folder(name: str, cache_folder: Path | None) -> Path:
         ) from error
 
 
-def _cached(name: str, cache: Path | None) -> Path | None:
+def cached_folder(
+    name: str, cache_folder: Path | None, kind: ModelKind = "embedding"
+) -> tuple[Path | None, list[str]]:
+    """The folder of a model that was downloaded, and the files it lacks; None where there is none.
+
+    Raises ModelNotFound when ``name`` cannot be one of the hub's.
+    """
+    found: Path | None = None
+    missing: list[str] = []
+    for cache in dict.fromkeys((None if cache_folder is None else cache_folder / "hub", None)):
+        folder = _cached(name, cache, kind)
+        if folder is not None:
+            found, missing = folder, _missing(folder, name, kind)
+            if not missing:
+                break
+    return found, missing
+
+
+def _missing(folder: Path, name: str, kind: ModelKind) -> list[str]:
+    return missing_files(folder, name) if kind == "embedding" else missing_reranker_files(folder)
+
+
+def _cached(name: str, cache: Path | None, kind: ModelKind) -> Path | None:
+    first = "modules.json" if kind == "embedding" else "config.json"
     try:
-        path = try_to_load_from_cache(name, "modules.json", cache_dir=cache)
+        path = try_to_load_from_cache(name, first, cache_dir=cache)
     except HFValidationError as error:
         raise ModelNotFound(
             f"{name!r} is neither a folder nor a model's name on the hub (owner/name);"
@@ -84,7 +104,7 @@ def _cached(name: str, cache: Path | None) -> Path | None:
     return Path(path).parent if isinstance(path, str) else None
 
 
-def _download(name: str, cache_folder: Path | None) -> Path:
+def _download(name: str, cache_folder: Path | None, kind: ModelKind) -> Path:
     def fetch(patterns: list[str], revision: str | None = None) -> Path:
         return Path(
             snapshot_download(
@@ -97,10 +117,11 @@ def _download(name: str, cache_folder: Path | None) -> Path:
         )
 
     folder = fetch(_CONFIGURATION)
-    read_pooling(folder, name)
+    if kind == "embedding":
+        read_pooling(folder, name)
     revision = folder.name  # every file from one commit, whatever is pushed meanwhile
     fetch(_SAFETENSORS, revision)
-    if missing_files(folder, name):
+    if _missing(folder, name, kind):
         fetch(_PICKLED, revision)
     return folder
 

@@ -81,6 +81,9 @@ class HashEncoder:
     def tokenize_passages(self, texts: Sequence[str]) -> list[Tokens]:
         return self._tokenize(self.fingerprint.passage_prefix, texts)
 
+    def tokenize_queries(self, texts: Sequence[str]) -> list[Tokens]:
+        return self._tokenize(self.fingerprint.query_prefix, texts)
+
     def encode_tokens(self, batch: Sequence[Tokens]) -> Vectors:
         texts = ["".join(map(chr, tokens.ids)) for tokens in batch]
         _misbehave(texts)
@@ -92,7 +95,7 @@ class HashEncoder:
         return self._encode(self.tokenize_passages(texts))
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
-        return self._encode(self._tokenize(self.fingerprint.query_prefix, texts))
+        return self._encode(self.tokenize_queries(texts))
 
     def _tokenize(self, prefix: str, texts: Sequence[str]) -> list[Tokens]:
         whole = [prefixed(prefix, text) for text in texts]

@@ -65,6 +65,9 @@ class TorchEncoder:
     def tokenize_passages(self, texts: Sequence[str]) -> list[Tokens]:
         return self._tokenize(self.fingerprint.passage_prefix, texts)
 
+    def tokenize_queries(self, texts: Sequence[str]) -> list[Tokens]:
+        return self._tokenize(self.fingerprint.query_prefix, texts)
+
     def encode_tokens(self, batch: Sequence[Tokens]) -> Vectors:
         if not batch:
             return np.empty((0, self.dimensions), np.float32)
@@ -87,7 +90,7 @@ class TorchEncoder:
         return self._encode(self.tokenize_passages(texts))
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
-        return self._encode(self._tokenize(self.fingerprint.query_prefix, texts))
+        return self._encode(self.tokenize_queries(texts))
 
     def _encode(self, tokens: Sequence[Tokens]) -> Vectors:
         vectors = np.empty((len(tokens), self.dimensions), np.float32)

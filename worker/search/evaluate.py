@@ -26,6 +26,8 @@ __all__ = ["Answers", "Road", "Setting", "ask", "settings_of"]
 Connection = psycopg.Connection[tuple[Any, ...]]
 Road = Literal["planner", "exact", "hnsw"]
 
+MAX_RERANK = 200  # rows, of embed.search
+
 _ROADS: dict[Road, dict[str, str]] = {
     "planner": {"indexscan": "on", "seqscan": "on", "sort": "on"},
     "exact": {"indexscan": "off", "seqscan": "on", "sort": "on"},
@@ -35,19 +37,21 @@ _ROADS: dict[Road, dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is the same for every question: the road to the vectors, and the weight of words.
+    """What is the same for every question: the road to the vectors, and what ranks the rows.
 
     ``planner`` leaves the road to the server, as in an application. ``lexical`` None leaves the
-    weight to the source.
+    weight of words to the source. ``rerank`` rows are read by a cross-encoder.
     """
 
     road: Road = "planner"
     lexical: float | None = None
+    rerank: int | None = None
 
     def __str__(self) -> str:
         road = [] if self.road == "planner" else [self.road]
         weight = [] if self.lexical is None else [f"lexical={self.lexical:g}"]
-        return "+".join(road + weight) or "default"
+        reranked = [] if self.rerank is None else [f"rerank={self.rerank}"]
+        return "+".join(road + weight + reranked) or "default"
 
 
 @dataclass(slots=True)
@@ -73,7 +77,7 @@ def settings_of(text: str, base: Setting) -> list[Setting]:
     """
     found: list[Setting] = []
     for part in text.split(","):
-        road, lexical = base.road, base.lexical
+        road, lexical, rerank = base.road, base.lexical, base.rerank
         for word in filter(None, (word.strip() for word in part.split("+"))):
             name, _, value = word.partition("=")
             if word == "exact":
@@ -81,18 +85,25 @@ def settings_of(text: str, base: Setting) -> list[Setting]:
             elif word == "hnsw":
                 road = "hnsw"
             elif word == "default":
-                road, lexical = "planner", None
+                road, lexical, rerank = "planner", None, None
             elif name == "lexical":
                 try:
                     lexical = float(value)
                 except ValueError:
                     raise ConfigurationError(f"lexical is {value!r}; expected a number") from None
+            elif name == "rerank":
+                if not (value.isdecimal() and 1 <= int(value) <= MAX_RERANK):
+                    raise ConfigurationError(
+                        f"rerank is {value!r}; expected a number of rows from 1 to {MAX_RERANK}"
+                    )
+                rerank = int(value)
             else:
                 raise ConfigurationError(
-                    f"the setting {word!r} is not known; expected exact, hnsw, default or "
-                    "lexical=WEIGHT, several of them for one setting as exact+lexical=0"
+                    f"the setting {word!r} is not known; expected exact, hnsw, default, "
+                    "lexical=WEIGHT or rerank=ROWS, several of them for one setting as "
+                    "exact+lexical=0"
                 )
-        found.append(Setting(road, lexical))
+        found.append(Setting(road, lexical, rerank))
     if len(set(found)) < len(found):
         raise ConfigurationError(f"two of the settings {text!r} are the same")
     return found
@@ -159,7 +170,7 @@ class _Asking:
         self._chosen: Road = "planner"
         parts = {"keys": source.columns('(s."row")'), "relation": quoted(source.qualified)}
         self._unweighted = render("evaluate_search", **parts)
-        self._weighted = render("evaluate_search_lexical", **parts)
+        self._weighted = render("evaluate_search_ranked", **parts)
 
     def choose(self, setting: Setting) -> None:
         # Without an index all vectors are compared anyway, and the catalogs are read with theirs.
@@ -174,10 +185,17 @@ class _Asking:
 
     def search(self, setting: Setting, question: str, k: int) -> list[tuple[Any, ...]]:
         asked: dict[str, Any] = {"question": question, "k": k, "name": self._source.name}
-        if setting.lexical is None:
+        if setting.lexical is None and setting.rerank is None:
             return self._connection.execute(self._unweighted, asked).fetchall()
-        asked["lexical"] = setting.lexical
-        return self._connection.execute(self._weighted, asked).fetchall()
+        asked |= {"lexical": setting.lexical, "rerank": setting.rerank}
+        rows = self._connection.execute(self._weighted, asked).fetchall()
+        if setting.rerank and rows and not any(reranked for *_, reranked in rows):
+            raise DatabaseError(
+                f"the rows of the question {question[:60]!r} were not reranked within a minute, or "
+                "the model cannot be used (the log of the worker says which); what would be "
+                "measured is not what it says"
+            )
+        return [row[:-1] for row in rows]
 
     def scores(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, float]:
         return {self._source.document(key): score for *key, score in rows}

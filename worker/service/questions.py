@@ -16,7 +16,7 @@ from worker.model.lexical import question_terms
 from worker.queue.source import Connection
 from worker.service.models import Loaded
 
-__all__ = ["BATCH", "QuestionLane"]
+__all__ = ["BATCH", "QuestionLane", "reason"]
 
 LEASE = 5.0  # seconds until another worker may take a question over
 BATCH = 8  # questions in one forward; also what one claim takes, so that other workers share
@@ -90,12 +90,13 @@ class QuestionLane:
             log.warning("question %s has no vector", batch[0].id, exc_info=error)
             connection.execute(
                 statement("questions_fail"),
-                {"ids": [batch[0].id], "errors": [_reason(error)], "worker": worker},
+                {"ids": [batch[0].id], "errors": [reason(error)], "worker": worker},
             )
             return
         # Only questions are kept: hash and fingerprint do not tell a passage from one.
         keep = batch[0].role == "query"
         words = [question_terms(q.text) for q in batch]
+        lost = [t.total - len(t) for t in model.encoder.tokenize_queries([q.text for q in batch])]
         connection.execute(
             statement("questions_answer"),
             {
@@ -104,6 +105,7 @@ class QuestionLane:
                 "vectors": list(vectors),
                 "terms": [_array(terms) for terms, _ in words],
                 "shares": [_array(shares) for _, shares in words],
+                "lost": lost,
                 "fingerprint": model.fingerprint,
                 "keep": keep,
                 "worker": worker,
@@ -140,7 +142,7 @@ def _array(numbers: Sequence[float]) -> str:
     return "{" + ",".join(map(str, numbers)) + "}"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What the asker is told; of an error that is not ours, no more than its kind."""
     if isinstance(error, EmbedworkerError):
         return str(error)

@@ -1,7 +1,7 @@
 """A registered worker: its connection, and the threads that keep it alive and awake."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -38,9 +38,17 @@ class Session:
 
 @contextmanager
 def session(
-    url: str, settings: Settings, *, lane: str, channel: str, wake: threading.Event
+    url: str,
+    settings: Settings,
+    *,
+    lane: str,
+    channel: str,
+    wake: threading.Event,
+    others: Mapping[str, threading.Event],
 ) -> Iterator[Session]:
     """Connect, register, listen and keep; undo all of it at the end.
+
+    ``others`` are further channels to listen to, and what they wake.
 
     Raises:
         ServerUnavailable: no connection could be made.
@@ -60,7 +68,7 @@ def session(
                 "`embedworker migrate`"
             ) from error
         progress = Progress()
-        listener = Listener(settings.listen_url or url, me, {channel: wake})
+        listener = Listener(settings.listen_url or url, me, {channel: wake, **others})
         keeper = Keeper(
             url,
             me,

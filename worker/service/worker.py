@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Literal
 
 import psycopg
@@ -17,6 +17,7 @@ from worker.service.passages import PassageLane
 from worker.service.patience import Patience
 from worker.service.questions import QuestionLane
 from worker.service.registry import Registry
+from worker.service.reranking import CHANNEL, Rerankers, reranking
 from worker.service.session import Session, session
 from worker.settings import Settings
 
@@ -53,6 +54,8 @@ class Worker:
             "questions": Models(settings, threads=settings.query_threads),
             "passages": Models(settings, threads=settings.threads or cpu_quota()),
         }
+        self._rerankers = Rerankers(settings)
+        self._rerank_wake = threading.Event()
         self._errors: list[BaseException] = []
 
     def __repr__(self) -> str:
@@ -109,7 +112,8 @@ class Worker:
             try:
                 with self._session(lane) as current:
                     log.info("worker %s is up", current.worker)
-                    serve(current, patience)
+                    with self._beside(lane, current):
+                        serve(current, patience)
             except ConfigurationError as error:
                 self._errors.append(error)
                 self.stop()
@@ -155,6 +159,18 @@ class Worker:
                 heard = current.listener.notified.is_set()
                 current.wake.wait(QUESTION_POLL if heard else QUESTION_POLL_DEAF)
 
+    def _beside(self, lane: Lane, current: Session) -> AbstractContextManager[None]:
+        if lane != "questions":
+            return nullcontext()
+        return reranking(
+            self._url,
+            self._settings,
+            self._rerankers,
+            current.worker.id,
+            self._rerank_wake,
+            current.listener.notified,
+        )
+
     def _passage_lane(self, current: Session) -> tuple[Registry, Indexer, PassageLane]:
         registry = Registry(current.connection, current.worker, self._models["passages"])
         indexer = Indexer(self._url, after_rows=self._settings.index_after_rows)
@@ -178,6 +194,7 @@ class Worker:
             lane=lane,
             channel=CHANNELS[lane],
             wake=self._wakes[lane],
+            others={CHANNEL: self._rerank_wake} if lane == "questions" else {},
         )
 
 

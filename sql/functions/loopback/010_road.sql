@@ -17,6 +17,20 @@ exception when undefined_function or invalid_schema_name then
 end
 $$;
 
+-- Takes a request back whose asker was cancelled, with the texts in it; a worker deletes it later
+-- where this fails.
+create or replace function embed._loopback_withdraw(connection text, id uuid) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform
+    from @extschema:dblink@.dblink(connection, format('select from embed.await(%L, ''0'')', id)) as t (nothing text);
+exception when others then
+    null;
+end
+$$;
+
 -- Ask over the kept connection and wait; null when nobody answered in time.
 --
 -- Statements are sent behind as many blanks as pg_stat_activity shows characters: all sessions log
@@ -27,8 +41,8 @@ $$;
 -- and later ones wait for the statement to end after an interruption: a cancelled statement ends
 -- within a slice, and leaves a connection that is free again.
 create or replace function embed._loopback(
-    question text, model text, role text, patience interval,
-    out embedding @extschema:vector@.vector, out terms integer[], out shares real[]
+    question text, model text, role text, patience interval, passages text[] default null,
+    out embedding @extschema:vector@.vector, out terms integer[], out shares real[], out lost integer, out scores real[]
 )
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -61,16 +75,16 @@ begin
                 perform @extschema:dblink@.dblink_connect(name, 'embed_loopback');
             end if;
             connected := true;
-            select t.embedding, t.terms, t.shares into embedding, terms, shares
+            select t.embedding, t.terms, t.shares, t.lost into embedding, terms, shares, lost
             from @extschema:dblink@.dblink(
-                name, blanks || format('select * from embed.ask(%L, %L, %L, %L)', id, model, question, role)
-            ) as t (embedding @extschema:vector@.vector, terms integer[], shares real[]);
-            while embedding is null and failure is null loop
+                name, blanks || format('select * from embed.ask(%L, %L, %L, %L, %L)', id, model, question, role, passages)
+            ) as t (embedding @extschema:vector@.vector, terms integer[], shares real[], lost integer);
+            while embedding is null and scores is null and failure is null loop
                 rest := deadline - clock_timestamp();
-                select t.embedding, t.terms, t.shares, t.error into embedding, terms, shares, failure
+                select t.embedding, t.terms, t.shares, t.lost, t.scores, t.error into embedding, terms, shares, lost, scores, failure
                 from @extschema:dblink@.dblink(
                     name, blanks || format('select * from embed.await(%L, %L, %L)', id, least(rest, slice), rest <= slice)
-                ) as t (embedding @extschema:vector@.vector, terms integer[], shares real[], error text);
+                ) as t (embedding @extschema:vector@.vector, terms integer[], shares real[], lost integer, scores real[], error text);
                 exit when rest <= slice;
             end loop;
             exit;
@@ -81,6 +95,9 @@ begin
             get stacked diagnostics failure = message_text, more = pg_exception_detail,
                 state = returned_sqlstate, context = pg_exception_context;
             if state = '57014' and context not like '%"' || name || '"%' then
+                if passages is not null then
+                    perform embed._loopback_withdraw(name, id);
+                end if;
                 raise;
             end if;
             perform embed._loopback_close(name);
@@ -104,11 +121,12 @@ begin
         end;
     end loop;
     if failure is not null then
-        raise exception 'the question could not be embedded: %', failure
+        raise exception '% %', case role when 'rerank' then 'the worker failed:' else 'the question could not be embedded:' end, failure
             using errcode = 'EW008',
-            hint = 'The log of the worker says more; another model can be named as embed.query(…, model => …).';
+            hint = 'The log of the worker says more; another model can be named as '
+                || case role when 'rerank' then 'embed.use_reranker(…).' else 'embed.query(…, model => …).' end;
     end if;
-    if embedding is null then
+    if embedding is null and scores is null then
         -- A connection on which nothing arrives may be the reason (somebody opened a transaction on
         -- it, say), so the next question gets a new one.
         perform embed._loopback_close(name);
@@ -144,6 +162,7 @@ $$;
 
 revoke execute on function
     embed._loopback_close(text),
-    embed._loopback(text, text, text, interval),
+    embed._loopback_withdraw(text, uuid),
+    embed._loopback(text, text, text, interval, text[]),
     embed._loopback_check()
 from public;
