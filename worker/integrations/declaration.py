@@ -21,6 +21,7 @@ __all__ = [
     "disable_call",
     "enable_all",
     "enable_call",
+    "quoted_name",
     "vector_table_name",
 ]
 
@@ -129,10 +130,14 @@ def vector_table_name(source_name: str) -> str:
     return source_name + SUFFIX
 
 
-def _relation(schema: str | None, table: str) -> ColumnElement[Any]:
+def quoted_name(schema: str | None, table: str) -> str:
+    """The table's name as SQL has it."""
     names = (table,) if schema is None else (schema, table)
-    quoted = ".".join('"' + name.replace('"', '""') + '"' for name in names)
-    return cast(literal(quoted, Text()), REGCLASS())
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
+
+
+def _relation(schema: str | None, table: str) -> ColumnElement[Any]:
+    return cast(literal(quoted_name(schema, table), Text()), REGCLASS())
 
 
 def _texts(values: tuple[str, ...]) -> ColumnElement[Any]:
