@@ -1,0 +1,149 @@
+"""A question's vector from inside SQL: alone, while a backfill runs, and asked again.
+
+    python benchmarks/questions.py --json questions.json
+
+The baseline of the overhead is the same question through an encoder in the benchmark's own warm
+process, on one thread as in the worker, just before it is asked. The baseline of the latency under
+a backfill is the idle one; that of the bulk speed is the same backfill while nobody asks, by turns.
+Questions come at random times. Bulk speed counts the tokens of the vectors that were committed in
+an interval.
+"""
+
+import random
+import time
+
+from harness import (
+    Connection,
+    Measure,
+    cluster,
+    database,
+    machine,
+    one,
+    options,
+    p50_p95,
+    report,
+    turns,
+    wait_until,
+    warm_up,
+    worker,
+)
+from texts import questions, texts
+
+from worker.database.connect import connect
+from worker.model import open_encoder
+from worker.model.catalog import BUNDLED_MODEL
+from worker.model.encoder import Encoder
+
+BETWEEN = 0.15  # seconds between two questions, on average
+ASK = "select embed.query(%s) is null"  # the vector's way to the client as text is not counted
+
+
+def ask(connection: Connection, question: str) -> float:
+    """The milliseconds that a question takes."""
+    begun = time.perf_counter()
+    one(connection, ASK, [question])
+    return 1000 * (time.perf_counter() - begun)
+
+
+def encode(encoder: Encoder, question: str) -> float:
+    """The milliseconds that the model takes for it."""
+    begun = time.perf_counter()
+    encoder.encode_queries([question])
+    return 1000 * (time.perf_counter() - begun)
+
+
+def main() -> None:
+    """Measure idle, under load and cached, and print the table."""
+    given = options(
+        __doc__,
+        questions=150,
+        rounds=3,
+        seconds=20.0,
+        rows=20000,
+        model=BUNDLED_MODEL,
+        seed=2,
+    ).parse_args()
+    started = machine()
+    chance = random.Random(given.seed)
+    stock = iter(questions(1_000_000 if given.rows > 1000 else 5000, given.seed))
+    encoder = open_encoder(
+        given.model, query_prefix="query: ", passage_prefix="passage: ", threads=1
+    )
+    for question in questions(10, 9):
+        encoder.encode_queries([question])
+    with cluster() as server:
+        url = database(server, "questions", given.model)
+        with connect(url) as connection, connect(url) as watching, worker(url) as running:
+            warm_up(connection, running)
+            # Spaced, as a person's questions are: the processor has slept in between.
+            model, alone, again = [], [], []
+            for _ in range(given.questions):
+                question = next(stock)
+                time.sleep(chance.expovariate(1 / BETWEEN))
+                model.append(encode(encoder, question))
+                time.sleep(chance.expovariate(1 / BETWEEN))
+                alone.append(ask(connection, question))
+                again.append(ask(connection, question))
+
+            contents = texts(given.rows, given.seed)
+            tokens = [len(made) for made in encoder.tokenize_passages(contents)]
+            watching.execute("create table article (id integer primary key, content text)")
+            with watching.cursor().copy("copy article (id, content) from stdin") as copy:
+                for row in enumerate(contents):
+                    copy.write_row(row)
+            watching.execute("select embed.enable('article', array['content'])")
+            wait_until(
+                lambda: one(watching, "select count(*) from article_embedding") > 0,
+                check=running.check,
+                pause=0.1,
+            )
+            busy: list[float] = []
+            intervals = []
+            for _, asking in turns([False, True], given.rounds):
+                begun = one(watching, "select clock_timestamp()")
+                until = time.monotonic() + given.seconds
+                while time.monotonic() < until:
+                    time.sleep(chance.expovariate(1 / BETWEEN))
+                    if asking:
+                        busy.append(ask(connection, next(stock)))
+                intervals.append((asking, begun, one(watching, "select clock_timestamp()")))
+            done = watching.execute("select id, embedded_at from article_embedding").fetchall()
+            if len({key for key, _ in done}) == given.rows:
+                raise SystemExit("the backfill ended too soon; give more --rows")
+    speed: dict[bool, list[float]] = {False: [], True: []}
+    for asking, begun, ended in intervals:
+        some = sum(tokens[key] for key, at in done if begun <= at < ended)
+        speed[asking].append(some / (ended - begun).total_seconds())
+    bulk = {asking: sum(rates) / len(rates) for asking, rates in speed.items()}
+    overhead = [asked - made for asked, made in zip(alone, model, strict=True)]
+    (m50, m95), (a50, a95), (b50, b95), (c50, c95) = map(p50_p95, (model, alone, busy, again))
+    measures = [
+        Measure("the model alone, p50", m50, "ms"),
+        Measure("the model alone, p95", m95, "ms"),
+        Measure("embed.query idle, p50", a50, "ms"),
+        Measure("embed.query idle, p95", a95, "ms"),
+        Measure("beyond the model, p50 of the differences", p50_p95(overhead)[0], "ms", "<= 3"),
+        Measure("asked again, p50", c50, "ms", "<= 0.5"),
+        Measure("asked again, p95", c95, "ms"),
+        Measure("embed.query under a backfill, p50", b50, "ms"),
+        Measure("embed.query under a backfill, p95", b95, "ms"),
+        Measure("p95 under a backfill : idle", b95 / a95, "x", "<= 2"),
+        Measure("backfill, nobody asks", bulk[False], "tokens/s"),
+        Measure(f"backfill, {len(busy)} questions", bulk[True], "tokens/s"),
+        Measure("speed that the backfill keeps", bulk[True] / bulk[False], "x", ">= 0.9"),
+    ]
+    report(
+        "questions",
+        given,
+        started,
+        measures,
+        model=model,
+        alone=alone,
+        again=again,
+        busy=busy,
+        bulk=[speed[False], speed[True]],
+    )
+
+
+if __name__ == "__main__":
+    main()

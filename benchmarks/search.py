@@ -1,0 +1,125 @@
+"""Search among 100,000 vectors: recall of the HNSW index against comparing all, and the time.
+
+    python benchmarks/search.py --json search.json
+
+To encode 100,000 passages takes an hour here, so most vectors are made of a few thousand real ones:
+two of them are mixed, one more than the other, with a little noise, and brought to length 1. They
+lie as crowded as real ones do (cosines from 0.7 up), which is what makes recall hard. Questions are
+real. The index is the one that the worker builds, search is embed.search by vector; for the exact
+answer the planner may not use the index.
+"""
+
+import statistics
+import time
+
+import numpy as np
+import numpy.typing as npt
+from harness import Connection, Measure, cluster, database, machine, one, options, report
+from pgvector import Vector
+from texts import questions, texts
+
+from worker.database.connect import connect
+from worker.model.catalog import BUNDLED_MODEL
+from worker.queue.source import load_sources
+from worker.service.indexing import Indexer
+from worker.service.models import Models
+from worker.settings import load
+
+SHARE = (0.15, 0.5)  # of the second vector in a mixture
+NOISE = 0.1  # length of the noise
+LONGEST = 150  # characters of a passage that is encoded
+K = 10
+SEARCH = 'select array_agg((s."row").id) from embed.search(null::article, %s::vector, %s) s'
+ROADS = {
+    "hnsw": "set enable_indexscan = on; set enable_seqscan = off; set enable_sort = off",
+    "exact": "set enable_indexscan = off; set enable_seqscan = on; set enable_sort = on",
+    "planner": "reset enable_indexscan; reset enable_seqscan; reset enable_sort",
+}
+
+
+def mixtures(base: npt.NDArray[np.float32], count: int, seed: int) -> npt.NDArray[np.float32]:
+    """Float32 of shape (count, dimensions), the first of them the base itself."""
+    chance = np.random.default_rng(seed)
+    first, second = chance.integers(0, len(base), (2, count))
+    share = chance.uniform(*SHARE, (count, 1)).astype(np.float32)
+    noise = chance.normal(0, NOISE / np.sqrt(base.shape[1]), (count, base.shape[1]))
+    made = (1 - share) * base[first] + share * base[second] + noise.astype(np.float32)
+    made[: len(base)] = base[:count]
+    return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
+
+
+def load_vectors(
+    connection: Connection, vectors: npt.NDArray[np.float32], fingerprint: int
+) -> None:
+    """A row for each vector, without its triggers, and the vectors as a worker would leave them."""
+    connection.execute("set session_replication_role = replica")
+    connection.execute(
+        "insert into article select n, 'row ' || n from generate_series(0, %s) n",
+        [len(vectors) - 1],
+    )
+    columns = "id, chunk, passage_start, passage_end, truncated, embedding, fingerprint, hash"
+    with connection.cursor().copy(
+        f"copy article_embedding ({columns}, checksum, seq) from stdin"
+    ) as copying:
+        for key, vector in enumerate(vectors):
+            copying.write_row((key, 0, 0, 5, False, Vector(vector), fingerprint, b"", b"", 0))
+    connection.execute("reset session_replication_role")
+    connection.execute("vacuum analyze article")
+    connection.execute("vacuum analyze article_embedding")
+
+
+def main() -> None:
+    """Build, search both ways and print recall and times."""
+    given = options(
+        __doc__, vectors=100_000, base=3000, questions=200, model=BUNDLED_MODEL, seed=3
+    ).parse_args()
+    started = machine()
+    settings = load()
+    with cluster(maintenance_work_mem="512MB", shared_buffers="1GB") as server:
+        url = database(server, "search", given.model)
+        with connect(url) as connection:
+            loaded = Models(settings, threads=None).get(connection, given.model)
+            base = loaded.encoder.encode_passages(
+                [text[:LONGEST] for text in texts(given.base, given.seed)]
+            )
+            asked = loaded.encoder.encode_queries(questions(given.questions, given.seed))
+            connection.execute("create table article (id integer primary key, content text)")
+            connection.execute("select embed.enable('article', array['content'])")
+            (source,) = (s for s in load_sources(connection) if s.name == "article")
+            connection.execute(
+                "update embed.source_state set fingerprint = %s where source = %s",
+                [loaded.fingerprint, source.id],
+            )
+            load_vectors(connection, mixtures(base, given.vectors, given.seed), loaded.fingerprint)
+            begun = time.perf_counter()
+            indexer = Indexer(url, after_rows=0)
+            indexer.consider(connection, source)
+            indexer.wait()
+            build = time.perf_counter() - begun
+            found: dict[str, list[list[int]]] = {}
+            times: dict[str, list[float]] = {}
+            for road, setting in ROADS.items():
+                connection.execute(setting)
+                found[road], times[road] = [], []
+                for vector in asked:
+                    begun = time.perf_counter()
+                    found[road].append(one(connection, SEARCH, [Vector(vector), K]))
+                    times[road].append(1000 * (time.perf_counter() - begun))
+    shared = [
+        len(set(near) & set(exact)) / K
+        for near, exact in zip(found["hnsw"], found["exact"], strict=True)
+    ]
+    p50 = {road: statistics.median(taken) for road, taken in times.items()}
+    measures = [
+        Measure("vectors", given.vectors),
+        Measure("build of the index", build, "s"),
+        Measure(f"recall@{K}, HNSW", statistics.mean(shared), "", ">= 0.98"),
+        Measure("search by HNSW, p50", p50["hnsw"], "ms"),
+        Measure("search by comparing all, p50", p50["exact"], "ms"),
+        Measure("search as the planner chooses, p50", p50["planner"], "ms"),
+    ]
+    report("search", given, started, measures, recall=shared, times=times)
+
+
+if __name__ == "__main__":
+    main()
