@@ -34,12 +34,13 @@ from worker.model.cpu import cpu_quota
 from worker.model.testing import hash_vector
 from worker.search.beir import Collection, read_beir
 from worker.search.metrics import means, measured
+from worker.settings import DEFAULT_INDEX_AFTER_ROWS
 
 EXACT_TOLERANCE = 0.002  # of nDCG@10, comparing all vectors
 INDEX_TOLERANCE = 0.005  # of nDCG@10, by HNSW
 SAME_VECTOR = 1e-5  # 1 - cosine, where only the order of summing differs
-ASKED = 200  # questions of a set
-OTHERS = 100  # documents compared beside those that are right answers
+ASKED = 150  # questions of a set
+OTHERS = 50  # documents compared beside those that are right answers
 SCHEMA = "select to_regnamespace('embedworker_eval') is not null"
 LONG = 900  # seconds, for a real model on a busy machine
 
@@ -505,30 +506,34 @@ def reference(bundled_model: Path) -> Any:
 
 
 def sampled(collection: Collection, folder: Path) -> tuple[Collection, list[str]]:
-    """Write the whole set with ``ASKED`` of its questions; also return documents to compare.
+    """Write the set with ``ASKED`` of its questions; also return the documents to compare.
 
-    These are what the questions are judged by, and ``OTHERS`` of the rest.
+    These are what the questions are judged by, and ``OTHERS`` of the rest. A set that is large
+    enough for an index keeps all the other documents, too: with fewer the index would lose less.
     """
     chance = random.Random(20260101)
     numbers = sorted(collection.questions)
     asked = set(chance.sample(numbers, min(ASKED, len(numbers))))
-    folder.mkdir()
-    for name, texts in (
-        ("corpus", collection.documents),
-        ("queries", {n: text for n, text in collection.questions.items() if n in asked}),
-    ):
-        lines = [json.dumps({"_id": number, "text": text}) for number, text in texts.items()]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     judged = [
         (question, document, grade)
         for question in sorted(asked)
         for document, grade in collection.relevance[question].items()
     ]
-    lines = [f"{question}\t{document}\t{grade}" for question, document, grade in judged]
-    (folder / "qrels.tsv").write_text("\n".join(lines), encoding="utf-8")
     compared = {document for _, document, _ in judged}
     rest = sorted(collection.documents.keys() - compared)
     compared.update(chance.sample(rest, min(OTHERS, len(rest))))
+    kept = collection.documents.keys()
+    if len(kept) < DEFAULT_INDEX_AFTER_ROWS:
+        kept = kept & compared
+    folder.mkdir()
+    for name, texts in (
+        ("corpus", {n: text for n, text in collection.documents.items() if n in kept}),
+        ("queries", {n: text for n, text in collection.questions.items() if n in asked}),
+    ):
+        lines = [json.dumps({"_id": number, "text": text}) for number, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    lines = [f"{question}\t{document}\t{grade}" for question, document, grade in judged]
+    (folder / "qrels.tsv").write_text("\n".join(lines), encoding="utf-8")
     return read_beir(folder), sorted(compared)
 
 
@@ -540,12 +545,13 @@ def sampled(collection: Collection, folder: Path) -> tuple[Collection, list[str]
 def test_the_database_ranks_as_well_as_plain_sentence_transformers(
     database: str, connection: Connection, reference: Any, tmp_path: Path, folder: Path
 ) -> None:
-    """All documents and a sample of the questions; ``benchmarks/quality.py`` has all of both.
+    """A sample of the questions; ``benchmarks/quality.py`` asks them all.
 
     Every vector that the reference makes must be the one in the database. So the other documents,
     which are wrong answers all, can be compared by the vectors of the database.
     """
     collection, compared = sampled(read_beir(folder), tmp_path / "set")
+    connection.execute("select embed.use_model(%s)", [BUNDLED_MODEL])  # or another is loaded, too
 
     said = embedworker(
         *("eval", str(tmp_path / "set"), "--model", BUNDLED_MODEL, "--no-chunk", "--json"),
