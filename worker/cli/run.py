@@ -78,6 +78,8 @@ def run(
         signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
         signal.signal(signal.SIGINT, lambda *_: os._exit(1))
         worker.stop()
+        if child is not None:  # now: this process may be loading its model for a while yet
+            child.ask_to_end()
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)

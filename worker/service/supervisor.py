@@ -32,6 +32,7 @@ class Child(threading.Thread):
         self._stopped = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._starting = threading.Lock()
+        self._asked: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
         patience = Patience(log, "the passage process")
@@ -50,13 +51,22 @@ class Child(threading.Thread):
             if not self._stopped.is_set():
                 patience.wait(f"it ended with code {code}", self._stopped)
 
+    def ask_to_end(self) -> None:
+        """Ask the child to end in order; for a signal handler, so it waits for nothing."""
+        self._stopped.set()
+        if (process := self._process) is not None:
+            self._asked = process
+            process.terminate()
+
     def stop(self) -> None:
         """Ask the child to end in order, and wait until it has."""
         self._stopped.set()
         with self._starting:
             process = self._process
         if process is not None:
-            process.terminate()
+            # Not a second time: it would end at once.
+            if process is not self._asked:
+                process.terminate()
             process.wait()
         self.join()
 
