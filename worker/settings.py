@@ -35,6 +35,7 @@ DEFAULT_MAX_ATTEMPTS = 5  # attempts
 DEFAULT_BACKOFF_MAX = 300.0  # seconds
 DEFAULT_BATCH_TIMEOUT = 300.0  # seconds
 DEFAULT_LOCK_TIMEOUT = 1.0  # seconds
+DEFAULT_ANSWER_TIMEOUT = 15.0  # seconds
 DEFAULT_QUERY_TIMEOUT = 5.0  # seconds
 DEFAULT_SWEEP_INTERVAL = 86400.0  # seconds
 DEFAULT_INDEX_AFTER_ROWS = 1000  # vectors
@@ -170,6 +171,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Longest wait of the worker for a database lock",
     )
+    answer_timeout: float = Field(
+        default=DEFAULT_ANSWER_TIMEOUT,
+        gt=0,
+        description="Silence of the server after which the worker asks, on a second connection, "
+        "whether it is still at work on a statement; if not, the connection is made anew",
+    )
     sweep_interval: float = Field(
         default=DEFAULT_SWEEP_INTERVAL,
         gt=0,
@@ -248,6 +255,7 @@ class Description(NamedTuple):
 
 _SECONDS = "s"
 _UNITS = {
+    "answer_timeout": _SECONDS,
     "backoff_max": _SECONDS,
     "batch_timeout": _SECONDS,
     "batch_tokens": "tokens",

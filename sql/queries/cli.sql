@@ -96,10 +96,11 @@ from embed.worker
 order by id;
 
 -- search_timeout
--- Bound the waits for a question's vector and for the scores of rows in this session.
+-- Bound the waits for a question's vector and for the scores of rows in this transaction; a session may
+-- be somebody else's next.
 select
-    pg_catalog.set_config('embed.query_timeout', %(timeout)s, false),
-    pg_catalog.set_config('embed.rerank_timeout', %(timeout)s, false);
+    pg_catalog.set_config('embed.query_timeout', %(timeout)s, true),
+    pg_catalog.set_config('embed.rerank_timeout', %(timeout)s, true);
 
 -- search_plan
 -- What a table is searched with: its row type, its model, and the names of its key columns.

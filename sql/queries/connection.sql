@@ -1,13 +1,35 @@
 -- connection_prepare
 -- Bound the wait for locks on this connection, have dates written in the one unambiguous form (keys
--- travel as text), and say which types of pgvector exist, in whatever schema.
-with bounded as materialized (
+-- travel as text), have the server notice within a minute that we are gone, and say which types of
+-- pgvector exist, in whatever schema. Row security is off where every row must be seen: an error
+-- then, instead of rows that are missing in silence. Not for members of embed_worker, whom policies
+-- let see all; where one does not, embed._hidden_rows says so.
+-- Only in a session of our own. A pooler makes up process numbers, since it has to route what cancels
+-- a statement; what is set here would go to whoever gets the session next.
+with session as materialized (
   select
-    pg_catalog.set_config('lock_timeout', %(lock_timeout)s, false) as lock_timeout,
-    pg_catalog.set_config('DateStyle', 'ISO', false) as date_style
+    pg_catalog.pg_backend_pid() = %(pid)s as own,
+    case
+      when pg_catalog.pg_has_role(pg_catalog.to_regrole('embed_worker'), 'usage') and not (r.rolsuper or r.rolbypassrls) then 'on'
+      else %(row_security)s
+    end as row_security
+  from pg_catalog.pg_roles r
+  where r.rolname = current_user
+),
+settled as materialized (
+  select
+    own,
+    row_security,
+    case when own then pg_catalog.set_config('lock_timeout', %(lock_timeout)s, false) end as lock_timeout,
+    case when own then pg_catalog.set_config('row_security', row_security, false) end as row_security_set,
+    case when own then pg_catalog.set_config('DateStyle', 'ISO', false) end as date_style,
+    case when own then pg_catalog.set_config('tcp_keepalives_idle', '30', false) end as idle,
+    case when own then pg_catalog.set_config('tcp_keepalives_interval', '10', false) end as interval,
+    case when own then pg_catalog.set_config('tcp_keepalives_count', '3', false) end as count
+  from session
 )
-select t.typname, t.oid, t.typarray
-from bounded
+select s.own, s.row_security, t.typname, t.oid, t.typarray
+from settled s
 left join (
   pg_catalog.pg_extension e
   join pg_catalog.pg_depend d
@@ -19,3 +41,23 @@ left join (
     on t.oid = d.objid
     and t.typname in ('vector', 'halfvec', 'sparsevec')
 ) on e.extname = 'vector';
+
+-- connection_settle
+-- The same for one transaction, where the session may be another after each.
+select
+  pg_catalog.set_config('lock_timeout', %(lock_timeout)s, true),
+  pg_catalog.set_config('row_security', %(row_security)s, true),
+  pg_catalog.set_config('DateStyle', 'ISO', true);
+
+-- connection_at_work
+-- Whether the server is at work for a connection that hears nothing.
+select exists (
+  select
+  from pg_catalog.pg_stat_activity a
+  where a.state = 'active'
+  and case when %(pid)s::integer is null then a.application_name = %(application_name)s else a.pid = %(pid)s end
+);
+
+-- connection_stay
+-- The transaction that holds a lock does nothing else, and is not to be ended for that.
+select pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true);

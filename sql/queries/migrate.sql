@@ -11,8 +11,8 @@ select
     current_setting('server_encoding') as encoding;
 
 -- migrate_lock
--- Concurrent upgrades run one after the other; the lock goes with the session.
-select pg_catalog.pg_advisory_lock(1701667428, 3);
+-- Concurrent upgrades run one after the other.
+select pg_catalog.pg_advisory_xact_lock(1701667428, 3);
 
 -- migrate_extension
 -- Install an extension; needs the right to.

@@ -1,10 +1,7 @@
--- sweep_try_lock
--- One sweep of a source at a time; held by the session.
-select pg_try_advisory_lock(1701667430, %(source)s);
-
--- sweep_unlock
--- Let another worker sweep.
-select pg_advisory_unlock(1701667430, %(source)s);
+-- sweep_turn
+-- One sweeps a source at a time; until the end of the transaction, so that no pooler and no dead
+-- connection that the server still believes in can keep it.
+select pg_try_advisory_xact_lock(1701667430, %(source)s);
 
 -- sweep_begin
 -- Start over for everything asked for so far; a request that comes later starts another sweep.

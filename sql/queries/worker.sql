@@ -4,6 +4,14 @@ insert into embed.worker_session (id, host, pid, lanes, model, backend, lock_hel
 values (nextval('embed.worker_id'), %(host)s, %(pid)s, %(lanes)s, %(model)s, pg_backend_pid(), false)
 returning id;
 
+-- worker_name
+-- Say in pg_stat_activity whose connection this is. Poolers that know this setting hand it on.
+select pg_catalog.set_config('application_name', %(application_name)s, false);
+
+-- worker_replica
+-- Why there can be no writes.
+select pg_catalog.pg_is_in_recovery();
+
 -- worker_lock
 -- The lock that shows this worker is alive; it goes with the session, however that ends. Not had at
 -- once after a lost connection, while the server still believes in the old one.
@@ -16,10 +24,16 @@ values (%(worker)s, %(host)s, %(pid)s, %(lanes)s, %(model)s, %(backend)s, true)
 on conflict (id) do update set lock_held = true, backend = excluded.backend;
 
 -- worker_seen
--- Sign of life, with what was done since the last one.
-update embed.worker_session
-set seen_at = now(), embedded = embedded + %(embedded)s, rows_per_second = %(rows_per_second)s, model = coalesce(%(model)s, model)
-where id = %(worker)s;
+-- Sign of life, with what was done since the last one. Enters a worker again that a peer has struck:
+-- its connection may have been away for longer than the peer believed in it.
+insert into embed.worker_session as w (id, host, pid, lanes, model, backend, lock_held, embedded, rows_per_second)
+values (%(worker)s, %(host)s, %(pid)s, %(lanes)s, %(model)s, pg_backend_pid(), %(lock_held)s, %(embedded)s, %(rows_per_second)s)
+on conflict (id) do update
+set seen_at = now(),
+    embedded = w.embedded + excluded.embedded,
+    rows_per_second = excluded.rows_per_second,
+    model = coalesce(excluded.model, w.model),
+    lock_held = excluded.lock_held;
 
 -- worker_leave
 -- This worker is done.
@@ -27,7 +41,7 @@ delete from embed.worker_session where id = %(worker)s;
 
 -- worker_others
 -- The other workers, and whether each is gone: its lock can be had, or, where it has none, it was
--- silent for three leases.
+-- silent for three leases, and for longer than three signs of life.
 select
     w.id,
     case
@@ -36,7 +50,7 @@ select
             where l.locktype = 'advisory' and l.classid = 1701667429 and l.objid = w.id::oid
             and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
         )
-        else w.seen_at < now() - 3 * %(lease)s * interval '1 second'
+        else w.seen_at < now() - greatest(3 * %(lease)s, 15) * interval '1 second'
     end as gone
 from embed.worker_session w
 where w.id <> %(worker)s;

@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 import typer
@@ -13,13 +12,13 @@ from psycopg.rows import class_row
 
 from worker.cli.console import database_url
 from worker.database.connect import connect
+from worker.database.connection import Connection
 from worker.database.rows import one
 from worker.database.statements import statement
 from worker.errors import DatabaseError, NotMigrated, SourceError
 
 __all__ = ["Connection", "Table", "connected", "enabled_tables", "explained", "find_table"]
 
-Connection = psycopg.Connection[tuple[Any, ...]]
 
 LOCK_TIMEOUT = 5.0  # seconds; a trigger cannot be made while a transaction uses the table
 SUGGESTIONS = 3

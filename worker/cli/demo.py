@@ -121,10 +121,16 @@ def _migrate(
     chosen: "Settings",
 ) -> str | None:
     """Set the database up; return the article's model where it is not the database's default."""
+    from worker.database.connection import keeps_session
     from worker.database.migrate import migrate
     from worker.database.rows import one
     from worker.database.statements import statement
 
+    if not keeps_session(connection):
+        raise DatabaseError(
+            "the database URL leads through a connection pooler, and the demo needs a session of "
+            "its own; name a direct address with --database-url"
+        )
     if not one(connection.execute(statement("demo_lock")))[0]:
         raise DatabaseError("another demo runs in this database; wait until it has ended")
     migrated, taken = one(connection.execute(statement("demo_state"), {"mark": MARK}))

@@ -96,7 +96,8 @@ def evaluate(
 
     A setting of --compare is exact (all vectors), hnsw (by the index), default (what an application
     gets), lexical=WEIGHT (of the question's words, 0 for none) or rerank=N (rows that a
-    cross-encoder reads), joined with +: --compare exact+lexical=0,default,rerank=20. Differences are from the first one.
+    cross-encoder reads), joined with +: --compare exact+lexical=0,default,rerank=20. Differences
+    are from the first one.
     """
     from worker.cli.database import connected
     from worker.cli.evaluation import Evaluation

@@ -13,6 +13,7 @@ from worker.cli.console import JsonOption, console, note, print_json
 if TYPE_CHECKING:
     from worker.cli.database import Connection, Table
     from worker.queue.source import Source
+    from worker.queue.sweep import Page
 
 __all__ = ["register"]
 
@@ -184,8 +185,6 @@ def sweep(
 
 
 def _sweep(connection: "Connection", source: "Source", table: "Table", *, repair: bool) -> _Swept:
-    from worker.queue.sweep import Sweep
-
     swept = _Swept(table.shown, source.name)
     if not source.usable:
         swept.error = "a column or the vector table was dropped; disable it and enable it anew"
@@ -194,24 +193,37 @@ def _sweep(connection: "Connection", source: "Source", table: "Table", *, repair
     if swept.error is not None:
         return swept
     with _progress(f"sweeping {table.shown}", table.estimate) as advance:
-        if repair:
-            while not Sweep.try_lock(connection, source):
-                time.sleep(LOCK_POLL)  # a worker sweeps it now
-            Sweep.begin(connection, source)
-        try:
-            run = Sweep(connection, source, source.fingerprint, repair=repair)
-            while not run.done:
-                page = run.page()
-                swept.visited += page.visited
-                swept.missing += page.missing
-                swept.stale += page.stale
-                swept.orphaned += page.orphaned
-                swept.queued += page.queued
-                advance(page.visited)
-        finally:
-            if repair and not connection.broken:
-                Sweep.unlock(connection, source)
+        for page in (
+            _repair(connection, source) if repair else _pages(connection, source, repair=False)
+        ):
+            swept.visited += page.visited
+            swept.missing += page.missing
+            swept.stale += page.stale
+            swept.orphaned += page.orphaned
+            swept.queued += page.queued
+            advance(page.visited)
     return swept
+
+
+def _repair(connection: "Connection", source: "Source") -> Iterator["Page"]:
+    from worker.database.connection import turn
+    from worker.queue.sweep import Sweep
+
+    while True:
+        with turn(connection, "sweep_turn", source=source.id) as ours:
+            if ours:
+                Sweep.begin(connection, source)
+                yield from _pages(connection, source, repair=True)
+                return
+        time.sleep(LOCK_POLL)  # a worker sweeps it now
+
+
+def _pages(connection: "Connection", source: "Source", *, repair: bool) -> Iterator["Page"]:
+    from worker.queue.sweep import Sweep
+
+    run = Sweep(connection, source, source.fingerprint, repair=repair)
+    while not run.done:
+        yield run.page()
 
 
 def _print_swept(swept: list[_Swept], *, repair: bool) -> None:

@@ -10,9 +10,10 @@ from pgvector.psycopg.vector import register_vector_info
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types import TypeInfo
 
+from worker.database.connection import Connection
 from worker.database.statements import statement
 from worker.errors import ConfigurationError, ServerUnavailable, UnsupportedServer
-from worker.settings import DEFAULT_LOCK_TIMEOUT, obfuscate
+from worker.settings import DEFAULT_ANSWER_TIMEOUT, DEFAULT_LOCK_TIMEOUT, obfuscate
 
 __all__ = ["connect", "dsn"]
 
@@ -47,12 +48,18 @@ def connect(
     autocommit: bool = True,
     application_name: str = "embedworker",
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT,
+    answer_timeout: float = DEFAULT_ANSWER_TIMEOUT,
     vectors: bool = True,
-) -> psycopg.Connection[tuple[Any, ...]]:
+    all_rows: bool = False,
+) -> Connection:
     """Open a connection with time-outs, keepalives, UTF-8 and the types of pgvector.
 
-    ``lock_timeout`` is in seconds, 0 for none. ``vectors=False`` is for a database that may not
-    have pgvector yet. What the URL itself says, such as ``connect_timeout``, is kept.
+    ``lock_timeout`` is in seconds, 0 for none; behind a pooler, such a connection has no settings
+    of ours, so that it can run what may not be in a transaction (CREATE INDEX CONCURRENTLY).
+    ``answer_timeout``, in seconds, is after what silence a statement is asked after.
+    ``vectors=False`` is for a database that may not have pgvector yet. With ``all_rows`` a table
+    whose row-level security would hide rows from this role is an error, as for pg_dump. What the
+    URL itself says, such as ``connect_timeout``, is kept.
 
     Raises:
         ConfigurationError: the URL cannot be read.
@@ -61,11 +68,14 @@ def connect(
     """
     conninfo = dsn(url, application_name=application_name)
     try:
-        connection = psycopg.connect(conninfo, autocommit=True)
+        # Unprepared: a prepared statement is not there when a pooler hands out another session.
+        connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
     except psycopg.OperationalError as error:
         raise ServerUnavailable(_explain(url, error)) from None
+    connection.conninfo = conninfo
+    connection.answer_timeout = answer_timeout
     try:
-        found = _prepare(connection, lock_timeout)
+        found = _prepare(connection, lock_timeout, all_rows)
         if vectors and not found:
             raise UnsupportedServer(
                 f"the database {connection.info.dbname!r} has no extension vector (pgvector); "
@@ -108,13 +118,19 @@ def _unreadable(url: str, reason: str) -> str:
     )
 
 
-def _prepare(connection: psycopg.Connection[Any], lock_timeout: float) -> bool:
+def _prepare(connection: Connection, lock_timeout: float, all_rows: bool) -> bool:
     """Set the session up and say whether pgvector is there; one round trip."""
-    milliseconds = f"{round(lock_timeout * 1000)}ms"
+    settings = {
+        "lock_timeout": f"{round(lock_timeout * 1000)}ms",
+        "row_security": "off" if all_rows else "on",
+    }
     rows = connection.execute(
-        statement("connection_prepare"), {"lock_timeout": milliseconds}
+        statement("connection_prepare"), {**settings, "pid": connection.info.backend_pid}
     ).fetchall()
-    types = {name: TypeInfo(name, oid, array) for name, oid, array in rows if name is not None}
+    own, row_security = rows[0][:2]
+    connection.pooled = not own
+    connection.settings = settings | {"row_security": row_security} if lock_timeout else None
+    types = {name: TypeInfo(name, oid, array) for *_, name, oid, array in rows if name is not None}
     for name, info in types.items():
         _REGISTER[name](connection, info)
     return "vector" in types

@@ -10,6 +10,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool
 
 from worker.database.connect import connect
+from worker.database.connection import turn
 from worker.database.loopback import set_up_loopback, take_down_loopback
 from worker.database.rows import one
 from worker.database.scripts import extension_schema
@@ -59,14 +60,14 @@ def migrate(url: str, *, model: str | None = None, loopback_host: str | None = N
     """
     with connect(url, vectors=False, lock_timeout=0, application_name="embedworker migrate") as c:
         _check_server(c)
-        c.execute(statement("migrate_lock"))
         try:
-            _ensure_vector(c)
-            c.execute(statement("migrate_schema"))
-            _run_alembic(c, "upgrade", "head")
-            _seed(c, model)
-            remarks = _set_up_roles(c) + set_up_loopback(c, host=loopback_host)
-            c.execute(statement("migrate_document"))
+            with turn(c, "migrate_lock"):
+                _ensure_vector(c)
+                c.execute(statement("migrate_schema"))
+                _run_alembic(c, "upgrade", "head")
+                _seed(c, model)
+                remarks = _set_up_roles(c) + set_up_loopback(c, host=loopback_host)
+                c.execute(statement("migrate_document"))
         except psycopg.errors.InsufficientPrivilege as error:
             raise DatabaseError(
                 f"the role {c.info.user!r} may not set embedworker up in {c.info.dbname!r}: "
@@ -82,8 +83,10 @@ def downgrade(url: str) -> None:
     Raises:
         DatabaseError: ``embed.document`` still holds rows.
     """
-    with connect(url, vectors=False, lock_timeout=0, application_name="embedworker migrate") as c:
-        c.execute(statement("migrate_lock"))
+    with (
+        connect(url, vectors=False, lock_timeout=0, application_name="embedworker migrate") as c,
+        turn(c, "migrate_lock"),
+    ):
         try:
             _run_alembic(c, "downgrade", "base")
         except psycopg.DatabaseError as error:

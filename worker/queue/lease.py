@@ -65,20 +65,25 @@ def hold(connection: Connection, worker: Identity) -> bool:
 
 def seen(
     connection: Connection,
-    worker: int,
+    worker: Identity,
     *,
     embedded: int,
     rows_per_second: float,
     model: str | None,
+    lock_held: bool,
 ) -> None:
-    """Give a sign of life and say what was done."""
+    """Give a sign of life, say what was done, and whether the lock of :func:`hold` is held."""
     connection.execute(
         statement("worker_seen"),
         {
-            "worker": worker,
+            "worker": worker.id,
+            "host": worker.host,
+            "pid": worker.pid,
+            "lanes": list(worker.lanes),
             "embedded": embedded,
             "rows_per_second": rows_per_second,
-            "model": model,
+            "model": model or worker.model,
+            "lock_held": lock_held,
         },
     )
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import psycopg
 
+from worker.database.connection import keeps_session
 from worker.database.rows import one
 from worker.database.statements import statement
 from worker.model.lexical import DIMENSIONS, LENGTH, length
@@ -49,9 +50,12 @@ def load(connection: Connection, source: Source) -> State | None:
 def count(connection: Connection, source: Source) -> Generator[None, None, None]:
     """Count anew, a piece at each step; does nothing while another worker counts this source.
 
-    Closed before its end, it leaves everything as it was.
+    Closed before its end, it leaves everything as it was. Behind a pooler there is no lock that
+    would last: two may count at once there, and the later version is used.
     """
-    if not one(connection.execute(statement("statistics_try_lock"), {"source": source.id}))[0]:
+    locks = keeps_session(connection)
+    known = {"source": source.id}
+    if locks and not one(connection.execute(statement("statistics_try_lock"), known))[0]:
         return
     try:
         yield
@@ -70,8 +74,9 @@ def count(connection: Connection, source: Source) -> Generator[None, None, None]
             raise
         yield from _delete(connection, source, int(version))
     finally:
-        with suppress(psycopg.OperationalError):  # a lost connection has let go of it
-            connection.execute(statement("statistics_unlock"), {"source": source.id})
+        if locks:
+            with suppress(psycopg.OperationalError):  # a lost connection has let go of it
+                connection.execute(statement("statistics_unlock"), known)
 
 
 class _Sample:

@@ -3,7 +3,8 @@
 It is also the backfill of a newly enabled table and the way to another model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,18 +63,18 @@ class Sweep:
             self._phase, self._cursor = row[0], row[1]
 
     @staticmethod
-    def try_lock(connection: Connection, source: Source) -> bool:
-        """Take the session's lock on sweeping this source; False when another worker has it."""
-        return bool(one(connection.execute(statement("sweep_try_lock"), {"source": source.id}))[0])
+    @contextmanager
+    def turn(connection: Connection, source: Source) -> Iterator[bool]:
+        """A transaction in which nobody else sweeps this source, for one page; False: not our turn.
 
-    @staticmethod
-    def unlock(connection: Connection, source: Source) -> None:
-        """Let others sweep this source."""
-        connection.execute(statement("sweep_unlock"), {"source": source.id})
+        Where the sweep stands may have changed since the last turn.
+        """
+        with connection.transaction():
+            yield bool(one(connection.execute(statement("sweep_turn"), {"source": source.id}))[0])
 
     @staticmethod
     def begin(connection: Connection, source: Source) -> None:
-        """Start over, for everything asked for until now."""
+        """Start over, for everything asked for until now; in a turn."""
         connection.execute(source.render("sweep_begin"), {"source": source.id})
 
     @property

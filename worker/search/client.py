@@ -81,10 +81,10 @@ def search(
     )
     asked: dict[str, Any] = {"question": question, "name": name, "k": k}
     ranking = {"lexical": lexical, "rerank": rerank}
-    connection.execute(statement("search_timeout"), {"timeout": f"{timeout:g}s"})
     relation = sql.SQL(row_type.replace("%", "%%"))  # quoted by the server
     try:
-        with _remarks(connection):
+        with connection.transaction(), _remarks(connection):
+            connection.execute(statement("search_timeout"), {"timeout": f"{timeout:g}s"})
             rows = connection.execute(
                 render("search_text", relation=relation), asked | ranking
             ).fetchall()

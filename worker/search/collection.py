@@ -10,6 +10,7 @@ from psycopg import sql
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from worker.database.connection import keeps_session
 from worker.database.rows import one
 from worker.database.statements import render, statement
 from worker.errors import ConfigurationError, DatabaseError, SourceError
@@ -64,8 +65,14 @@ class Searched:
 def claim_schema(connection: Connection) -> None:
     """Make sure that the schema of evaluations is nobody else's, for as long as the session lasts.
 
-    Raises DatabaseError where another evaluation runs, or no evaluation made the schema.
+    Raises DatabaseError where another evaluation runs, no evaluation made the schema, or there is
+    no session of our own.
     """
+    if not keeps_session(connection):
+        raise DatabaseError(
+            "the database URL leads through a connection pooler, and an evaluation needs a session "
+            "of its own; name a direct address with --database-url"
+        )
     if not one(connection.execute(statement("evaluate_lock")))[0]:
         raise DatabaseError("another evaluation runs in this database; wait until it has ended")
     taken, ours = one(connection.execute(statement("evaluate_state"), {"mark": MARK}))

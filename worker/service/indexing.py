@@ -15,6 +15,7 @@ from worker.database.connect import connect
 from worker.database.statements import render, statement
 from worker.errors import EmbedworkerError
 from worker.queue.source import Connection, Source
+from worker.settings import DEFAULT_ANSWER_TIMEOUT
 
 __all__ = ["Indexer"]
 
@@ -27,9 +28,18 @@ NAME_BYTES = 63
 class Indexer:
     """One build at a time, in a thread with a connection of its own."""
 
-    def __init__(self, url: str, *, after_rows: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        after_rows: int,
+        application_name: str = "embedworker index",
+        answer_timeout: float = DEFAULT_ANSWER_TIMEOUT,
+    ) -> None:
         self._url = url
         self._after_rows = after_rows
+        self._application_name = application_name
+        self._answer_timeout = answer_timeout
         self._looked: dict[int, float] = {}
         self._thread: threading.Thread | None = None
 
@@ -86,7 +96,10 @@ class Indexer:
             # No limit on waiting: CREATE INDEX CONCURRENTLY waits for old transactions to end, and
             # nobody waits for it meanwhile.
             with connect(
-                self._url, lock_timeout=0, application_name="embedworker index"
+                self._url,
+                lock_timeout=0,
+                application_name=self._application_name,
+                answer_timeout=self._answer_timeout,
             ) as connection:
                 if broken is not None:
                     connection.execute(render("index_drop", index=_quoted(broken)))

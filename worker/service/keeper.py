@@ -19,7 +19,7 @@ __all__ = ["HUNG", "Keeper", "Progress"]
 log = logging.getLogger("embedworker.keeper")
 
 TICK = 1.0  # seconds: a killed peer's rows are free within two
-SEEN = 5.0  # seconds between signs of life
+SEEN = 5.0  # seconds between signs of life; peers believe in a worker for three of them at least
 HUNG = 70  # exit code of a worker whose model did not come back
 
 
@@ -45,6 +45,8 @@ class Keeper(threading.Thread):
         *,
         lease: float,
         batch_timeout: float,
+        answer_timeout: float,
+        lock_held: Callable[[], bool],
         wake: Callable[[], None],
     ) -> None:
         super().__init__(name="keeper", daemon=True)
@@ -53,6 +55,8 @@ class Keeper(threading.Thread):
         self._progress = progress
         self._lease = lease
         self._batch_timeout = batch_timeout
+        self._answer_timeout = answer_timeout
+        self._lock_held = lock_held
         self._wake = wake
         self._stopped = threading.Event()
         self._counted = 0
@@ -63,7 +67,9 @@ class Keeper(threading.Thread):
         while not self._stopped.is_set():
             try:
                 with connect(
-                    self._url, application_name=f"embedworker keep {self._worker.id}"
+                    self._url,
+                    application_name=f"embedworker keep {self._worker.id}",
+                    answer_timeout=self._answer_timeout,
                 ) as connection:
                     while not self._stopped.is_set():
                         self._tick(connection)
@@ -89,10 +95,11 @@ class Keeper(threading.Thread):
             done = progress.embedded - self._counted
             seen(
                 connection,
-                self._worker.id,
+                self._worker,
                 embedded=done,
                 rows_per_second=done / (now - self._seen_at),
                 model=progress.model,
+                lock_held=self._lock_held(),
             )
             self._counted += done
             self._seen_at = now

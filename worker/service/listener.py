@@ -1,7 +1,10 @@
 """The connection that hears NOTIFY and shows by a lock that the worker is alive.
 
 A connection of its own, and a direct one: running a statement on a connection whose notifications
-are being read blocks for ever, and a transaction pooler delivers none.
+are being read blocks for ever, and a transaction pooler delivers none. Worse, it would leave LISTEN
+and the lock in a session that the application gets next; so behind a pooler neither is tried unless
+somebody has named this address for it (EMBEDWORKER_LISTEN_URL), as one does for a pooler that keeps
+sessions. Without them the queue is polled, and leases and signs of life say who is alive.
 """
 
 import logging
@@ -27,83 +30,117 @@ LISTEN = 0.25  # seconds in which an end is noticed; costs no round trip
 LOOK = 5.0  # seconds between looks at whether the connection still lives
 RETRY_LOCK = 1.0  # seconds
 DEAF = 60.0  # seconds until it is tried again; the server may just have been slow
+POOLED = (
+    "the database URL leads through a connection pooler, which does not deliver notifications: "
+    "questions and the queue are polled instead, and the rows of a worker that was killed wait for "
+    "their lease to end. Set EMBEDWORKER_LISTEN_URL to a direct connection (or to this one again, "
+    "if the pooler keeps sessions)"
+)
+UNHEARD = (
+    "notifications do not arrive, as through a transaction pooler: questions and the queue are "
+    "polled instead, and the rows of a worker that was killed wait for their lease to end. Set "
+    "EMBEDWORKER_LISTEN_URL to a direct connection"
+)
 
 
 class Listener(threading.Thread):
     """Sets the event of a channel whenever it is notified, and all of them after a reconnect.
 
     Setting them after LISTEN, not before, is what finds the rows whose NOTIFY fell into the gap.
+    ``named``: the address is one for notifications, not just that of the database. ``deaf`` is set
+    once it was said that there are none.
     """
 
-    def __init__(self, url: str, worker: Identity, channels: Mapping[str, threading.Event]) -> None:
+    def __init__(
+        self,
+        url: str,
+        worker: Identity,
+        channels: Mapping[str, threading.Event],
+        *,
+        named: bool,
+        answer_timeout: float,
+        deaf: threading.Event,
+    ) -> None:
         super().__init__(name="listener", daemon=True)
         self._url = url
         self._worker = worker
         self._channels = channels
+        self._named = named
+        self._answer_timeout = answer_timeout
+        self._deaf = deaf
         self._stopped = threading.Event()
-        self._deaf = False
         self.notified = threading.Event()
-        """Set once a NOTIFY of our own has come back: the road works."""
+        """Set while a NOTIFY of our own has come back: the road works."""
+        self.holds = False
+        """Whether the lock is held that shows this worker is alive."""
 
     def run(self) -> None:
         patience = Patience(log, "the connection for notifications")
         while not self._stopped.is_set():
             try:
                 with connect(
-                    self._url, application_name=f"embedworker listen {self._worker.id}"
+                    self._url,
+                    application_name=f"embedworker listen {self._worker.id}",
+                    answer_timeout=self._answer_timeout,
                 ) as connection:
-                    self._listen(connection, patience)
+                    if connection.pooled and not self._named:
+                        self._say(POOLED)
+                    elif self._hears(connection):
+                        self._listen(connection, patience)
+                    else:
+                        self._say(UNHEARD)
             except (psycopg.Error, EmbedworkerError) as error:
                 if not self._stopped.is_set():
                     patience.wait(error, self._stopped)
+            else:
+                self._stopped.wait(DEAF)
+            finally:
+                self.holds = False
+                self.notified.clear()
 
     def stop(self) -> None:
         """End the thread; closing the connection lets the lock go."""
         self._stopped.set()
         self.join(timeout=SELF_TEST + 1)
 
+    def _say(self, remark: str) -> None:
+        if not self._deaf.is_set():
+            log.warning(remark)
+        self._deaf.set()
+
+    def _hears(self, connection: Connection) -> bool:
+        """Whether what another session sends arrives here.
+
+        From another one: through a transaction pooler our own NOTIFY would mostly come back, on the
+        server's session that happened to run both statements.
+        """
+        test = sql.Identifier(f"embed_test_{self._worker.id}")
+        connection.execute(sql.SQL("listen {}").format(test))
+        with connect(self._url, vectors=False, answer_timeout=self._answer_timeout) as other:
+            other.execute(sql.SQL("notify {}").format(test))
+        heard = any(connection.notifies(timeout=SELF_TEST, stop_after=1))
+        connection.execute(sql.SQL("unlisten {}").format(test))
+        return heard
+
     def _listen(self, connection: Connection, patience: Patience) -> None:
-        test = f"embed_test_{self._worker.id}"
-        for channel in (*self._channels, test):
+        for channel in self._channels:
             connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
-        connection.execute(sql.SQL("notify {}").format(sql.Identifier(test)))
-        if not self._await_test(connection, test):
-            if not self._deaf:
-                log.warning(
-                    "notifications do not arrive: the database URL seems to lead through a "
-                    "transaction pooler; the queue is polled instead. Set EMBEDWORKER_LISTEN_URL "
-                    "to a direct connection"
-                )
-            # Without a session of our own a lock says nothing either; leases alone count.
-            self._deaf = True
-            self._stopped.wait(DEAF)
-            return
-        self._deaf = False
+        self._deaf.clear()
         self.notified.set()
-        held = hold(connection, self._worker)
+        self.holds = hold(connection, self._worker)
         look_at = time.monotonic() + RETRY_LOCK
         patience.success()
-        self._wake()
+        for event in self._channels.values():
+            event.set()
         while not self._stopped.is_set():
             for notification in connection.notifies(timeout=LISTEN):
-                event = self._channels.get(notification.channel)
-                if event is not None:
-                    event.set()
+                event_of = self._channels.get(notification.channel)
+                if event_of is not None:
+                    event_of.set()
             now = time.monotonic()
-            if not held and now >= look_at:
-                held = hold(connection, self._worker)
+            if not self.holds and now >= look_at:
+                self.holds = hold(connection, self._worker)
                 look_at = now + RETRY_LOCK
             elif now >= look_at:
                 connection.execute("select 1")  # notices a server that went away in silence
                 look_at = now + LOOK
-
-    def _await_test(self, connection: Connection, channel: str) -> bool:
-        # Not stop_after=1: the first to come may be an application's.
-        return any(
-            notification.channel == channel
-            for notification in connection.notifies(timeout=SELF_TEST)
-        )
-
-    def _wake(self) -> None:
-        for event in self._channels.values():
-            event.set()

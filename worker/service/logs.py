@@ -37,3 +37,5 @@ def set_up_logs(settings: Settings, stream: TextIO = sys.stderr) -> None:
     logger.handlers = [handler]
     logger.setLevel(settings.log_level.upper())
     logger.propagate = False
+    # psycopg warns of transactions that cannot be rolled back: the connection is gone.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)

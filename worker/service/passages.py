@@ -451,27 +451,30 @@ class PassageLane:
     def _begin_sweep(self, source: Source) -> int:
         self._registry.load(source)
         if source.id in self._requested:
-            if not Sweep.try_lock(self._connection, source):
-                return 0
-            Sweep.begin(self._connection, source)
-            Sweep.unlock(self._connection, source)
+            with Sweep.turn(self._connection, source) as ours:
+                if not ours:
+                    return 0
+                Sweep.begin(self._connection, source)
         self._sweeps.add(source.id)
         self._requested.discard(source.id)
         return 1
 
     def _sweep(self, source: Source) -> int:
-        # Locked for this slice only: the model may keep us long before the next.
-        if source.id not in self._sweeps or not Sweep.try_lock(self._connection, source):
+        if source.id not in self._sweeps:
             return 0
-        # Made anew each time: the table, its model, or the sweep may be others by now.
-        sweep = Sweep(self._connection, source, self._registry.load(source).fingerprint)
-        queued = 0
-        while not sweep.done:
-            queued += sweep.page().queued
-            if queued >= self._settings.window or self._wake.is_set():
+        fingerprint = self._registry.load(source).fingerprint
+        queued = pages = 0
+        while queued < self._settings.window and not (pages and self._wake.is_set()):
+            with Sweep.turn(self._connection, source) as ours:
+                if not ours:
+                    return pages
+                # Made anew each time: the table, its model, or the sweep may be others by now.
+                sweep = Sweep(self._connection, source, fingerprint)
+                if not sweep.done:
+                    queued += sweep.page().queued
+            pages += 1
+            if sweep.done:
+                self._sweeps.discard(source.id)
+                self._statistics.ask(source)
                 break
-        Sweep.unlock(self._connection, source)
-        if sweep.done:
-            self._sweeps.discard(source.id)
-            self._statistics.ask(source)
-        return 1
+        return pages

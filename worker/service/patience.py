@@ -20,8 +20,7 @@ class Patience:
         self._what = what
         self._longest = longest
         self._pause = FIRST
-        self._said: str | None = None
-        self._said_at = 0.0
+        self._said: dict[str, float] = {}
 
     def wait(self, error: BaseException | str, stopped: threading.Event) -> None:
         """Say what is wrong, if that is news, and pause; ``stopped`` ends the pause."""
@@ -35,18 +34,22 @@ class Patience:
         return pause
 
     def say(self, error: BaseException | str) -> None:
-        """Log a trouble unless it was said within the last five minutes."""
+        """Log a trouble unless it was said within the last five minutes.
+
+        All that was said is remembered, not just the last: what cannot be reached fails now with
+        one error, now with another.
+        """
         text = _first_line(error)
         now = time.monotonic()
-        if text != self._said or now - self._said_at > REMIND:
+        if now - self._said.get(text, float("-inf")) > REMIND:
             self._log.warning("%s: %s; trying again", self._what, text)
-            self._said, self._said_at = text, now
+            self._said[text] = now
 
     def success(self) -> None:
         """It worked: the next trouble is news again."""
-        if self._said is not None:
+        if self._said:
             self._log.info("%s: works again", self._what)
-        self._said = None
+        self._said.clear()
         self._pause = FIRST
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import psycopg
 
 from worker.database.connect import connect
-from worker.errors import NotMigrated
+from worker.database.rows import one
+from worker.database.statements import statement
+from worker.errors import DatabaseError, NotMigrated
 from worker.queue.lease import Identity, enter, leave
 from worker.queue.source import Connection
 from worker.service.keeper import Keeper, Progress
@@ -45,36 +47,47 @@ def session(
     channel: str,
     wake: threading.Event,
     others: Mapping[str, threading.Event],
+    deaf: threading.Event,
 ) -> Iterator[Session]:
     """Connect, register, listen and keep; undo all of it at the end.
 
-    ``others`` are further channels to listen to, and what they wake.
+    ``others`` are further channels to listen to, and what they wake. ``deaf`` outlives sessions:
+    set once it was said that notifications do not arrive.
 
     Raises:
         ServerUnavailable: no connection could be made.
         NotMigrated: the schema ``embed`` is not there, or of another version.
+        DatabaseError: this role may not write, or nobody may.
     """
     with connect(
-        url, lock_timeout=settings.lock_timeout, application_name=f"embedworker {lane}"
+        url,
+        lock_timeout=settings.lock_timeout,
+        application_name=f"embedworker {lane}",
+        answer_timeout=settings.answer_timeout,
+        all_rows=True,
     ) as connection:
-        # Statements differ from source to source and take milliseconds; prepared ones break behind
-        # transaction poolers.
-        connection.prepare_threshold = None
-        try:
-            me = enter(connection, lanes=[lane])
-        except _NOT_MIGRATED as error:
-            raise NotMigrated(
-                f"the database {connection.info.dbname!r} is not set up for embedworker; run "
-                "`embedworker migrate`"
-            ) from error
+        me = _enter(connection, lane)
+        # One name to each connection, by which it is known behind a pooler, too.
+        connection.execute(
+            statement("worker_name"), {"application_name": f"embedworker {lane} {me.id}"}
+        )
         progress = Progress()
-        listener = Listener(settings.listen_url or url, me, {channel: wake, **others})
+        listener = Listener(
+            settings.listen_url or url,
+            me,
+            {channel: wake, **others},
+            named=settings.listen_url is not None,
+            answer_timeout=settings.answer_timeout,
+            deaf=deaf,
+        )
         keeper = Keeper(
             url,
             me,
             progress,
             lease=settings.lease,
             batch_timeout=settings.batch_timeout,
+            answer_timeout=settings.answer_timeout,
+            lock_held=lambda: listener.holds,
             wake=wake.set,
         )
         listener.start()
@@ -91,3 +104,27 @@ def session(
         listener.stop()
         with suppress(psycopg.Error):
             leave(connection, me.id)
+
+
+def _enter(connection: Connection, lane: str) -> Identity:
+    """Register, or say what stands in the way and what to do."""
+    database, role = connection.info.dbname, connection.info.user
+    try:
+        return enter(connection, lanes=[lane])
+    except _NOT_MIGRATED as error:
+        raise NotMigrated(
+            f"the database {database!r} is not set up for embedworker; run `embedworker migrate`"
+        ) from error
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        (replica,) = one(connection.execute(statement("worker_replica")))
+        why = (
+            "is a read-only replica; give the address of the primary, or wait for it to be promoted"
+            if replica
+            else "takes no writes (default_transaction_read_only is on)"
+        )
+        raise DatabaseError(f"the database {database!r} {why}") from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DatabaseError(
+            f"the role {role!r} may not work in {database!r}: {error.diag.message_primary}. Run "
+            "the worker as the role that ran `embedworker migrate`, or grant that role to it"
+        ) from error

@@ -56,6 +56,7 @@ class Worker:
         }
         self._rerankers = Rerankers(settings)
         self._rerank_wake = threading.Event()
+        self._deaf = threading.Event()
         self._errors: list[BaseException] = []
 
     def __repr__(self) -> str:
@@ -173,7 +174,12 @@ class Worker:
 
     def _passage_lane(self, current: Session) -> tuple[Registry, Indexer, PassageLane]:
         registry = Registry(current.connection, current.worker, self._models["passages"])
-        indexer = Indexer(self._url, after_rows=self._settings.index_after_rows)
+        indexer = Indexer(
+            self._url,
+            after_rows=self._settings.index_after_rows,
+            application_name=f"embedworker index {current.worker.id}",
+            answer_timeout=self._settings.answer_timeout,
+        )
         lane = PassageLane(
             current.connection,
             current.worker,
@@ -195,6 +201,7 @@ class Worker:
             channel=CHANNELS[lane],
             wake=self._wakes[lane],
             others={CHANNEL: self._rerank_wake} if lane == "questions" else {},
+            deaf=self._deaf,
         )
 
 

@@ -1,0 +1,57 @@
+"""Troubles are said once, and tried again at growing intervals."""
+
+import logging
+import threading
+
+import pytest
+
+from worker.service.patience import LONGEST, Patience
+
+log = logging.getLogger("embedworker.test")
+
+
+@pytest.fixture
+def said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("embedworker"), "propagate", True)
+    caplog.set_level(logging.INFO, log.name)
+    return caplog
+
+
+def test_two_troubles_that_alternate_are_said_once_each(said: pytest.LogCaptureFixture) -> None:
+    patience = Patience(log, "the connection")
+    for _ in range(5):
+        patience.say("refused")
+        patience.say(ConnectionError("reset by peer"))
+    assert [record.getMessage() for record in said.records] == [
+        "the connection: refused; trying again",
+        "the connection: reset by peer; trying again",
+    ]
+    patience.success()
+    patience.success()
+    patience.say("refused")
+    assert [record.levelname for record in said.records] == [
+        "WARNING",
+        "WARNING",
+        "INFO",
+        "WARNING",
+    ]
+
+
+def test_pauses_grow_to_a_limit_and_start_over(said: pytest.LogCaptureFixture) -> None:
+    patience = Patience(log, "the connection")
+    pauses = [patience.next_pause() for _ in range(20)]
+    assert pauses[0] < 0.2
+    assert all(0.75 * LONGEST <= pause <= 1.25 * LONGEST for pause in pauses[10:])
+    patience.success()
+    assert patience.next_pause() < 0.2
+    assert said.records == []
+
+
+def test_an_end_is_not_waited_out() -> None:
+    stopped = threading.Event()
+    stopped.set()
+    patience = Patience(log, "the connection", longest=1000)
+    for _ in range(20):
+        patience.wait("refused", stopped)
