@@ -16,7 +16,14 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 import platformdirs
-from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import ConfigurationError
@@ -40,6 +47,14 @@ DEFAULT_QUERY_TIMEOUT = 5.0  # seconds
 DEFAULT_SWEEP_INTERVAL = 86400.0  # seconds
 DEFAULT_INDEX_AFTER_ROWS = 1000  # vectors
 DEFAULT_NICE = 19  # steps of nice(2)
+DEFAULT_METRICS_HOST = "127.0.0.1"
+DEFAULT_SERVE_HOST = "127.0.0.1"
+DEFAULT_SERVE_PORT = 8100
+DEFAULT_SERVE_BODY = 8 * 1024 * 1024  # bytes
+DEFAULT_SERVE_INPUTS = 2048  # texts
+DEFAULT_SERVE_CHARACTERS = 1_000_000  # characters
+DEFAULT_SERVE_WAITING = 64  # requests
+DEFAULT_STALLED_AFTER = 60.0  # seconds
 
 _HIDDEN = "***"
 _PASSWORD_IN_DSN = re.compile(r"(\b(?:ssl)?password\s*=\s*)('(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])+)")
@@ -187,6 +202,62 @@ class Settings(BaseSettings):
         ge=0,
         description="Vectors in a table before the worker builds its HNSW index",
     )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port on which `run` answers /metrics, /healthz and /readyz, 0 for any that is "
+        "free; not set: none",
+    )
+    metrics_host: str = Field(
+        default=DEFAULT_METRICS_HOST,
+        min_length=1,
+        description="Address on which it does; 0.0.0.0 for all of this machine",
+    )
+    query_prefix: str | None = Field(
+        default=None,
+        description="What `serve` puts before a question; not set: as the catalogue says",
+    )
+    passage_prefix: str | None = Field(
+        default=None,
+        description="What `serve` puts before a passage; not set: as the catalogue says",
+    )
+    serve_host: str = Field(
+        default=DEFAULT_SERVE_HOST,
+        min_length=1,
+        description="Address on which `serve` listens; any but this machine's own needs a token",
+    )
+    serve_port: int = Field(
+        default=DEFAULT_SERVE_PORT,
+        ge=0,
+        le=65535,
+        description="Port on which it does, 0 for any that is free",
+    )
+    serve_token: SecretStr | None = Field(
+        default=None, description="Bearer token that clients of `serve` must send"
+    )
+    serve_token_file: Path | None = Field(
+        default=None, description="File with such tokens, a line each"
+    )
+    serve_body: int = Field(
+        default=DEFAULT_SERVE_BODY, ge=1, description="Longest body of a request to `serve`"
+    )
+    serve_inputs: int = Field(
+        default=DEFAULT_SERVE_INPUTS, ge=1, description="Most texts in one request"
+    )
+    serve_characters: int = Field(
+        default=DEFAULT_SERVE_CHARACTERS, ge=1, description="Most characters of all of them"
+    )
+    serve_waiting: int = Field(
+        default=DEFAULT_SERVE_WAITING,
+        ge=1,
+        description="Most requests that wait for the model; one more is answered with 429",
+    )
+    stalled_after: float = Field(
+        default=DEFAULT_STALLED_AFTER,
+        gt=0,
+        description="Time after which a worker that embeds nothing while rows wait is not ready",
+    )
     log_format: Literal["human", "json"] = Field(
         default="human", description="Form of log lines: human, json"
     )
@@ -194,7 +265,7 @@ class Settings(BaseSettings):
         default="info", description="Least severe line that is logged"
     )
 
-    @field_validator("data_dir", "cache_dir")
+    @field_validator("data_dir", "cache_dir", "serve_token_file")
     @classmethod
     def _absolute(cls, folder: Path | None) -> Path | None:
         return None if folder is None else folder.expanduser().absolute()
@@ -268,6 +339,12 @@ _UNITS = {
     "poll_min": _SECONDS,
     "query_threads": "threads",
     "query_timeout": _SECONDS,
+    "serve_body": "bytes",
+    "serve_characters": "characters",
+    "serve_inputs": "texts",
+    "serve_port": "port",
+    "serve_waiting": "requests",
+    "stalled_after": _SECONDS,
     "sweep_interval": _SECONDS,
     "threads": "threads",
     "window": "texts",

@@ -446,6 +446,8 @@ begin
     );
     execute format('create index on embed.queue_%1$s (priority, due) where due < ''infinity''', new.id);
     execute format('create index on embed.queue_%1$s (claimed_by) where claimed_by is not null', new.id);
+    -- Serves the count and the list of dead rows; rows that are not have no part in it.
+    execute format('create index on embed.queue_%1$s (since) where due = ''infinity''', new.id);
 
     update embed.source s set vectors = embed._make_vectors(new) where s.id = new.id returning * into new;
     perform embed._write_capture(new);

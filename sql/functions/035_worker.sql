@@ -229,3 +229,71 @@ begin
     end loop;
 end
 $$;
+
+-- What waits, for a monitor that asks every few seconds: nothing here reads a whole queue.
+--   waiting  entries of inbox and queue; counted up to a bound, beyond it the server's own estimate
+--   dead     rows that were given up, by an index that holds no others
+--   oldest   seconds since the oldest of those that wait was changed. Of each priority those that
+--            are due first are looked at, so where more wait it may be a little more than said
+--   due      whether a row could be taken right now
+-- embed.status counts exactly, and reads every row for it.
+create or replace function embed._backlog(bound bigint default 10000)
+returns table (source integer, relation text, name text, model text, paused boolean, waiting bigint, dead bigint, oldest double precision, due boolean)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '50ms'
+as $$
+declare
+    since timestamptz;
+begin
+    for source, relation, name, model, paused in
+        select s.id, s.relation::text, s.name, coalesce(s.model, embed.default_model()), s.paused
+        from embed.source s
+        order by s.id
+    loop
+        begin
+            execute format(
+                $q$select
+                    (select count(*) from (select from embed.inbox_%1$s limit $1) as x)
+                        + (select count(*) from (select from embed.queue_%1$s q where q.priority = any ($2) and q.due < 'infinity' limit $1) as x),
+                    (select count(*) from embed.queue_%1$s q where q.due = 'infinity'),
+                    least(
+                        (select i.at from embed.inbox_%1$s i order by i.seq limit 1),
+                        (
+                            select min(x.since)
+                            from unnest($2) as p (priority)
+                            cross join lateral (
+                                select q.since
+                                from embed.queue_%1$s q
+                                where q.priority = p.priority and q.due < 'infinity'
+                                order by q.due
+                                limit 1000
+                            ) as x
+                        ),
+                        (select min(r.at) from embed.sweep_request r where r.source = $3)
+                    ),
+                    exists (select from embed.inbox_%1$s)
+                        or exists (
+                            select from embed.queue_%1$s q
+                            where q.priority = any ($2) and q.due < 'infinity' and q.due <= now()
+                        )$q$,
+                source
+            )
+            into waiting, dead, since, due
+            using bound, array[0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]::smallint[], source;
+        exception
+            -- It is being dropped.
+            when undefined_table or lock_not_available then continue;
+        end;
+        if waiting >= bound then
+            waiting := greatest(
+                waiting,
+                pg_stat_get_live_tuples(format('embed.inbox_%s', source)::regclass)
+                    + pg_stat_get_live_tuples(format('embed.queue_%s', source)::regclass) - dead
+            );
+        end if;
+        oldest := extract(epoch from clock_timestamp() - since);
+        return next;
+    end loop;
+end
+$$;

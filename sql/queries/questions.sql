@@ -16,7 +16,8 @@ update embed.question q
 set due = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => %(lease)s), claimed_by = %(worker)s
 from waiting w
 where q.id = w.id
-returning q.id, q.model, q.text, q.role, embed.text_hash(q.text) as hash;
+returning q.id, q.model, q.text, q.role, embed.text_hash(q.text) as hash,
+    extract(epoch from pg_catalog.clock_timestamp() - q.asked_at)::double precision as waited;
 
 -- questions_answer
 -- Write vectors, unless the question was withdrawn or its lease has gone to another worker, and keep

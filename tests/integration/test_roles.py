@@ -19,6 +19,7 @@ from worker.database.cluster import Cluster
 from worker.database.connect import connect
 from worker.database.loopback import set_up_loopback
 from worker.database.migrate import migrate
+from worker.database.statements import statement
 from worker.model.catalog import TESTING_MODEL
 from worker.queue import compact
 from worker.queue.compact import Compactor
@@ -82,6 +83,9 @@ def refused(connection: Connection, statement: str) -> None:
 
 def test_worker_that_owns_nothing_does_everything(url: str, owner: Connection, lane: Lane) -> None:
     assert assert_current(owner, "shop.person") == {("1",): "one", ("2",): "two"}
+    with connect(as_login(url, "worker")) as monitor:
+        assert monitor.execute(statement("observer_backlog")).fetchall()[0][1] == "shop.person"
+        assert monitor.execute(statement("observer_questions")).fetchall() == [(0, 0)]
     with connect(as_login(url, "clerk")) as clerk:
         clerk.execute("insert into shop.person values (3, 'three', true, 5)")
         clerk.execute("update shop.person set bio = 'zwei' where id = 2")
@@ -153,7 +157,7 @@ def test_worker_reads_only_what_is_embedded(url: str, owner: Connection) -> None
     owner.execute("create table shop.secret (id int primary key, body text)")
     with connect(as_login(url, "worker")) as worker:
         assert worker.execute("select id, bio, public from shop.person").fetchall()
-        for statement in (
+        for attempt in (
             "select salary from shop.person",
             "select * from shop.person",
             "select from shop.secret",
@@ -190,7 +194,7 @@ def test_owner_sees_to_own_tables_only(url: str, owner: Connection) -> None:
         "drop table embed.source",
         "select embed.restrict_questions()",
     ):
-        refused(owner, statement)
+        refused(owner, attempt)
     owner.execute("select embed.pause('shop.person')")
     owner.execute("select embed.resume('shop.person')")
     status = owner.execute("select state, rows from embed.status where name = 'person'").fetchone()

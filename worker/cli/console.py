@@ -54,11 +54,14 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
-def settings(context: typer.Context) -> "Settings":
-    """Return the settings of this call: the environment, with the global flags on top."""
+def settings(context: typer.Context, **flags: Any) -> "Settings":
+    """Return the settings of this call: the environment, with the global flags on top.
+
+    ``flags`` are those of the command itself.
+    """
     from worker.settings import load
 
-    return load(**(context.find_root().obj or {}))
+    return load(**{**(context.find_root().obj or {}), **flags})
 
 
 def database_url(context: typer.Context) -> str:

@@ -4,16 +4,25 @@ import logging
 import os
 import signal
 import sys
+from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.console import database_url, fail, note, settings
+from worker.cli.console import database_url, fail, settings
 from worker.cli.database import explained
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, EmbedworkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from worker.service.worker import Lane
+    from worker.settings import Settings
 
 __all__ = ["register"]
+
+log = logging.getLogger("embedworker")
 
 
 def register(app: typer.Typer) -> None:
@@ -32,6 +41,20 @@ def run(
     only_passages: Annotated[
         bool, typer.Option("--only-passages", help="Only keep vectors current.")
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="EMBEDWORKER_METRICS_PORT",
+            help="Answer /metrics, /healthz and /readyz on this port; 0 takes any that is free.",
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(
+            envvar="EMBEDWORKER_METRICS_HOST",
+            help="Address to do so on; 0.0.0.0 for all of this machine. [default: 127.0.0.1]",
+        ),
+    ] = None,
 ) -> None:
     """Keep vectors current and answer questions, until SIGTERM or Ctrl-C.
 
@@ -39,14 +62,13 @@ def run(
     one ends at once; nothing is lost either way.
     """
     from worker.service.logs import set_up_logs
-    from worker.service.supervisor import Child, end_with_parent
-    from worker.service.worker import LANES, Lane, Worker
+    from worker.service.supervisor import end_with_parent
 
     if sum((once, only_queries, only_passages)) > 1:
         raise ConfigurationError(
             "--once, --only-queries and --only-passages exclude each other; give at most one"
         )
-    chosen = settings(context)
+    chosen = settings(context, metrics_port=metrics_port, metrics_host=metrics_host)
     set_up_logs(chosen)
     end_with_parent()
     url = database_url(context)
@@ -56,51 +78,96 @@ def run(
         from worker.database.migrate import migrate
 
         for remark in migrate(url):
-            note(remark)
-    lanes: tuple[Lane, ...] = LANES
-    if only_queries or not only_passages:
-        lanes = ("questions",)
-    if only_passages or once:
-        lanes = ("passages",)
-        if not once:
+            log.info(remark)
+    if once:
+        _run_once(url, chosen)
+    elif only_queries or only_passages:
+        if only_passages:
             os.nice(chosen.nice)
-    worker = Worker(url, chosen, lanes=lanes)
-    child = None
-    if not (once or only_queries or only_passages):
-        child = Child(
-            [sys.executable, "-P", "-m", "worker.cli", "run", "--only-passages"],
-            {**os.environ, **_environment(context, url)},
-        )
-        child.start()
+        _serve(url, chosen, "passages" if only_passages else "questions")
+    else:
+        _serve(url, chosen, "questions", _environment(context, url))
 
+
+def _run_once(url: str, chosen: "Settings") -> None:
+    from worker.service.worker import Worker
+
+    worker = Worker(url, chosen, lanes=("passages",))
+    _stop_on_signals(worker.stop)
+    with _faults_logged(), explained():
+        troubles = worker.run_once()
+    if troubles:
+        fail("\n".join(troubles))
+    log.info("nothing is due any more")
+
+
+def _serve(
+    url: str, chosen: "Settings", lane: "Lane", for_child: dict[str, str] | None = None
+) -> None:
+    """Serve a lane here and, given an environment for it, that of passages in a child process."""
+    from worker.service.metrics import Metrics
+    from worker.service.monitor import monitored
+    from worker.service.reports import Reports, report_to_parent
+    from worker.service.supervisor import Child
+    from worker.service.worker import Worker
+
+    metrics = Metrics()
+    worker = Worker(url, chosen, lanes=[lane], metrics=metrics)
+    report_to_parent(worker.telemetry(lane))
+    reports = child = None
+    if for_child is not None:
+        reports = None if chosen.metrics_port is None else Reports(metrics)
+        command = [sys.executable, "-P", "-m", "worker.cli", "run", "--only-passages"]
+        child = Child(command, {**os.environ, **for_child}, reports=reports)
+    with ExitStack() as stack:
+        if chosen.metrics_port is not None:
+            readiness = stack.enter_context(
+                monitored(url, chosen, worker, metrics, lanes=[lane], reports=reports)
+            )
+
+        def stop() -> None:
+            if chosen.metrics_port is not None:
+                readiness.ending = True
+            worker.stop()
+            if child is not None:  # now: this process may be loading its model for a while yet
+                child.ask_to_end()
+
+        _stop_on_signals(stop)
+        if child is not None:
+            child.start()
+            stack.callback(child.stop)
+        with _faults_logged():
+            worker.run()
+
+
+def _stop_on_signals(stop: "Callable[[], None]") -> None:
     def on_signal(number: int, _: FrameType | None) -> None:
-        logging.getLogger("embedworker").info("%s: ending in order", signal.Signals(number).name)
+        log.info("%s: ending in order", signal.Signals(number).name)
         signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
         signal.signal(signal.SIGINT, lambda *_: os._exit(1))
-        worker.stop()
-        if child is not None:  # now: this process may be loading its model for a while yet
-            child.ask_to_end()
+        stop()
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+
+
+@contextmanager
+def _faults_logged() -> "Iterator[None]":
+    """Write a fault of ours to the log, where it has no text of a row, and end with 1."""
     try:
-        if once:
-            with explained():
-                troubles = worker.run_once()
-            if troubles:
-                fail("\n".join(troubles))
-            note("nothing is due any more")
-        else:
-            worker.run()
-    finally:
-        if child is not None:
-            child.stop()
+        yield
+    except EmbedworkerError:
+        raise
+    except Exception:
+        log.critical("the worker ends by a fault of its own; please report it", exc_info=True)
+        raise typer.Exit(1) from None
 
 
 def _environment(context: typer.Context, url: str) -> dict[str, str]:
     """What the global flags said, for a child process; never on its command line."""
     given = {**(context.find_root().obj or {}), "database_url": url}
-    return {
+    # What the child counts comes to us; the port is taken.
+    return {"EMBEDWORKER_METRICS_PORT": ""} | {
         f"EMBEDWORKER_{name.upper()}": str(value)
         for name, value in given.items()
         if value is not None

@@ -15,6 +15,7 @@ from worker.database.connect import connect
 from worker.database.statements import render, statement
 from worker.errors import EmbedworkerError
 from worker.queue.source import Connection, Source
+from worker.service.logs import sayable
 from worker.settings import DEFAULT_ANSWER_TIMEOUT
 
 __all__ = ["Indexer"]
@@ -114,7 +115,7 @@ class Indexer:
                 )
                 self._note(connection, source, "valid")
         except (psycopg.Error, EmbedworkerError) as error:
-            log.warning("index of %s: %s; trying again later", table, str(error).strip())
+            log.warning("index of %s: %s; trying again later", table, sayable(error))
             return
         log.info("index of %s built in %.1f s", table, time.monotonic() - started)
 

@@ -12,6 +12,7 @@ from worker.database.connect import connect
 from worker.errors import EmbedworkerError
 from worker.queue.lease import Identity, extend, free, leave, others_gone, seen
 from worker.queue.source import Connection, Source, load_sources
+from worker.service.health import Telemetry
 from worker.service.patience import Patience
 
 __all__ = ["HUNG", "Keeper", "Progress"]
@@ -26,7 +27,8 @@ HUNG = 70  # exit code of a worker whose model did not come back
 class Progress:
     """What a lane tells its keeper. Plain attributes: one thread writes, another reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, telemetry: Telemetry | None = None) -> None:
+        self.telemetry = telemetry or Telemetry()
         self.embedded = 0
         self.holding = False
         self.sources: Sequence[Source] = ()

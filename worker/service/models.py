@@ -12,6 +12,8 @@ from worker.database.statements import statement
 from worker.errors import ConfigurationError, ModelError
 from worker.model import Encoder, open_encoder
 from worker.queue.source import Connection
+from worker.service.health import Telemetry
+from worker.service.logs import sayable
 from worker.service.patience import Patience
 from worker.settings import Settings
 
@@ -32,8 +34,11 @@ class Loaded:
 class Models:
     """Loads each model once. One that fails is tried again, less and less often."""
 
-    def __init__(self, settings: Settings, *, threads: int | None) -> None:
+    def __init__(
+        self, settings: Settings, *, threads: int | None, telemetry: Telemetry | None = None
+    ) -> None:
         self._settings = settings
+        self._telemetry = telemetry or Telemetry()
         self._threads = threads
         self._lock = threading.Lock()
         self._encoders: dict[str, Encoder] = {}
@@ -57,9 +62,11 @@ class Models:
                 loaded = self._load(connection, name)
             except (ModelError, ConfigurationError) as failure:
                 patience.say(failure)
+                self._telemetry.health.loaded(name, sayable(failure))
                 self._failed[name] = (time.monotonic() + patience.next_pause(), failure, patience)
                 raise
             patience.success()
+            self._telemetry.health.loaded(name, None)
             self._failed.pop(name, None)
             self._loaded[name] = loaded
             return loaded
@@ -95,17 +102,23 @@ class Models:
     ) -> Encoder:
         started = time.monotonic()
         chosen = self._settings
-        encoder = open_encoder(
-            name,
-            query_prefix=query_prefix,
-            passage_prefix=passage_prefix,
-            dimensions=dimensions,
-            cache_folder=chosen.cache_dir,
-            device=chosen.device,
-            dtype=chosen.dtype,
-            threads=self._threads,
-            token_budget=chosen.batch_tokens,
-        )
+        telemetry = self._telemetry
+        telemetry.health.loading(name)
+        try:
+            encoder = open_encoder(
+                name,
+                query_prefix=query_prefix,
+                passage_prefix=passage_prefix,
+                dimensions=dimensions,
+                cache_folder=chosen.cache_dir,
+                device=chosen.device,
+                dtype=chosen.dtype,
+                threads=self._threads,
+                token_budget=chosen.batch_tokens,
+            )
+        finally:
+            telemetry.health.loading(None)
         took = time.monotonic() - started
+        telemetry.metrics.model_load.labels(telemetry.lane, name).set(took)
         log.info("model %s loaded in %.1f s: %s", name, took, dict(encoder.notes))
         return encoder

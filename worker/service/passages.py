@@ -6,7 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta
 
 import psycopg
@@ -73,6 +73,8 @@ class PassageLane:
         self._registry.on_trouble = self._let_go
         self._registry.final = self._complete
         self._progress = progress
+        self._metrics = progress.telemetry.metrics
+        self._health = progress.telemetry.health
         self._settings = settings
         self._indexer = indexer
         self._wake = wake
@@ -183,8 +185,9 @@ class PassageLane:
     def _refill(self, source: Source, sharing: int) -> int:
         loaded = self._registry.load(source)
         share = max(1, self._settings.window // sharing)
-        moved = move(self._connection, source, after=self._cursor(source)[0])
-        taken = self._claim(source, {FRESH: share, BACKFILL: share})
+        with self._phase("claim"):
+            moved = move(self._connection, source, after=self._cursor(source)[0])
+            taken = self._claim(source, {FRESH: share, BACKFILL: share})
         self._plan(loaded, source, taken, moved.last)
         return moved.rows + len(taken)
 
@@ -197,9 +200,9 @@ class PassageLane:
         if priority is None:
             return 0
         loaded = self._registry.load(source)
-        taken = self._claim(
-            source, {priority: min(self._suspects, SUSPECTS.get(priority, 1))}, after="-infinity"
-        )
+        quota = min(self._suspects, SUSPECTS.get(priority, 1))
+        with self._phase("claim"):
+            taken = self._claim(source, {priority: quota}, after="-infinity")
         self._suspects = min(self._suspects * 2, max(SUSPECTS.values()))
         self._plan(loaded, source, taken, None)
         return len(taken)
@@ -215,10 +218,11 @@ class PassageLane:
 
     def _take_fresh(self, source: Source) -> int:
         loaded = self._registry.load(source)
-        moved = move(self._connection, source, after=self._cursor(source)[0])
+        with self._phase("claim"):
+            moved = move(self._connection, source, after=self._cursor(source)[0])
+            taken = self._claim(source, {FRESH: URGENT}) if moved.rows else []
         if moved.rows == 0:
             return 0
-        taken = self._claim(source, {FRESH: URGENT})
         self._backlog = self._backlog or len(taken) == URGENT
         self._plan(loaded, source, taken, moved.last)
         return len(taken)
@@ -237,6 +241,7 @@ class PassageLane:
         )
         if dead:
             log.error("source %s: %s texts are dead: workers died with them", source, len(dead))
+            self._count_failures(source, len(dead), "dead")
         self._loose = jobs
         if jobs:
             self._progress.holding = True
@@ -253,14 +258,16 @@ class PassageLane:
         self._cursors[source.id] = (max(seq, moved or 0), due and due - SAFETY)
         if not jobs:
             return
-        jobs = self._read(loaded, jobs)
+        with self._phase("read"):
+            jobs = self._read(loaded, jobs)
         failpoint("after-read")
         settled = [job for job in jobs if job.text is None or job.current]
         self._complete(
             source, loaded, [Result(job, untouched=job.text is not None) for job in settled]
         )
         texts = [(job, job.text) for job in jobs if job.text is not None and not job.current]
-        passages = self._split(loaded, source, texts)
+        with self._phase("tokenize"):
+            passages = self._split(loaded, source, texts)
         self._statistics.seen(
             source,
             ((job.text or "")[start:end] for job, parts in passages for start, end, _ in parts),
@@ -281,6 +288,7 @@ class PassageLane:
                     loaded, source, texts[middle:]
                 )
             self._fail(source, [(texts[0][0], f"{type(error).__name__}: {error}".strip())])
+            self._health.failed(1, "by the tokenizer")
             return []
         return [(job, passages) for (job, _), passages in zip(texts, parts, strict=True)]
 
@@ -313,23 +321,48 @@ class PassageLane:
 
         def failed(unit: Unit, error: str) -> None:
             self._pool.drop(unit.job)
+            self._health.failed(1, "at the model")
             failures.append((unit.job, error))
 
         self._progress.batch_since = started
+        self._health.at_model(True)
         try:
-            largest = encode(loaded.encoder, units, done, failed)
+            with self._phase("encode"):
+                largest = encode(loaded.encoder, units, done, failed)
         finally:
             self._progress.batch_since = None
+            self._health.at_model(False)
         self._adapt(shrunk=largest < len(units) and not failures)
         failpoint("after-embed")
-        log.info(
-            "batch of %s: %s texts, %s tokens, %.0f ms",
-            units[0].job.source,
-            len(units),
-            sum(len(unit.tokens) for unit in units),
-            1000 * (time.monotonic() - started),
-        )
+        self._report_batch(units, failures, time.monotonic() - started)
         self._settle(loaded, results, failures)
+
+    def _report_batch(
+        self, units: Sequence[Unit], failures: Sequence[tuple[Job, str]], seconds: float
+    ) -> None:
+        tokens = sum(len(unit.tokens) for unit in units)
+        fields = {
+            "source": str(units[0].job.source),
+            "texts": len(units),
+            "failed": len(failures),
+            "tokens": tokens,
+            "milliseconds": round(1000 * seconds),
+        }
+        log.info(
+            "batch of %(source)s: %(texts)s texts, %(tokens)s tokens, %(milliseconds)s ms",
+            fields,
+            extra={"fields": fields},
+        )
+        lane = self._progress.telemetry.lane
+        self._metrics.batches.labels(lane).inc()
+        self._metrics.passages.labels(lane).inc(len(units))
+        self._metrics.tokens.labels(lane).inc(tokens)
+
+    def _phase(self, name: str) -> AbstractContextManager[object]:
+        return self._metrics.phase.labels(name).time()
+
+    def _count_failures(self, source: Source, count: int, outcome: str) -> None:
+        self._metrics.failures.labels(str(source), source.name, outcome).inc(count)
 
     def _adapt(self, *, shrunk: bool) -> None:
         """Make batches smaller where only halves went through (memory), and slowly larger again."""
@@ -362,12 +395,19 @@ class PassageLane:
         if not results:
             return 0
         failpoint("before-complete")
-        count, refused = self._write(loaded, results)
+        with self._phase("complete"):
+            count, refused = self._write(loaded, results)
         if len(refused) == len(results) > 1:
             raise refused[0][1]  # that is no fault of the rows'
+        if refused:
+            self._health.failed(len(refused), "to be written to the table")
         self._fail(source, [(result.job, str(error).strip()) for result, error in refused])
         failpoint("after-commit")
         self._progress.embedded += count
+        self._health.did(count, by_model=bool(results[0].passages))
+        # Those that need no model are completed apart from those that came from it.
+        counter = self._metrics.embedded if results[0].passages else self._metrics.settled
+        counter.labels(str(source), source.name).inc(count)
         self._statistics.written(
             source, sum(max(1, len(r.passages)) for r in results if not r.untouched)
         )
@@ -417,6 +457,8 @@ class PassageLane:
             len(failures),
             dead,
         )
+        self._count_failures(source, dead, "dead")
+        self._count_failures(source, len(failures) - dead, "retry")
         return len(failures)
 
     def _let_go(self, source: Source) -> None:

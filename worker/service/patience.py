@@ -5,6 +5,8 @@ import random
 import threading
 import time
 
+from worker.service.logs import sayable
+
 __all__ = ["Patience"]
 
 FIRST = 0.1  # seconds
@@ -39,7 +41,7 @@ class Patience:
         All that was said is remembered, not just the last: what cannot be reached fails now with
         one error, now with another.
         """
-        text = _first_line(error)
+        text = sayable(error)
         now = time.monotonic()
         if now - self._said.get(text, float("-inf")) > REMIND:
             self._log.warning("%s: %s; trying again", self._what, text)
@@ -51,8 +53,3 @@ class Patience:
             self._log.info("%s: works again", self._what)
         self._said.clear()
         self._pause = FIRST
-
-
-def _first_line(error: BaseException | str) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -14,6 +14,7 @@ from worker.errors import EmbedworkerError
 from worker.model.encoder import Encoder, Vectors
 from worker.model.lexical import question_terms
 from worker.queue.source import Connection
+from worker.service.health import Telemetry
 from worker.service.models import Loaded
 
 __all__ = ["BATCH", "QuestionLane", "reason"]
@@ -37,6 +38,7 @@ class _Question(NamedTuple):
     text: str
     role: Literal["query", "passage"]
     hash: bytes
+    waited: float
 
 
 class QuestionLane:
@@ -46,8 +48,12 @@ class QuestionLane:
     becomes the answer.
     """
 
-    def __init__(self, load: Callable[[Connection, str], Loaded]) -> None:
+    def __init__(
+        self, load: Callable[[Connection, str], Loaded], telemetry: Telemetry | None = None
+    ) -> None:
         self._load = load
+        self._telemetry = telemetry or Telemetry("questions")
+        self._claimed_at = 0.0
         self._kept = 0
         self._next_look = 0.0
 
@@ -63,6 +69,7 @@ class QuestionLane:
         claimed = connection.execute(
             statement("questions_claim"), {"limit": BATCH, "lease": LEASE, "worker": worker_id}
         ).fetchall()
+        self._claimed_at = time.monotonic()
         for batch in _batches(_Question(*row) for row in claimed):
             self._answer(connection, worker_id, batch)
         if self._kept >= CACHE_STEP:
@@ -78,7 +85,7 @@ class QuestionLane:
     def _answer(self, connection: Connection, worker: int, batch: Sequence[_Question]) -> None:
         try:
             model = self._load(connection, batch[0].model)
-            vectors = _encode(model.encoder, batch)
+            vectors = self._encode(model.encoder, batch)
         except psycopg.Error:
             raise  # the connection's trouble, not the question's: the lease brings it round again
         except Exception as error:
@@ -92,6 +99,8 @@ class QuestionLane:
                 statement("questions_fail"),
                 {"ids": [batch[0].id], "errors": [reason(error)], "worker": worker},
             )
+            self._telemetry.metrics.questions.labels("failed").inc()
+            self._telemetry.health.failed(1, "at the model")
             return
         # Only questions are kept: hash and fingerprint do not tell a passage from one.
         keep = batch[0].role == "query"
@@ -112,6 +121,25 @@ class QuestionLane:
             },
         )
         self._kept += len(batch) if keep else 0
+        self._telemetry.health.did(len(batch))
+        metrics = self._telemetry.metrics
+        metrics.questions.labels("answered").inc(len(batch))
+        took = time.monotonic() - self._claimed_at
+        for question in batch:
+            metrics.question_seconds.observe(question.waited + took)
+
+    def _encode(self, encoder: Encoder, batch: Sequence[_Question]) -> Vectors:
+        telemetry = self._telemetry
+        telemetry.health.at_model(True)
+        try:
+            texts = [question.text for question in batch]
+            if batch[0].role == "query":
+                return encoder.encode_queries(texts)
+            return encoder.encode_passages(texts)
+        finally:
+            telemetry.health.at_model(False)
+            telemetry.metrics.batches.labels(telemetry.lane).inc()
+            telemetry.metrics.passages.labels(telemetry.lane).inc(len(batch))
 
 
 def _batches(questions: Iterable[_Question]) -> Iterator[list[_Question]]:
@@ -129,13 +157,6 @@ def _batches(questions: Iterable[_Question]) -> Iterator[list[_Question]]:
                 yield [question]
         if short:
             yield short
-
-
-def _encode(encoder: Encoder, batch: Sequence[_Question]) -> Vectors:
-    texts = [question.text for question in batch]
-    if batch[0].role == "query":
-        return encoder.encode_queries(texts)
-    return encoder.encode_passages(texts)
 
 
 def _array(numbers: Sequence[float]) -> str:

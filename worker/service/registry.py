@@ -14,6 +14,7 @@ from worker.errors import ConfigurationError, DimensionMismatch, ModelError
 from worker.queue.lease import Identity
 from worker.queue.source import Connection, Source, load_sources
 from worker.queue.sweep import request
+from worker.service.logs import sayable
 from worker.service.models import Loaded, Models
 from worker.service.patience import Patience
 
@@ -72,10 +73,14 @@ class Registry:
 
     def troubles(self) -> list[str]:
         """Return what stops sources at the moment, a sentence each."""
+        return [f"{label}: {why}" for label, why in self.stopped().values()]
+
+    def stopped(self) -> dict[int, tuple[str, str]]:
+        """Return the sources that are stopped at the moment by number: which, and why."""
         reasons = {n: why for n, (_, _, why) in self._troubles.items()}
         # What a look at the table says is nearer to the cause than the statement that failed.
         reasons |= {n: why for n, why in self._verdicts.items() if why not in ("same", "changed")}
-        return [f"{self._sources[n]}: {why}" for n, why in reasons.items() if n in self._sources]
+        return {n: (str(self._sources[n]), why) for n, why in reasons.items() if n in self._sources}
 
     def follow(self, versions: dict[int, int]) -> None:
         """Bring the list up to date when a version is new, and from time to time."""
@@ -172,10 +177,10 @@ class Registry:
         _, patience, _ = self._troubles.get(source.id, (0.0, None, ""))
         patience = patience or Patience(log, f"source {source}", longest=LONGEST)
         patience.say(error)
-        text = str(error).strip()
-        self._troubles[source.id] = (time.monotonic() + patience.next_pause(), patience, text)
+        pause = patience.next_pause()
+        self._troubles[source.id] = (time.monotonic() + pause, patience, sayable(error))
         self._refreshed_at = None  # the table may have changed: look before the next try
-        self._set_error(source.id, text)
+        self._set_error(source.id, str(error).strip())
         self.on_trouble(source)
 
     def _set_error(self, number: int, error: str | None) -> None:

@@ -13,6 +13,7 @@ from worker.database.statements import statement
 from worker.errors import DatabaseError, NotMigrated
 from worker.queue.lease import Identity, enter, leave
 from worker.queue.source import Connection
+from worker.service.health import Telemetry
 from worker.service.keeper import Keeper, Progress
 from worker.service.listener import Listener
 from worker.settings import Settings
@@ -48,6 +49,7 @@ def session(
     wake: threading.Event,
     others: Mapping[str, threading.Event],
     deaf: threading.Event,
+    telemetry: Telemetry | None = None,
 ) -> Iterator[Session]:
     """Connect, register, listen and keep; undo all of it at the end.
 
@@ -71,7 +73,7 @@ def session(
         connection.execute(
             statement("worker_name"), {"application_name": f"embedworker {lane} {me.id}"}
         )
-        progress = Progress()
+        progress = Progress(telemetry)
         listener = Listener(
             settings.listen_url or url,
             me,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from worker.service.patience import Patience
+from worker.service.reports import PIPE, Reports
 
 __all__ = ["Child", "end_with_parent"]
 
@@ -20,15 +21,23 @@ log = logging.getLogger("embedworker.supervisor")
 
 PARENT = "EMBEDWORKER_PARENT_PIPE"
 STEADY = 60.0  # seconds after which a child's end is a new trouble, not the old one again
+READ = 5.0  # seconds until what a child that ended has said is read
 
 
 class Child(threading.Thread):
     """Keeps one child process running until stopped."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        reports: Reports | None = None,
+    ) -> None:
         super().__init__(name="supervisor", daemon=True)
         self._command = command
         self._environment = {**environment, PARENT: "1"}
+        self._reports = reports
         self._stopped = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._starting = threading.Lock()
@@ -41,11 +50,12 @@ class Child(threading.Thread):
                 if self._stopped.is_set():
                     return
                 started = time.monotonic()
-                # Its stdin is a pipe that ends when we do, however that happens.
-                self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.PIPE, env=self._environment
-                )
+                self._process, reader = self._start()
             code = self._process.wait()
+            if reader is not None:
+                reader.join(READ)
+            if self._reports is not None and not self._stopped.is_set():
+                self._reports.ended(code)
             if time.monotonic() - started > STEADY:
                 patience = Patience(log, "the passage process")
             if not self._stopped.is_set():
@@ -57,6 +67,34 @@ class Child(threading.Thread):
         if (process := self._process) is not None:
             self._asked = process
             process.terminate()
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], threading.Thread | None]:
+        if self._reports is None:
+            # Its stdin is a pipe that ends when we do, however that happens.
+            process = subprocess.Popen(self._command, stdin=subprocess.PIPE, env=self._environment)
+            return process, None
+        read, write = os.pipe()
+        try:
+            process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                env={**self._environment, PIPE: str(write)},
+                pass_fds=[write],
+            )
+        finally:
+            os.close(write)
+        reader = threading.Thread(
+            target=self._read, args=(read, self._reports), name="reports", daemon=True
+        )
+        reader.start()
+        return process, reader
+
+    @staticmethod
+    def _read(descriptor: int, reports: Reports) -> None:
+        with os.fdopen(descriptor, encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):  # what is cut off by its end says nothing
+                    reports.receive(line)
 
     def stop(self) -> None:
         """Ask the child to end in order, and wait until it has."""

@@ -11,7 +11,10 @@ import psycopg
 from worker.errors import ConfigurationError, EmbedworkerError, ModelError
 from worker.model.cpu import cpu_quota
 from worker.queue.source import load_sources
+from worker.service.health import Telemetry
 from worker.service.indexing import Indexer
+from worker.service.logs import sayable
+from worker.service.metrics import Metrics
 from worker.service.models import Models
 from worker.service.passages import PassageLane
 from worker.service.patience import Patience
@@ -44,15 +47,28 @@ class Worker:
     processes instead, so that bulk work can be niced and die alone.
     """
 
-    def __init__(self, url: str, settings: Settings, *, lanes: Iterable[Lane] = LANES) -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: Settings,
+        *,
+        lanes: Iterable[Lane] = LANES,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._url = url
         self._settings = settings
         self._lanes = tuple(lanes)
         self._stopped = threading.Event()
         self._wakes: dict[Lane, threading.Event] = {lane: threading.Event() for lane in LANES}
+        metrics = metrics or Metrics()
+        self._telemetry = {lane: Telemetry(lane, metrics) for lane in LANES}
+        threads = {
+            "questions": settings.query_threads,
+            "passages": settings.threads or cpu_quota(),
+        }
         self._models: dict[Lane, Models] = {
-            "questions": Models(settings, threads=settings.query_threads),
-            "passages": Models(settings, threads=settings.threads or cpu_quota()),
+            lane: Models(settings, threads=threads[lane], telemetry=self._telemetry[lane])
+            for lane in LANES
         }
         self._rerankers = Rerankers(settings)
         self._rerank_wake = threading.Event()
@@ -61,6 +77,10 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker {'+'.join(self._lanes)}{' stopped' if self._stopped.is_set() else ''}>"
+
+    def telemetry(self, lane: Lane) -> Telemetry:
+        """What a lane counts and how it fares, to be read at any time."""
+        return self._telemetry[lane]
 
     def run(self) -> None:
         """Serve until :meth:`stop`; lost connections are made again, a missing schema waited for.
@@ -108,17 +128,20 @@ class Worker:
 
     def _serve(self, lane: Lane) -> None:
         patience = Patience(log, f"the {lane} lane")
+        health = self._telemetry[lane].health
         serve = self._serve_passages if lane == "passages" else self._serve_questions
         while not self._stopped.is_set():
             try:
                 with self._session(lane) as current:
                     log.info("worker %s is up", current.worker)
+                    health.found()
                     with self._beside(lane, current):
                         serve(current, patience)
             except ConfigurationError as error:
                 self._errors.append(error)
                 self.stop()
             except (psycopg.Error, EmbedworkerError) as error:
+                health.lost(sayable(error))
                 if not self._stopped.is_set():
                     patience.wait(error, self._stopped)
             except BaseException as error:
@@ -133,6 +156,8 @@ class Worker:
         with _handing_back(lane):
             while not self._stopped.is_set():
                 worked = lane.step()
+                current.progress.telemetry.health.seen()
+                current.progress.telemetry.health.in_trouble(registry.stopped())
                 current.progress.model = registry.model
                 patience.success()
                 if worked:
@@ -150,8 +175,9 @@ class Worker:
             with suppress(ModelError, ConfigurationError):  # models has said it, and tries again
                 models.get(current.connection, name)
                 current.progress.model = name
-        lane = QuestionLane(models.get)
+        lane = QuestionLane(models.get, current.progress.telemetry)
         while not self._stopped.is_set():
+            current.progress.telemetry.health.seen()
             current.wake.clear()
             answered = lane.answer_once(current.connection, current.worker.id)
             current.progress.embedded += answered
@@ -202,6 +228,7 @@ class Worker:
             wake=self._wakes[lane],
             others={CHANNEL: self._rerank_wake} if lane == "questions" else {},
             deaf=self._deaf,
+            telemetry=self._telemetry[lane],
         )
 
 

@@ -1,0 +1,71 @@
+"""What is seen of a worker from outside: its endpoint, and what that needs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from worker.service.endpoint import Endpoint
+from worker.service.metrics import Family, Merged, Metrics, build_info, families, gauge
+from worker.service.observer import Observer
+from worker.service.readiness import DATABASE, Readiness
+from worker.service.reports import Reports
+from worker.service.worker import Lane, Worker
+from worker.settings import Settings
+
+__all__ = ["monitored"]
+
+
+@contextmanager
+def monitored(
+    url: str,
+    settings: Settings,
+    worker: Worker,
+    metrics: Metrics,
+    *,
+    lanes: Sequence[Lane],
+    reports: Reports | None = None,
+) -> Iterator[Readiness]:
+    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` while the worker runs.
+
+    ``lanes`` are those of ``worker``; ``reports`` come from the process that embeds passages, where
+    that is another.
+
+    Raises:
+        ConfigurationError: the address of the settings cannot be had.
+    """
+    readiness = Readiness(
+        settings,
+        {
+            **{lane: worker.telemetry(lane).health.state for lane in lanes},
+            **({} if reports is None else {"passages": reports.state}),
+        },
+    )
+    observer = Observer(url, readiness)
+
+    def of_all() -> list[Family]:
+        return [
+            *families(metrics.registry),
+            *([] if reports is None else reports.families()),
+            *observer.families(),
+            _ready(readiness),
+            build_info(),
+        ]
+
+    endpoint = Endpoint(
+        settings.metrics_host, settings.metrics_port or 0, Merged(of_all), readiness.reasons
+    )
+    endpoint.start()
+    observer.start()
+    try:
+        yield readiness
+    finally:
+        observer.stop()
+        endpoint.stop()
+
+
+def _ready(readiness: Readiness) -> Family:
+    bad = {reason.part for reason in readiness.reasons()}
+    return gauge(
+        "ready",
+        "Whether /readyz has nothing to say of this part of the worker.",
+        [({"part": part}, part not in bad) for part in (DATABASE, *readiness.lanes)],
+    )

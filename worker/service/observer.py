@@ -1,0 +1,83 @@
+"""Asks the database from time to time what waits, so that no scrape ever does."""
+
+import logging
+import threading
+import time
+from typing import Any
+
+import psycopg
+from psycopg.rows import class_row
+
+from worker.database.connect import connect
+from worker.database.rows import one
+from worker.database.statements import statement
+from worker.errors import EmbedworkerError
+from worker.queue.source import Connection
+from worker.service.logs import sayable
+from worker.service.metrics import Family, gauge
+from worker.service.patience import Patience
+from worker.service.readiness import Backlog, Readiness
+
+__all__ = ["Observer"]
+
+log = logging.getLogger("embedworker.observer")
+
+INTERVAL = 2.0  # seconds between looks
+SHARE = 0.05  # of the time: how much looking may take
+
+
+class Observer(threading.Thread):
+    """A thread with a connection of its own; what it saw last is what a scrape shows."""
+
+    def __init__(self, url: str, readiness: Readiness) -> None:
+        super().__init__(name="observer", daemon=True)
+        self._url = url
+        self._readiness = readiness
+        self._stopped = threading.Event()
+        self._seen: list[Family] = []
+
+    def run(self) -> None:
+        patience = Patience(log, "the connection that watches the queue")
+        while not self._stopped.is_set():
+            try:
+                with connect(self._url, application_name="embedworker observe") as connection:
+                    while not self._stopped.is_set():
+                        took = self._look(connection)
+                        patience.success()
+                        self._stopped.wait(max(INTERVAL, took / SHARE))
+            except (psycopg.Error, EmbedworkerError) as error:
+                self._readiness.away(sayable(error))
+                patience.wait(error, self._stopped)
+
+    def stop(self) -> None:
+        """End the thread at its next look."""
+        self._stopped.set()
+
+    def families(self) -> list[Family]:
+        """The gauges of the last look; none while the database does not answer."""
+        return self._seen if self._readiness.fresh else []
+
+    def _look(self, connection: Connection) -> float:
+        started = time.monotonic()
+        with connection.cursor(row_factory=class_row(Backlog)) as cursor:
+            backlog = cursor.execute(statement("observer_backlog")).fetchall()
+        questions, cached = one(connection.execute(statement("observer_questions")))
+        self._seen = _families(backlog, questions, cached)
+        self._readiness.answered(backlog)
+        return time.monotonic() - started
+
+
+def _families(backlog: list[Backlog], questions: int, cached: int) -> list[Family]:
+    def of_sources(name: str, meaning: str, attribute: str) -> Family:
+        def value(row: Backlog) -> Any:
+            return getattr(row, attribute) or 0
+
+        return gauge(name, meaning, [(row.labels, value(row)) for row in backlog])
+
+    return [
+        of_sources("queue_rows", "Rows that wait to be embedded.", "waiting"),
+        of_sources("queue_dead_rows", "Rows that were given up.", "dead"),
+        of_sources("queue_oldest_seconds", "How long the oldest row waits.", "oldest"),
+        gauge("questions_waiting", "Questions nobody has answered yet.", [({}, questions)]),
+        gauge("question_cache_vectors", "Vectors of recent questions kept.", [({}, cached)]),
+    ]
