@@ -18,7 +18,7 @@ from fix_cli import embedworker
 from fix_database import _new_database as new_database
 from psycopg import sql
 from sentence_transformers import SentenceTransformer
-from tiny_models import COMMIT, save_model
+from tiny_models import COMMIT, save_model, save_reranker
 from waiting import wait_until
 
 from worker import settings
@@ -65,6 +65,7 @@ MODELS = {
         "bert", 384, 128, *PLAIN, "mean"
     ),
 }
+RERANKERS = ("dragonkue/bge-reranker-v2-m3-ko", "BAAI/bge-reranker-v2-m3")
 QUESTION = "김치는 어떻게 보관하나요?"
 LONG = " ".join(f"{number}번째 문장은 앞 문장과 다른 이야기입니다." for number in range(1, 13))
 TEXTS = [
@@ -104,9 +105,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def cache_folder(published: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder that holds all of them as if they had been downloaded."""
+    """A cache folder that holds all of them, and the rerankers, as if they had been downloaded."""
     folder = tmp_path_factory.mktemp("cache")
-    for name, weights in published.items():
+    reranker = save_reranker(tmp_path_factory.mktemp("reranker"))
+    for name, weights in (published | dict.fromkeys(RERANKERS, reranker)).items():
         repository = folder / "hub" / f"models--{name.replace('/', '--')}"
         for inside in ("snapshots", "refs"):
             (repository / inside).mkdir(parents=True)
@@ -195,6 +197,8 @@ def test_these_are_the_models_of_the_catalogue() -> None:
         if card.kind == "embedding" and not name.startswith("bundled:")
     }
     assert known == expected
+    others = {name: card for name, card in catalog().items() if card.kind == "reranker"}
+    assert others == {name: ModelCard(name, max_tokens=512, kind="reranker") for name in RERANKERS}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -269,5 +273,5 @@ def test_the_command_lists_them_and_says_what_is_here(cache_folder: Path, tmp_pa
 
     with_all, with_none = available(cache_folder), available(tmp_path / "empty")
     assert with_all.keys() == with_none.keys() == catalog().keys()
-    assert {with_all[name] for name in MODELS} == {"cached"}
-    assert {with_none[name] for name in MODELS} == {"hub"}
+    assert {with_all[name] for name in (*MODELS, *RERANKERS)} == {"cached"}
+    assert {with_none[name] for name in (*MODELS, *RERANKERS)} == {"hub"}

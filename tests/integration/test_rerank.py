@@ -344,7 +344,7 @@ def test_a_wrong_timeout(shop: Shop, value: str) -> None:
 
 def test_no_worker(shop: Shop) -> None:
     plain = shop.search()
-    shop.worker.terminate()
+    shop.worker.terminate(timeout=60)
     try:
         shop.connection.execute("set embed.rerank_timeout = '1min'")
         assert shop.search(rerank=6) == plain

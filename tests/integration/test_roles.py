@@ -173,7 +173,7 @@ def test_worker_reads_only_what_is_embedded(url: str, owner: Connection) -> None
             "select embed.enable('shop.secret', array['body'])",
             "select embed._loopback('x', 'm', 'query', '1s')",
         ):
-            refused(worker, statement)
+            refused(worker, attempt)
     owner.execute("drop table shop.secret")
 
 
@@ -187,7 +187,7 @@ def test_owner_sees_to_own_tables_only(url: str, owner: Connection) -> None:
         superuser.execute("create table public.others (id int primary key, body text)")
         refused(owner, "select embed.enable('public.others', array['body'])")
         superuser.execute("drop table public.others")
-    for statement in (
+    for attempt in (
         "select * from embed.question",
         "select * from embed.question_cache",
         "delete from embed.worker_session",
@@ -207,7 +207,7 @@ def test_owner_sees_to_own_tables_only(url: str, owner: Connection) -> None:
 def test_stranger_sees_nothing_but_may_ask(url: str, owner: Connection) -> None:
     number = source_of(owner, "shop.person").id
     with connect(as_login(url, "stranger")) as stranger:
-        for statement in (
+        for attempt in (
             "select * from embed.status",
             "select * from embed.failure",
             "select * from embed.worker",
@@ -221,7 +221,7 @@ def test_stranger_sees_nothing_but_may_ask(url: str, owner: Connection) -> None:
             "select setval('embed.seq', 1)",
             "select embed._make_roles()",
         ):
-            refused(stranger, statement)
+            refused(stranger, attempt)
 
 
 def test_questions_can_be_left_to_members(url: str) -> None:

@@ -22,7 +22,19 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pgvector import Vector
 from pgvector.sqlalchemy import VECTOR
-from sqlalchemy import Double, Select, String, Table, cast, func, inspect, literal, null, select
+from sqlalchemy import (
+    Double,
+    Integer,
+    Select,
+    String,
+    Table,
+    cast,
+    func,
+    inspect,
+    literal,
+    null,
+    select,
+)
 from sqlalchemy.orm import Mapper, Session, scoped_session
 from sqlalchemy.orm.interfaces import ORMOption
 from sqlalchemy.sql.elements import ColumnElement, Grouping
@@ -61,13 +73,15 @@ class Hit(Generic[T]):
 
     ``score`` orders the hits of one search and says nothing by itself; ``similarity`` is the cosine
     of question and passage, ``bm25`` (0 to 1) how much of the question's words is there, None where
-    they did not count. ``passage`` is ``[passage_start, passage_end)`` of the embedded text.
+    they did not count, ``reranked`` what a cross-encoder says, None where it was not asked or did
+    not answer. ``passage`` is ``[passage_start, passage_end)`` of the embedded text.
     """
 
     row: T
     score: float
     similarity: float
     bm25: float | None
+    reranked: float | None
     passage: str
     passage_start: int
     passage_end: int
@@ -81,19 +95,23 @@ def search(
     *,
     name: str | None = None,
     lexical: float | None = None,
+    rerank: int | None = None,
     options: Iterable[ORMOption] = (),
 ) -> list[Hit[T]]:
     """Return the ``k`` rows nearest in meaning to a question, or to a vector, the nearest first.
 
     ``name`` is that of the declaration, where the class has several. ``lexical`` is the weight of
-    the question's words beside its meaning, None for that of the table. ``options`` are the loader
-    options of the rows, such as ``selectinload(Article.comments)``.
+    the question's words beside its meaning, None for that of the table. ``rerank`` is how many of
+    the best rows a cross-encoder reads to order them; with a question in words only. ``options``
+    are the loader options of the rows, such as ``selectinload(Article.comments)``.
 
     Raises:
         sqlalchemy.exc.DBAPIError: what the server refuses; ``error.orig.sqlstate`` is EW001 where
             no worker answered, EW002 where the table is not enabled.
     """
-    statement = search_statement(entity, question, k, name=name, lexical=lexical).options(*options)
+    statement = search_statement(
+        entity, question, k, name=name, lexical=lexical, rerank=rerank
+    ).options(*options)
     return [Hit(*found) for found in session.execute(statement).unique()]
 
 
@@ -105,10 +123,13 @@ async def search_async(
     *,
     name: str | None = None,
     lexical: float | None = None,
+    rerank: int | None = None,
     options: Iterable[ORMOption] = (),
 ) -> list[Hit[T]]:
     """Do what :func:`search` does with an asynchronous session."""
-    statement = search_statement(entity, question, k, name=name, lexical=lexical).options(*options)
+    statement = search_statement(
+        entity, question, k, name=name, lexical=lexical, rerank=rerank
+    ).options(*options)
     return [Hit(*found) for found in (await session.execute(statement)).unique()]
 
 
@@ -119,7 +140,8 @@ def search_statement(
     *,
     name: str | None = None,
     lexical: float | None = None,
-) -> "Select[T, float, float, float | None, str, int, int]":
+    rerank: int | None = None,
+) -> "Select[T, float, float, float | None, float | None, str, int, int]":
     """Return what :func:`search` executes: the entity and the other fields of :class:`Hit`.
 
     What is added to it, such as ``where``, filters the ``k`` rows that were found.
@@ -129,7 +151,8 @@ def search_statement(
     if isinstance(question, str):
         given: ColumnElement[Any] = null() if lexical is None else literal(lexical)
         weight: ColumnElement[Any] = cast(given, Double())
-        arguments += [text_or_null(question), k, text_or_null(source), weight]
+        read = cast(null() if rerank is None else literal(rerank), Integer())
+        arguments += [text_or_null(question), k, text_or_null(source), weight, read]
     else:
         arguments += [cast(literal(question, VECTOR()), VECTOR()), k, text_or_null(source)]
     found = (
@@ -139,6 +162,7 @@ def search_statement(
             column("score", Double()),
             column("similarity", Double()),
             column("bm25", Double()),
+            column("reranked", Double()),
             column("passage", String()),
             "passage_start",
             "passage_end",
@@ -150,7 +174,15 @@ def search_statement(
     is_found = and_(*(key == _field(found.c.row, key.name) for key in table.primary_key.columns))
     fields = [
         found.c[name]
-        for name in ("score", "similarity", "bm25", "passage", "passage_start", "passage_end")
+        for name in (
+            "score",
+            "similarity",
+            "bm25",
+            "reranked",
+            "passage",
+            "passage_start",
+            "passage_end",
+        )
     ]
     return select(entity, *fields).join(found, is_found).order_by(found.c.rank)
 

@@ -3,6 +3,7 @@
 Not part of an index: every pair costs a pass of the model, so they only order what search found.
 """
 
+import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ def open_reranker(
             f"the reranker {name!r} is not complete: {', '.join(missing)} missing in {folder};"
             " copy or download it again"
         )
+    _check_head(folder, name)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     shown = transformers_logging.is_progress_bar_enabled()
@@ -125,6 +127,23 @@ def _locate(name: str, cache_folder: Path | None) -> Path:
             " embed.use_reranker(…)"
         )
     return hub_folder(name, cache_folder, "reranker")
+
+
+def _check_head(folder: Path, name: str) -> None:
+    """Refuse a model without a head for scores: the library would make one up at random."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        architectures = list(config.get("architectures") or [])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ModelRefused(
+            f"config.json of the reranker {name!r} cannot be read: {error}; copy or download it"
+            " again"
+        ) from error
+    if not any(str(kind).endswith("ForSequenceClassification") for kind in architectures):
+        raise ModelRefused(
+            f"the model {name!r} is a {' or '.join(map(str, architectures)) or 'network'} without a"
+            " head that scores pairs, expected …ForSequenceClassification; it is not a reranker"
+        )
 
 
 def _dtype(wanted: DType, device: str) -> torch.dtype:

@@ -99,7 +99,18 @@ def search(
             _warn(f"the rows are not reranked: {error.diag.message_primary}")
         rows = connection.execute(render("search_vector", relation=relation), asked).fetchall()
     keys = [_plain(key) for key in key_names]
-    return [Hit({key: row[key] for key in keys if key in row}, *parts, row) for *parts, row in rows]
+    return [
+        Hit(
+            {key: row[key] for key in keys if key in row},
+            score,
+            similarity,
+            bm25,
+            reranked,
+            passage,
+            row,
+        )
+        for score, similarity, bm25, reranked, passage, row in rows
+    ]
 
 
 def query_vector(
