@@ -84,7 +84,8 @@ def refused(connection: Connection, statement: str) -> None:
 def test_worker_that_owns_nothing_does_everything(url: str, owner: Connection, lane: Lane) -> None:
     assert assert_current(owner, "shop.person") == {("1",): "one", ("2",): "two"}
     with connect(as_login(url, "worker")) as monitor:
-        assert monitor.execute(statement("observer_backlog")).fetchall()[0][1] == "shop.person"
+        backlog = monitor.execute(statement("observer_backlog")).fetchall()
+        assert "shop.person" in [relation for _, relation, *_ in backlog]
         assert monitor.execute(statement("observer_questions")).fetchall() == [(0, 0)]
     with connect(as_login(url, "clerk")) as clerk:
         clerk.execute("insert into shop.person values (3, 'three', true, 5)")
