@@ -12,6 +12,7 @@ import pytest
 from fix_cli import Cli
 from fix_database import _new_database as new_database
 from fix_drain import drain_url
+from fix_vectors import VectorWriter
 from fix_worker import WorkerProcess, Workers, use_hash_model
 from psycopg import errors, sql
 from tiny_models import save_model, save_reranker
@@ -342,17 +343,21 @@ def test_a_wrong_timeout(shop: Shop, value: str) -> None:
     assert caught.value.sqlstate == "EW003"
 
 
-def test_no_worker(shop: Shop) -> None:
-    plain = shop.search()
-    shop.worker.terminate(timeout=60)
-    try:
-        shop.connection.execute("set embed.rerank_timeout = '1min'")
-        assert shop.search(rerank=6) == plain
-        (notice,) = shop.notices
-        assert "no worker that answers questions is connected" in notice
-    finally:
-        shop.workers.start("--only-queries", device="cpu", threads="1")
-    assert shop.order(rerank=6) == BY_DIGIT
+def test_no_worker(connection: Connection, vectors: VectorWriter) -> None:
+    """Nobody is there to ask: said at once, and no text is left to wait for somebody."""
+    connection.execute("create table article (id int primary key, body text)")
+    connection.execute("select embed.enable('article', array['body'])")
+    connection.execute("insert into article values (1, 'a 1'), (2, 'b 9')")
+    vectors.embed("article")
+    vectors.know("a")
+    notices: list[str] = []
+    connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
+    found = connection.execute(
+        'select (s."row").id, s.reranked from embed.search(null::article, %s, rerank => 2) s', ["a"]
+    ).fetchall()
+    assert found == [(1, None), (2, None)]
+    assert notices == ["the rows are not reranked: no worker that answers questions is connected"]
+    assert connection.execute("select count(*) from embed.question").fetchone() == (0,)
 
 
 # Which model
