@@ -113,7 +113,10 @@ def open_reranker(
         )
     model.max_seq_length = min(filter(None, (model.max_seq_length, max_tokens)))
     reranker = Reranker(model, name)
-    list(reranker.scored(PROBE[0], [PROBE[1]]))
+    try:
+        list(reranker.scored(PROBE[0], [PROBE[1]]))
+    except (ModelError, RuntimeError, LookupError) as error:
+        raise ModelRefused(f"the reranker {name!r} failed its probe: {error}") from error
     return reranker
 
 
