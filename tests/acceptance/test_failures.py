@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
 from fix_worker import Workers
 from oracle import failures, judge, queue_of, wait_settled
 from psycopg import sql
@@ -169,36 +168,6 @@ def test_a_model_that_is_missing_stops_nobody_else(shop: Connection, workers: Wo
     lines = [line for line in worker.output().splitlines() if "WARNING" in line]
     assert len(lines) <= 4, lines  # once for the model, once for the source; no flood
     assert worker.terminate() == 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize(
-    ("first", "said"), [(None, "late"), (32, "of 32 dimensions, the column holds 384")]
-)
-def test_a_model_that_comes_later(
-    shop: Connection, workers: Workers, tmp_path: Path, first: int | None, said: str
-) -> None:
-    """Not there yet, or another one, when the worker starts: it is enough to put it there."""
-    from tiny_models import save_model
-
-    folder = tmp_path / "late"
-    if first is not None:
-        save_model(folder, dimensions=first)
-    shop.execute("select embed.add_model(%s, 384, 64, 'query: ', 'passage: ')", [str(folder)])
-    shop.execute("create table article (id integer primary key, content text)")
-    shop.execute("insert into article values (1, '좋은 글')")
-    shop.execute("select embed.enable('article', array['content'], model => %s)", [str(folder)])
-    worker = workers.start(offline="1")
-    error = "select error from embed.status where source = 'article'::regclass"
-    wait_until(lambda: said in str(shop.execute(error).fetchone()), 60, f"the error of {worker}")
-    made = save_model(tmp_path / "made", dimensions=384)
-    if first is not None:
-        folder.rename(tmp_path / "wrong")
-    made.rename(folder)
-    vectors = "select count(*) from article_embedding"
-    wait_until(lambda: shop.execute(vectors).fetchone() == (1,), 120, f"the vector of {worker}")
-    wait_until(lambda: shop.execute(error).fetchone() == (None,))
 
 
 def test_a_model_that_hangs(shop: Connection, workers: Workers, gate: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_drain import Connection, Drain, Lane, assert_current, captured, drain_url, source_of
+from waiting import wait_until
 
 ROWS = """
 create table article (id integer primary key, title text, body text, n integer,
@@ -397,6 +398,18 @@ def test_model_of_the_same_dimensions(article: Connection, lane: Lane) -> None:
     article.execute("select embed.enable('article', array['body'], model => 'testing:hash')")
     assert lane.drain() == []
     assert source_of(article, "article").fingerprint == first
+    assert len(assert_current(article, "article")) == 5
+
+
+def test_a_model_that_comes_later(
+    article: Connection, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be opened when the worker starts, and is tried again without anybody's doing."""
+    monkeypatch.delenv("EMBEDWORKER_ALLOW_TESTING_MODEL")
+    article.execute(ENABLE)
+    assert any("is for tests only" in trouble for trouble in lane.drain())
+    monkeypatch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
+    wait_until(lambda: lane.drain() == [], 20)
     assert len(assert_current(article, "article")) == 5
 
 
