@@ -3,6 +3,7 @@
 import logging
 import threading
 
+import psycopg
 import pytest
 
 from worker.service.patience import LONGEST, Patience
@@ -23,7 +24,7 @@ def test_two_troubles_that_alternate_are_said_once_each(said: pytest.LogCaptureF
     patience = Patience(log, "the connection")
     for _ in range(5):
         patience.say("refused")
-        patience.say(ConnectionError("reset by peer"))
+        patience.say(psycopg.OperationalError("reset by peer"))
     assert [record.getMessage() for record in said.records] == [
         "the connection: refused; trying again",
         "the connection: reset by peer; trying again",
