@@ -1,1 +1,39 @@
-"""embedworker: text columns of PostgreSQL tables, searchable by meaning."""
+"""embedworker: text columns of PostgreSQL tables, searchable by meaning.
+
+A :class:`Worker` keeps vectors current and answers questions inside a process of yours, as
+``embedworker run`` does in its own; a :class:`Client` searches:
+
+>>> from worker import Client, Worker
+>>> with Worker(url) as worker, Client(url) as client:
+...     ready = worker.wait_ready(timeout=60)
+...     for hit in client.search("embed.document", "my washing machine shows F-05", k=1):
+...         print(hit.row["title"], hit.key)
+Washing machine {'id': 1}
+
+The same with ``async with`` and :class:`AsyncClient`. SQLAlchemy and Alembic have modules of their
+own: ``worker.integrations.sqlalchemy``, ``worker.integrations.alembic``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worker.search.client import AsyncClient, Client, Hit
+    from worker.service.worker import Worker
+
+__all__ = ["AsyncClient", "Client", "Hit", "Worker"]
+
+_PLACES = {
+    "AsyncClient": "worker.search.client",
+    "Client": "worker.search.client",
+    "Hit": "worker.search.client",
+    "Worker": "worker.service.worker",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Only what is used is imported: the worker brings torch, which takes seconds.
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PLACES[name]), name)

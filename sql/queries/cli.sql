@@ -122,6 +122,14 @@ from embed.search(
 select s.score, s.similarity, s.bm25, s.reranked, s.passage, pg_catalog.to_jsonb(s."row") as found
 from embed.search(null::{relation}, %(question)b, k => %(k)s, name => %(name)s) as s;
 
+-- search_query
+-- The vector of a question.
+select embed.query(%(question)s::text, %(model)s::text);
+
+-- search_default_model
+-- The model that is used where none is named.
+select embed.default_model();
+
 -- search_ask
 -- Leave a question for the workers; its vector at once where it is known already.
 select a.embedding, a.lost from embed.ask(%(id)s, %(model)s, %(question)s, 'query') as a;

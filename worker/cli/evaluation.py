@@ -105,7 +105,7 @@ class Evaluation:
             drop_collection(self._connection)
 
     def _embed(self, show: Callable[[int], None]) -> None:
-        worker = Worker(self._url, self._settings, lanes=["passages"])
+        worker = Worker(self._url, self._settings, lanes=["passages"], exit_when_hung=True)
         with _in_thread(worker, worker.run_once) as run:
             while not run.done():
                 show(embedded(self._connection))
@@ -142,7 +142,7 @@ class Evaluation:
 
     @contextmanager
     def _answering(self) -> Iterator[Future[None]]:
-        worker = Worker(self._url, self._settings, lanes=["questions"])
+        worker = Worker(self._url, self._settings, lanes=["questions"], exit_when_hung=True)
         with _in_thread(worker, worker.run) as run:
             yield run
 

@@ -92,7 +92,7 @@ def run(
 def _run_once(url: str, chosen: "Settings") -> None:
     from worker.service.worker import Worker
 
-    worker = Worker(url, chosen, lanes=("passages",))
+    worker = Worker(url, chosen, lanes=("passages",), exit_when_hung=True)
     _stop_on_signals(worker.stop)
     with _faults_logged(), explained():
         troubles = worker.run_once()
@@ -112,7 +112,7 @@ def _serve(
     from worker.service.worker import Worker
 
     metrics = Metrics()
-    worker = Worker(url, chosen, lanes=[lane], metrics=metrics)
+    worker = Worker(url, chosen, lanes=[lane], metrics=metrics, exit_when_hung=True)
     report_to_parent(worker.telemetry(lane))
     reports = child = None
     if for_child is not None:

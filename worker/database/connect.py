@@ -1,7 +1,7 @@
 """Connections: one way to open them, and errors that say what to do."""
 
 import re
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from pgvector.psycopg.halfvec import register_halfvec_info
@@ -15,7 +15,7 @@ from worker.database.statements import statement
 from worker.errors import ConfigurationError, ServerUnavailable, UnsupportedServer
 from worker.settings import DEFAULT_ANSWER_TIMEOUT, DEFAULT_LOCK_TIMEOUT, obfuscate
 
-__all__ = ["connect", "dsn"]
+__all__ = ["connect", "connect_async", "dsn"]
 
 CONNECT_TIMEOUT = 10  # seconds for each address of the host
 KEEPALIVES_IDLE = 30  # seconds of silence before the first probe
@@ -75,15 +75,43 @@ def connect(
     connection.conninfo = conninfo
     connection.answer_timeout = answer_timeout
     try:
-        found = _prepare(connection, lock_timeout, all_rows)
-        if vectors and not found:
-            raise UnsupportedServer(
-                f"the database {connection.info.dbname!r} has no extension vector (pgvector); "
-                "run `embedworker migrate`, or as a superuser: create extension vector"
-            )
+        settings = _settings(lock_timeout, all_rows)
+        rows = connection.execute(*_preparation(connection, settings)).fetchall()
+        own, row_security = rows[0][:2]
+        connection.pooled = not own
+        connection.settings = settings | {"row_security": row_security} if lock_timeout else None
+        if not _register(connection, rows) and vectors:
+            raise _without_vector(connection)
         connection.autocommit = autocommit
     except BaseException:
         connection.close()
+        raise
+    return connection
+
+
+async def connect_async(
+    url: str, *, application_name: str = "embedworker", lock_timeout: float = DEFAULT_LOCK_TIMEOUT
+) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+    """Do what :func:`connect` does for asyncio, in autocommit mode.
+
+    It has no ``answer_timeout``: who waits for an answer can be cancelled. Behind a pooler it makes
+    no settings.
+    """
+    conninfo = dsn(url, application_name=application_name)
+    try:
+        connection = await psycopg.AsyncConnection.connect(
+            conninfo, autocommit=True, prepare_threshold=None
+        )
+    except psycopg.OperationalError as error:
+        raise ServerUnavailable(_explain(url, error)) from None
+    try:
+        prepared = await connection.execute(
+            *_preparation(connection, _settings(lock_timeout, all_rows=False))
+        )
+        if not _register(connection, await prepared.fetchall()):
+            raise _without_vector(connection)
+    except BaseException:
+        await connection.close()
         raise
     return connection
 
@@ -118,22 +146,33 @@ def _unreadable(url: str, reason: str) -> str:
     )
 
 
-def _prepare(connection: Connection, lock_timeout: float, all_rows: bool) -> bool:
-    """Set the session up and say whether pgvector is there; one round trip."""
-    settings = {
+def _settings(lock_timeout: float, all_rows: bool) -> dict[str, str]:
+    return {
         "lock_timeout": f"{round(lock_timeout * 1000)}ms",
         "row_security": "off" if all_rows else "on",
     }
-    rows = connection.execute(
-        statement("connection_prepare"), {**settings, "pid": connection.info.backend_pid}
-    ).fetchall()
-    own, row_security = rows[0][:2]
-    connection.pooled = not own
-    connection.settings = settings | {"row_security": row_security} if lock_timeout else None
+
+
+def _preparation(
+    connection: psycopg.BaseConnection[Any], settings: dict[str, str]
+) -> tuple[LiteralString, dict[str, Any]]:
+    """What sets the session up and says which types there are; one round trip."""
+    return statement("connection_prepare"), {**settings, "pid": connection.info.backend_pid}
+
+
+def _register(connection: psycopg.BaseConnection[Any], rows: list[tuple[Any, ...]]) -> bool:
+    """Make pgvector's types known to the connection, and say whether it is installed."""
     types = {name: TypeInfo(name, oid, array) for *_, name, oid, array in rows if name is not None}
     for name, info in types.items():
         _REGISTER[name](connection, info)
     return "vector" in types
+
+
+def _without_vector(connection: psycopg.BaseConnection[Any]) -> UnsupportedServer:
+    return UnsupportedServer(
+        f"the database {connection.info.dbname!r} has no extension vector (pgvector); "
+        "run `embedworker migrate`, or as a superuser: create extension vector"
+    )
 
 
 # libpq gives no SQLSTATE for a failed connection attempt, so its words decide. A server that

@@ -1,53 +1,194 @@
 """Search and question vectors for Python programs, through the functions of the schema ``embed``.
 
-    with connect(url) as connection:
-        for hit in search(connection, "article", "how do I fix a flat tyre?", k=3):
+    with Client("postgresql://…") as client:
+        for hit in client.search("article", "how do I fix a flat tyre?", k=3):
             print(hit.score, hit.key, hit.passage)
 
-The connection is an ordinary one of psycopg, in autocommit mode.
+Nothing here loads a model: a running worker answers.
 """
 
-import unicodedata
-import uuid
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import psycopg
 from pgvector import Vector
-from psycopg import sql
 
-from worker.database.rows import one
-from worker.database.statements import render, statement
-from worker.errors import DatabaseError, SearchWarning
-from worker.settings import DEFAULT_QUERY_TIMEOUT
+from worker.database.connect import connect, connect_async
+from worker.errors import ConfigurationError
+from worker.search.steps import Hit, Rows, Step, Steps, ask_steps, query_steps, search_steps, warn
+from worker.settings import DEFAULT_QUERY_TIMEOUT, load, obfuscate
 
-__all__ = ["Hit", "query_vector", "search"]
+__all__ = ["AsyncClient", "Client", "Hit", "query_vector", "search"]
 
+T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
+AsyncConnection = psycopg.AsyncConnection[tuple[Any, ...]]
 
-NO_ROAD = "EW007"  # SQLSTATE: embed.query cannot reach a worker from inside SQL
+APPLICATION = "embedworker client"
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One row that was found.
+class Client:
+    """Asks one database, over one connection, which is opened when first needed.
 
-    ``score`` orders the hits of one search and says nothing by itself; ``similarity`` is the cosine
-    of question and passage, ``bm25`` (0 to 1) how much of the question's words is there, None where
-    they did not count, ``reranked`` what a cross-encoder says, None where it was not asked or did
-    not answer. ``key`` and ``row`` are by column, as PostgreSQL's ``to_jsonb`` has them.
+    Without ``url`` it is DATABASE_URL. ``timeout`` (seconds, up to 60) bounds the wait for workers.
+    May be used from several threads, which take turns. A connection that was lost is opened anew.
+
+    Raises:
+        ConfigurationError: no database is named.
+        ServerUnavailable: when asked, if no connection could be made.
     """
 
-    key: dict[str, Any]
-    score: float
-    similarity: float
-    bm25: float | None
-    reranked: float | None
-    passage: str
-    row: dict[str, Any]
+    def __init__(self, url: str | None = None, *, timeout: float = DEFAULT_QUERY_TIMEOUT) -> None:
+        self._url = _url(url)
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+
+    def __repr__(self) -> str:
+        return f"<Client {obfuscate(self._url)}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def search(
+        self,
+        table: str,
+        question: str,
+        k: int = 10,
+        *,
+        name: str | None = None,
+        lexical: float | None = None,
+        rerank: int | None = None,
+    ) -> list[Hit]:
+        """Return the ``k`` rows of ``table`` nearest in meaning to ``question``, best first.
+
+        See :func:`search`.
+        """
+        return self._run(
+            lambda: search_steps(
+                table,
+                question,
+                k,
+                name=name,
+                lexical=lexical,
+                rerank=rerank,
+                timeout=self._timeout,
+            )
+        )
+
+    def query(self, question: str, model: str | None = None) -> Vector:
+        """Return a question's vector; without ``model`` by the database's default one.
+
+        Raises:
+            psycopg.Error: what the server refuses, with SQLSTATE EW001 where no worker answers.
+            DatabaseError: the same on a server without a road for questions (no dblink).
+        """
+        return self._run(lambda: query_steps(question, model, timeout=self._timeout))
+
+    def close(self) -> None:
+        """Close the connection; another question opens it again."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _run(self, ask: Callable[[], Steps[T]]) -> T:
+        with self._lock:
+            if self._connection is not None:
+                try:
+                    return _run(self._connection, ask())
+                except psycopg.OperationalError:
+                    if not self._connection.closed:
+                        raise
+            self._connection = connect(self._url, application_name=APPLICATION)
+            return _run(self._connection, ask())
+
+
+class AsyncClient:
+    """:class:`Client` for programs that use asyncio: the same, awaited.
+
+        async with AsyncClient("postgresql://…") as client:
+            hits = await client.search("article", "how do I fix a flat tyre?")
+
+    Tasks take turns on its one connection.
+    """
+
+    def __init__(self, url: str | None = None, *, timeout: float = DEFAULT_QUERY_TIMEOUT) -> None:
+        self._url = _url(url)
+        self._timeout = timeout
+        self._lock = asyncio.Lock()
+        self._connection: AsyncConnection | None = None
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient {obfuscate(self._url)}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def search(
+        self,
+        table: str,
+        question: str,
+        k: int = 10,
+        *,
+        name: str | None = None,
+        lexical: float | None = None,
+        rerank: int | None = None,
+    ) -> list[Hit]:
+        """Do what :meth:`Client.search` does."""
+        return await self._run(
+            lambda: search_steps(
+                table,
+                question,
+                k,
+                name=name,
+                lexical=lexical,
+                rerank=rerank,
+                timeout=self._timeout,
+            )
+        )
+
+    async def query(self, question: str, model: str | None = None) -> Vector:
+        """Do what :meth:`Client.query` does."""
+        return await self._run(lambda: query_steps(question, model, timeout=self._timeout))
+
+    async def close(self) -> None:
+        """Close the connection; another question opens it again."""
+        async with self._lock:
+            if self._connection is not None:
+                await self._connection.close()
+                self._connection = None
+
+    async def _run(self, ask: Callable[[], Steps[T]]) -> T:
+        async with self._lock:
+            if self._connection is not None:
+                try:
+                    return await _run_async(self._connection, ask())
+                except psycopg.OperationalError:
+                    if not self._connection.closed:
+                        raise
+            self._connection = await connect_async(self._url, application_name=APPLICATION)
+            return await _run_async(self._connection, ask())
 
 
 def search(
@@ -76,41 +217,18 @@ def search(
     Raises:
         psycopg.Error: what the server refuses, with SQLSTATE EW001 where no worker answers.
     """
-    row_type, model, key_names = one(
-        connection.execute(statement("search_plan"), {"table": table, "name": name, "k": k})
+    return _run(
+        connection,
+        search_steps(
+            table,
+            question,
+            k,
+            name=name,
+            lexical=lexical,
+            rerank=rerank,
+            timeout=timeout,
+        ),
     )
-    asked: dict[str, Any] = {"question": question, "name": name, "k": k}
-    ranking = {"lexical": lexical, "rerank": rerank}
-    relation = sql.SQL(row_type.replace("%", "%%"))  # quoted by the server
-    try:
-        with connection.transaction(), _remarks(connection):
-            connection.execute(statement("search_timeout"), {"timeout": f"{timeout:g}s"})
-            rows = connection.execute(
-                render("search_text", relation=relation), asked | ranking
-            ).fetchall()
-    except psycopg.DatabaseError as error:
-        if error.sqlstate != NO_ROAD:
-            raise
-        try:
-            asked["question"] = query_vector(connection, question, model, timeout=timeout)
-        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
-            raise error from None  # what the road's own error says is what helps
-        if rerank:
-            _warn(f"the rows are not reranked: {error.diag.message_primary}")
-        rows = connection.execute(render("search_vector", relation=relation), asked).fetchall()
-    keys = [_plain(key) for key in key_names]
-    return [
-        Hit(
-            {key: row[key] for key in keys if key in row},
-            score,
-            similarity,
-            bm25,
-            reranked,
-            passage,
-            row,
-        )
-        for score, similarity, bm25, reranked, passage, row in rows
-    ]
 
 
 def query_vector(
@@ -128,37 +246,58 @@ def query_vector(
         DatabaseError: no worker answered within ``timeout`` seconds, or it could not embed it.
         psycopg.Error: what the server refuses.
     """
-    request = uuid.uuid4()
-    known, lost = one(
-        connection.execute(
-            statement("search_ask"),
-            {
-                "id": request,
-                "model": model,
-                "question": unicodedata.normalize("NFC", question),
-            },
-        )
-    )
-    if known is not None:
-        _warn_if_cut(lost)
-        return known if isinstance(known, Vector) else Vector(known)
-    answer = connection.execute(
-        statement("search_await"), {"id": request, "patience": timeout}
-    ).fetchone()
-    if answer is None:
-        raise DatabaseError(
-            f"no worker answered the question within {timeout:g} s; start one with "
-            "`embedworker run`"
-        )
-    vector, lost, failure = answer
-    if failure is not None:
-        raise DatabaseError(f"the question could not be embedded: {failure}")
-    _warn_if_cut(lost)
-    return vector if isinstance(vector, Vector) else Vector(vector)
+    return _run(connection, ask_steps(question, model, timeout=timeout))
+
+
+def _run(connection: Connection, steps: Steps[T]) -> T:
+    with _remarks(connection):
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    rows = _execute(connection, step)
+                except psycopg.Error as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(rows)
+        except StopIteration as end:
+            answer: T = end.value
+    return answer
+
+
+async def _run_async(connection: AsyncConnection, steps: Steps[T]) -> T:
+    with _remarks(connection):
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    rows = await _execute_async(connection, step)
+                except psycopg.Error as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(rows)
+        except StopIteration as end:
+            answer: T = end.value
+    return answer
+
+
+def _execute(connection: Connection, step: Step) -> Rows:
+    # A lone statement in autocommit mode: a question must be committed for a worker to see it.
+    with connection.transaction() if len(step) > 1 else nullcontext():
+        for statement in step:
+            rows = connection.execute(*statement)
+    return rows.fetchall()
+
+
+async def _execute_async(connection: AsyncConnection, step: Step) -> Rows:
+    async with connection.transaction() if len(step) > 1 else nullcontext():
+        for statement in step:
+            rows = await connection.execute(*statement)
+    return await rows.fetchall()
 
 
 @contextmanager
-def _remarks(connection: Connection) -> Iterator[None]:
+def _remarks(connection: Connection | AsyncConnection) -> Iterator[None]:
     """Turn what the server remarks on a statement into warnings, after the statement."""
     said: list[str] = []
 
@@ -171,22 +310,14 @@ def _remarks(connection: Connection) -> Iterator[None]:
     finally:
         connection.remove_notice_handler(hear)
     for remark in said:
-        _warn(remark)
+        warn(remark)
 
 
-def _warn_if_cut(lost: int | None) -> None:
-    if lost:
-        _warn(
-            f"the question is longer than the model's window: its last {lost} tokens were left out"
+def _url(url: str | None) -> str:
+    found = url or load().database_url
+    if found is None:
+        raise ConfigurationError(
+            "no database is named; give its URL, or set DATABASE_URL (`embedworker db url` says "
+            "that of the embedded server)"
         )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, SearchWarning, stacklevel=3)
-
-
-def _plain(identifier: str) -> str:
-    """An identifier as the server quotes it, without its quotes."""
-    if identifier.startswith('"'):
-        return identifier[1:-1].replace('""', '"')
-    return identifier
+    return found

@@ -50,6 +50,7 @@ class Keeper(threading.Thread):
         answer_timeout: float,
         lock_held: Callable[[], bool],
         wake: Callable[[], None],
+        exit_when_hung: bool = True,
     ) -> None:
         super().__init__(name="keeper", daemon=True)
         self._url = url
@@ -60,6 +61,8 @@ class Keeper(threading.Thread):
         self._answer_timeout = answer_timeout
         self._lock_held = lock_held
         self._wake = wake
+        self._exit_when_hung = exit_when_hung
+        self._hung_since: float | None = None
         self._stopped = threading.Event()
         self._counted = 0
         self._seen_at = self._extended_at = time.monotonic()
@@ -78,7 +81,7 @@ class Keeper(threading.Thread):
                         patience.success()
                         self._stopped.wait(min(TICK, self._lease / 3))
             except (psycopg.Error, EmbedworkerError) as error:
-                self._end_if_hung()
+                self._hung()
                 patience.wait(error, self._stopped)
 
     def stop(self) -> None:
@@ -87,10 +90,10 @@ class Keeper(threading.Thread):
         self.join(timeout=2 * TICK)
 
     def _tick(self, connection: Connection) -> None:
-        self._end_if_hung()
+        hung = self._hung()
         now = time.monotonic()
         progress = self._progress
-        if progress.holding and now - self._extended_at >= self._lease / 3:
+        if progress.holding and not hung and now - self._extended_at >= self._lease / 3:
             extend(connection, progress.sources, self._worker.id, self._lease)
             self._extended_at = now
         if now - self._seen_at >= SEEN:
@@ -121,14 +124,21 @@ class Keeper(threading.Thread):
             log.info("worker %s is gone; %s rows of its are free again", number, freed)
             self._wake()
 
-    def _end_if_hung(self) -> None:
+    def _hung(self) -> bool:
         since = self._progress.batch_since
-        if since is not None and time.monotonic() - since > self._batch_timeout:
-            # Nothing in this process can stop a model call; the rows are freed by its end.
+        if since is None or time.monotonic() - since <= self._batch_timeout:
+            return False
+        if since != self._hung_since:
+            self._hung_since = since
             log.critical(
                 "a batch has been with the model for more than %g s (EMBEDWORKER_BATCH_TIMEOUT); "
-                "ending the process",
+                "%s",
                 self._batch_timeout,
+                "ending the process" if self._exit_when_hung else "its rows go to other workers",
             )
+        if self._exit_when_hung:
+            # Nothing in this process can stop a model call; the rows are freed by its end.
             logging.shutdown()
             os._exit(HUNG)
+        # The process is an application's: it goes on, and the lease runs out.
+        return True

@@ -50,6 +50,7 @@ def session(
     others: Mapping[str, threading.Event],
     deaf: threading.Event,
     telemetry: Telemetry | None = None,
+    exit_when_hung: bool = True,
 ) -> Iterator[Session]:
     """Connect, register, listen and keep; undo all of it at the end.
 
@@ -91,6 +92,7 @@ def session(
             answer_timeout=settings.answer_timeout,
             lock_held=lambda: listener.holds,
             wake=wake.set,
+            exit_when_hung=exit_when_hung,
         )
         listener.start()
         keeper.start()

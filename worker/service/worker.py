@@ -1,10 +1,13 @@
 """A worker's life: connect, register, serve, and come back after whatever happens."""
 
+import asyncio
 import logging
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Self
 
 import psycopg
 
@@ -22,7 +25,7 @@ from worker.service.questions import QuestionLane
 from worker.service.registry import Registry
 from worker.service.reranking import CHANNEL, Rerankers, reranking
 from worker.service.session import Session, session
-from worker.settings import Settings
+from worker.settings import Settings, load
 
 __all__ = ["LANES", "Lane", "Worker"]
 
@@ -40,23 +43,40 @@ QUESTION_POLL_DEAF = 0.02  # seconds, where notifications do not arrive
 class Worker:
     """Keeps the vectors of one database current, and answers its questions, in this process.
 
-        worker = Worker("postgresql://…", settings)
+        with Worker("postgresql://…"):
+            …                   # meanwhile, in threads of its own; also: async with
+
+        worker = Worker("postgresql://…")
         worker.run()            # until worker.stop(), from another thread or a signal
 
+    Without ``url`` it is DATABASE_URL; without ``settings`` they are the environment's. A worker
+    runs once. Leaving the block ends it in order: a batch at the model is finished, the rest handed
+    back to other workers.
+
     Each lane has its own thread, connections and model. The command line runs the lanes in two
-    processes instead, so that bulk work can be niced and die alone.
+    processes instead, so that bulk work can be niced and die alone. ``exit_when_hung`` ends the
+    process when the model does not come back; otherwise only its rows are given up.
+
+    Raises:
+        ConfigurationError: no database is named; or, at the end, a setting made work impossible.
     """
 
     def __init__(
         self,
-        url: str,
-        settings: Settings,
+        url: str | None = None,
+        settings: Settings | None = None,
         *,
         lanes: Iterable[Lane] = LANES,
         metrics: Metrics | None = None,
+        exit_when_hung: bool = False,
     ) -> None:
-        self._url = url
+        settings = settings or load()
+        found = url or settings.database_url
+        if found is None:
+            raise ConfigurationError("no database is named; give its URL, or set DATABASE_URL")
+        self._url = found
         self._settings = settings
+        self._exit_when_hung = exit_when_hung
         self._lanes = tuple(lanes)
         self._stopped = threading.Event()
         self._wakes: dict[Lane, threading.Event] = {lane: threading.Event() for lane in LANES}
@@ -73,7 +93,9 @@ class Worker:
         self._rerankers = Rerankers(settings)
         self._rerank_wake = threading.Event()
         self._deaf = threading.Event()
+        self._ready: dict[Lane, threading.Event] = {lane: threading.Event() for lane in self._lanes}
         self._errors: list[BaseException] = []
+        self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
         return f"<Worker {'+'.join(self._lanes)}{' stopped' if self._stopped.is_set() else ''}>"
@@ -82,11 +104,58 @@ class Worker:
         """What a lane counts and how it fares, to be read at any time."""
         return self._telemetry[lane]
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end(error)
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        await asyncio.to_thread(self._end, error)
+
+    def start(self) -> None:
+        """Serve in threads of its own; :meth:`stop` ends them."""
+        self._thread = threading.Thread(target=self._serve_all, name="embedworker")
+        self._thread.start()
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until vectors are kept and questions answered: models are loaded in seconds.
+
+        Returns whether they are, within ``timeout`` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for ready in self._ready.values():
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not ready.wait(left):
+                return False
+        return not self._stopped.is_set()
+
     def run(self) -> None:
         """Serve until :meth:`stop`; lost connections are made again, a missing schema waited for.
 
         Raises ConfigurationError when a setting makes it impossible to ever start.
         """
+        self._serve_all()
+        if self._errors:
+            raise self._errors[0]
+
+    def _serve_all(self) -> None:
         threads = [
             threading.Thread(target=self._serve, args=(lane,), name=lane) for lane in self._lanes
         ]
@@ -97,7 +166,14 @@ class Worker:
             # and this one, which is to handle it, would not wake up.
             while thread.is_alive():
                 thread.join(SIGNAL_LOOK)
-        if self._errors:
+        for ready in self._ready.values():
+            ready.set()  # nobody need wait any longer
+
+    def _end(self, error: BaseException | None) -> None:
+        self.stop()
+        if self._thread is not None:
+            self._thread.join()
+        if error is None and self._errors:
             raise self._errors[0]
 
     def run_once(self) -> list[str]:
@@ -151,6 +227,7 @@ class Worker:
 
     def _serve_passages(self, current: Session, patience: Patience) -> None:
         registry, _, lane = self._passage_lane(current)
+        self._ready["passages"].set()
         shortest, longest = self._settings.poll_min, self._settings.poll_max
         pause = shortest
         with _handing_back(lane):
@@ -176,6 +253,7 @@ class Worker:
                 models.get(current.connection, name)
                 current.progress.model = name
         lane = QuestionLane(models.get, current.progress.telemetry)
+        self._ready["questions"].set()
         while not self._stopped.is_set():
             current.progress.telemetry.health.seen()
             current.wake.clear()
@@ -229,6 +307,7 @@ class Worker:
             others={CHANNEL: self._rerank_wake} if lane == "questions" else {},
             deaf=self._deaf,
             telemetry=self._telemetry[lane],
+            exit_when_hung=self._exit_when_hung,
         )
 
 
