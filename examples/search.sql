@@ -1,0 +1,40 @@
+-- Search by meaning in plain SQL. Run it as often as you like:
+--     psql "$DATABASE_URL" -f examples/search.sql
+\set ON_ERROR_STOP on
+
+create table if not exists manual (
+    id integer primary key,
+    title text not null,
+    content text not null
+);
+
+-- Once. From here on every insert, update and delete is reflected in manual_embedding.
+select embed.enable('manual', array['title', 'content']);
+
+insert into manual (id, title, content)
+values
+    (1, '세탁기', 'F-05가 뜨면 배수 호스가 꺾였는지 확인하고 필터를 청소하세요.'),
+    (2, '냉장고', '뒷면에서 소음이 나면 벽에서 5 cm 이상 떼어 놓으세요.'),
+    (3, 'Coffee machine', 'Run the descaling program when the red light blinks.')
+on conflict (id) do update set title = excluded.title, content = excluded.content;
+
+-- A worker is at it. An application would not wait: what has no vector yet is just not found.
+do $$
+begin
+    while exists (select from embed.status where source = 'manual'::regclass and embedded < rows) loop
+        perform pg_sleep(0.1);
+    end loop;
+end
+$$;
+
+-- Rows, typed as the table's own, with the passage that matched.
+select (hit."row").title, round(hit.score::numeric, 2) as score, hit.passage
+from embed.search(null::manual, '빨래하다가 물이 안 빠져요', k => 2) as hit;
+
+-- The same idea as an expression, to be combined with anything else that SQL can do.
+select title
+from manual
+join manual_embedding using (id)
+where length(content) < 200
+order by embedding <=> embed.query('noise behind the fridge')
+limit 1;

@@ -1,0 +1,116 @@
+"""The programs of examples/, each run as its first lines say."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from fix_database import _new_database as new_database
+from waiting import wait_until
+
+from worker import Worker
+from worker.database.cluster import Cluster
+from worker.database.connect import connect
+from worker.database.installation import Installation
+from worker.database.loopback import set_up_loopback
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LONGEST = 60.0  # seconds on a machine that does much else
+
+
+@pytest.fixture(scope="module")
+def url(server: Cluster, hash_template: str) -> Iterator[str]:
+    """A database whose model knows nothing of meaning: what is found is checked elsewhere."""
+    with pytest.MonkeyPatch.context() as patch, new_database(server, hash_template) as made:
+        patch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
+        patch.setenv("EMBEDWORKER_POLL_MAX", "0.2")
+        patch.setenv("DATABASE_URL", made)
+        with connect(made) as connection:
+            set_up_loopback(connection)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def worker(url: str) -> Iterator[Worker]:
+    with Worker(url) as running:
+        assert running.wait_ready(LONGEST)
+        yield running
+
+
+@pytest.mark.usefixtures("worker")
+def test_psql(url: str, installation: Installation) -> None:
+    script = EXAMPLES / "search.sql"
+    for _ in range(2):
+        said = subprocess.run(
+            [installation.program("psql"), url, "-X", "-f", script],
+            env={**os.environ, "PGOPTIONS": "-c embed.query_timeout=60s"},
+            capture_output=True,
+            text=True,
+            timeout=LONGEST,
+            check=False,
+        )
+        assert said.returncode == 0, said.stderr
+        assert "(2 rows)" in said.stdout
+        assert "세탁기" in said.stdout
+        assert said.stdout.rstrip().endswith("(1 row)")
+
+
+@pytest.mark.usefixtures("worker")
+def test_psycopg(url: str) -> None:
+    for _ in range(2):
+        said = subprocess.run(
+            [sys.executable, EXAMPLES / "psycopg_search.py", "the drain hose of the", "machine"],
+            env={**os.environ, "DATABASE_URL": url, "PGOPTIONS": "-c embed.query_timeout=60s"},
+            capture_output=True,
+            text=True,
+            timeout=LONGEST,
+            check=False,
+        )
+        assert said.returncode == 0, said.stderr
+        assert len(said.stdout.splitlines()) == 2
+        assert all(": " in line for line in said.stdout.splitlines())
+
+
+def test_fastapi(url: str) -> None:
+    module = _load("fastapi_search")
+    with TestClient(module.app) as client, connect(url) as connection:
+        for title in ("Kimchi stew", "Apple <pie>"):
+            recipe = {"title": title, "steps": "Cut, boil and serve."}
+            assert client.post("/recipes", json=recipe).status_code == 201
+        wait_until(
+            lambda: connection.execute(
+                "select from embed.status where name = 'recipe' and embedded = 2"
+            ).fetchall(),
+            LONGEST,
+        )
+        found = client.get("/search", params={"q": "something sweet"})
+        assert found.status_code == 200
+        assert sorted(hit["title"] for hit in found.json()) == ["Apple <pie>", "Kimchi stew"]
+        page = client.get("/", params={"q": 'a "quoted" <question>'})
+        assert page.text.count("<li>") == 2
+        assert "<b>Apple &lt;pie&gt;</b>" in page.text
+        assert "<question>" not in page.text
+        assert client.get("/").text.count("<li>") == 0
+
+
+def test_each_fits_on_two_screens() -> None:
+    programs = [file for file in EXAMPLES.iterdir() if file.suffix in (".py", ".sql")]
+    assert len(programs) == 3
+    for file in programs:
+        assert len(file.read_text().splitlines()) < 100
+        assert file.name in (EXAMPLES / "README.md").read_text()
+
+
+def _load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
