@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import db, demo, doctor, migrate, models, run, search, source, status
+from worker.cli import db, demo, doctor, migrate, models, run, search, serve, source, status
 from worker.cli import eval as evaluation
 from worker.cli.console import EXIT_WRONG_USE, fail
 from worker.errors import ConfigurationError, EmbedworkerError
 
 __all__ = ["app", "main"]
 
-_GROUPS = (demo, migrate, source, run, search, status, doctor, evaluation, models, db)
+_GROUPS = (demo, migrate, source, run, search, status, doctor, evaluation, models, serve, db)
 _EPILOG = (
     "Every flag has an environment twin, EMBEDWORKER_… . Without a database URL an embedded "
     "PostgreSQL is used. Exit codes: 0 done, 1 failed, 2 wrong use."

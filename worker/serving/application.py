@@ -1,0 +1,308 @@
+"""The routes: OpenAI's ``/v1/embeddings`` and ``/v1/models``, health, readiness and metrics."""
+
+import asyncio
+import base64
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from worker.model.encoder import Encoder, Tokens, Vectors
+from worker.service.logs import sayable
+from worker.service.metrics import Merged, build_info, families
+from worker.serving.access import Access
+from worker.serving.engine import Busy, Engine, Job
+from worker.serving.refusal import Refusal
+from worker.serving.request import Limits, Request, model_and_role, parse
+from worker.settings import Settings
+
+__all__ = ["application"]
+
+log = logging.getLogger("embedworker.serve")
+
+BODY_TIMEOUT = 30.0  # seconds a client may take to send its body
+DRAINED = 8  # times the longest body that are read at most
+DISCONNECT_LOOK = 0.5  # seconds between looks at whether the client still waits
+RETRY_AFTER = "1"  # seconds
+REQUEST_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+GUARDED = ("/v1/embeddings", "/v1/models", "/metrics")
+
+Handler = Callable[[HttpRequest], Awaitable[Response]]
+
+
+class _Service:
+    """What the handlers share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        access: Access,
+        registry: CollectorRegistry,
+        reasons: Callable[[], list[str]],
+    ) -> None:
+        self._engine = engine
+        self._access = access
+        self._reasons = reasons
+        self._body = settings.serve_body
+        self._limits = Limits(settings.serve_inputs, settings.serve_characters)
+        self._started = int(time.time())
+        self._merged = Merged(lambda: [*families(registry), build_info()])
+        self._requests = Counter(
+            "embedworker_http_requests",
+            "Requests by path and status.",
+            ("path", "status"),
+            registry=registry,
+        )
+        Gauge(
+            "embedworker_http_waiting_requests",
+            "Requests that wait for the model.",
+            registry=registry,
+        ).set_function(lambda: engine.waiting)
+        self._seconds = Histogram(
+            "embedworker_http_request_seconds",
+            "From a request's first byte to its answer.",
+            ("path",),
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(path, self._watched(path, handler), methods=[method])
+            for path, method, handler in (
+                ("/v1/embeddings", "POST", self._embeddings),
+                ("/v1/models", "GET", self._models),
+                ("/v1/models/{name:path}", "GET", self._model),
+                ("/metrics", "GET", self._metrics),
+                ("/healthz", "GET", self._healthz),
+                ("/readyz", "GET", self._readyz),
+            )
+        ]
+
+    def _watched(self, path: str, handler: Handler) -> Handler:
+        """Check the token, count, and write a line; never a word of what was sent."""
+        label = path.partition("/{")[0]
+
+        async def watched(request: HttpRequest) -> Response:
+            started = time.monotonic()
+            try:
+                if label in GUARDED and not self._access.permits(
+                    request.headers.get("authorization")
+                ):
+                    raise Refusal(
+                        401,
+                        "the API key is missing or wrong; send it as a bearer token",
+                        code="invalid_api_key",
+                        headers={"WWW-Authenticate": "Bearer"},
+                    )
+                response = await handler(request)
+            except Refusal as refusal:
+                response = _refused(refusal)
+            except Exception as error:
+                # Its words could quote a text: the log's line has its kind and its place alone.
+                log.error("a request failed: %s", sayable(error), exc_info=error)
+                response = _refused(
+                    Refusal(
+                        500, "the texts could not be embedded", headers={"x-should-retry": "false"}
+                    )
+                )
+            took = time.monotonic() - started
+            self._requests.labels(label, str(response.status_code)).inc()
+            self._seconds.labels(label).observe(took)
+            fields = {
+                "method": request.method,
+                "path": label,
+                "status": response.status_code,
+                **getattr(request.state, "fields", {}),
+                "milliseconds": round(1000 * took),
+            }
+            quiet = label not in ("/v1/embeddings", "/v1/models")
+            log.log(
+                logging.DEBUG if quiet else logging.INFO,
+                "%s",
+                " ".join(f"{name}={value}" for name, value in fields.items()),
+                extra={"fields": fields},
+            )
+            return response
+
+        return watched
+
+    async def _embeddings(self, request: HttpRequest) -> Response:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            # Also what keeps a web page that somebody here looks at from asking in their name.
+            raise Refusal(415, "expected the content type application/json")
+        body = await self._read(request)
+        encoder = self._encoder()
+        asked = await run_in_threadpool(
+            parse,
+            body,
+            model=encoder.fingerprint.model,
+            dimensions=encoder.dimensions,
+            limits=self._limits,
+        )
+        tokens = await run_in_threadpool(_tokenize, encoder, asked)
+        total = sum(map(len, tokens))
+        request.state.fields = {
+            "role": asked.role,
+            "texts": len(asked.inputs),
+            "tokens": total,
+        }
+        try:
+            job = self._engine.submit(tokens)
+        except Busy:
+            raise Refusal(
+                429,
+                f"{self._engine.waiting} requests wait for the model already; try again later",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": RETRY_AFTER},
+            ) from None
+        vectors = await _vectors(request, job)
+        content = await run_in_threadpool(_answer, asked, vectors, total)
+        return Response(content, media_type="application/json")
+
+    async def _models(self, _: HttpRequest) -> Response:
+        name = self._encoder().fingerprint.model
+        names = [name, f"{name}:query", f"{name}:passage"]
+        return JSONResponse({"object": "list", "data": [self._card(each) for each in names]})
+
+    async def _model(self, request: HttpRequest) -> Response:
+        name, _ = model_and_role(request.path_params["name"], self._encoder().fingerprint.model)
+        return JSONResponse(self._card(name))
+
+    def _card(self, name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "embedworker",
+        }
+
+    async def _metrics(self, request: HttpRequest) -> Response:
+        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._merged), headers={"content-type": kind})
+
+    async def _healthz(self, _: HttpRequest) -> Response:
+        return JSONResponse({"alive": True})
+
+    async def _readyz(self, _: HttpRequest) -> Response:
+        reasons = self._reasons()
+        return JSONResponse(
+            {"ready": not reasons, "reasons": [{"part": "http", "reason": r} for r in reasons]},
+            status_code=503 if reasons else 200,
+        )
+
+    def _encoder(self) -> Encoder:
+        encoder = self._engine.encoder
+        if encoder is None:
+            raise Refusal(
+                503, "the model is being loaded; try again later", headers={"Retry-After": "5"}
+            )
+        return encoder
+
+    async def _read(self, request: HttpRequest) -> bytes:
+        body = bytearray()
+        length = 0
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                async for chunk in request.stream():
+                    length += len(chunk)
+                    # What is too long is read on and forgotten: a client that still sends when it
+                    # is answered sees a broken connection, and not why.
+                    if length <= self._body:
+                        body += chunk
+                    elif length > DRAINED * self._body:
+                        break
+        except TimeoutError:
+            raise Refusal(408, f"the body did not arrive within {BODY_TIMEOUT:g} s") from None
+        except ClientDisconnect:
+            raise _GONE from None
+        if length > self._body:
+            raise Refusal(413, f"the body is longer than {self._body} bytes; send fewer texts")
+        return bytes(body)
+
+
+def application(
+    settings: Settings,
+    engine: Engine,
+    access: Access,
+    registry: CollectorRegistry,
+    reasons: Callable[[], list[str]],
+) -> Starlette:
+    """The ASGI application over a running engine; ``reasons`` say why it is not ready."""
+    service = _Service(settings, engine, access, registry, reasons)
+
+    async def not_a_route(_: HttpRequest, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        what = "method is not allowed" if status == 405 else "path does not exist"
+        return _refused(Refusal(status, f"this {what}; there is POST /v1/embeddings"))
+
+    return Starlette(routes=service.routes(), exception_handlers={HTTPException: not_a_route})
+
+
+_GONE = Refusal(499, "the client has gone")
+
+
+def _refused(refusal: Refusal) -> Response:
+    return JSONResponse(refusal.body(), status_code=refusal.status, headers=refusal.headers)
+
+
+def _tokenize(encoder: Encoder, asked: Request) -> list[Tokens]:
+    """Raises Refusal when a text is longer than the model's window, as OpenAI's API does."""
+    tokenize = encoder.tokenize_queries if asked.role == "query" else encoder.tokenize_passages
+    tokens = tokenize(asked.inputs)
+    for place, made in enumerate(tokens):
+        if made.truncated:
+            raise Refusal(
+                400,
+                f"This model's maximum context length is {encoder.max_tokens} tokens, however"
+                f" input[{place}] has {made.total} (prefix included). Please send shorter texts.",
+                param="input",
+                code="context_length_exceeded",
+            )
+    return tokens
+
+
+async def _vectors(request: HttpRequest, job: Job) -> Vectors:
+    """Wait for the vectors as long as the client does."""
+    waiting = asyncio.wrap_future(job.future)
+    while not waiting.done():
+        await asyncio.wait([waiting], timeout=DISCONNECT_LOOK)
+        if not waiting.done() and await request.is_disconnected():
+            waiting.cancel()
+            raise _GONE
+    return waiting.result()
+
+
+def _answer(asked: Request, vectors: Vectors, tokens: int) -> bytes:
+    exact = vectors.astype("<f4")
+
+    def shown(vector: np.ndarray[Any, Any]) -> Any:
+        if asked.base64:
+            return base64.b64encode(vector.tobytes()).decode("ascii")
+        return vector.tolist()
+
+    return json.dumps(
+        {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": shown(vector)}
+                for index, vector in enumerate(exact)
+            ],
+            "model": asked.model,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+    ).encode()
