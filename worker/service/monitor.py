@@ -39,7 +39,7 @@ def monitored(
             **({} if reports is None else {"passages": reports.state}),
         },
     )
-    observer = Observer(url, readiness)
+    observer = Observer(url, readiness, answer_timeout=settings.answer_timeout)
 
     def of_all() -> list[Family]:
         return [

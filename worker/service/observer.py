@@ -29,10 +29,11 @@ SHARE = 0.05  # of the time: how much looking may take
 class Observer(threading.Thread):
     """A thread with a connection of its own; what it saw last is what a scrape shows."""
 
-    def __init__(self, url: str, readiness: Readiness) -> None:
+    def __init__(self, url: str, readiness: Readiness, *, answer_timeout: float) -> None:
         super().__init__(name="observer", daemon=True)
         self._url = url
         self._readiness = readiness
+        self._answer_timeout = answer_timeout
         self._stopped = threading.Event()
         self._seen: list[Family] = []
 
@@ -40,7 +41,11 @@ class Observer(threading.Thread):
         patience = Patience(log, "the connection that watches the queue")
         while not self._stopped.is_set():
             try:
-                with connect(self._url, application_name="embedworker observe") as connection:
+                with connect(
+                    self._url,
+                    application_name="embedworker observe",
+                    answer_timeout=self._answer_timeout,
+                ) as connection:
                     while not self._stopped.is_set():
                         took = self._look(connection)
                         patience.success()
