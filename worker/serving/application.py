@@ -56,6 +56,8 @@ class _Service:
         self._engine = engine
         self._access = access
         self._reasons = reasons
+        self._most = settings.serve_waiting + 1  # and the one that is at the model
+        self._active = 0
         self._body = settings.serve_body
         self._limits = Limits(settings.serve_inputs, settings.serve_characters)
         self._started = int(time.time())
@@ -145,6 +147,18 @@ class _Service:
         if kind != "application/json":
             # Also what keeps a web page that somebody here looks at from asking in their name.
             raise Refusal(415, "expected the content type application/json")
+        # Before the body is read: so many bodies are held in memory at most.
+        if self._active >= self._most:
+            raise _busy(self._active)
+        self._active += 1
+        try:
+            return await self._embed(request)
+        except Busy:
+            raise _busy(self._active) from None
+        finally:
+            self._active -= 1
+
+    async def _embed(self, request: HttpRequest) -> Response:
         body = await self._read(request)
         encoder = self._encoder()
         asked = await run_in_threadpool(
@@ -161,16 +175,7 @@ class _Service:
             "texts": len(asked.inputs),
             "tokens": total,
         }
-        try:
-            job = self._engine.submit(tokens)
-        except Busy:
-            raise Refusal(
-                429,
-                f"{self._engine.waiting} requests wait for the model already; try again later",
-                code="rate_limit_exceeded",
-                headers={"Retry-After": RETRY_AFTER},
-            ) from None
-        vectors = await _vectors(request, job)
+        vectors = await _vectors(request, self._engine.submit(tokens))
         content = await run_in_threadpool(_answer, asked, vectors, total)
         return Response(content, media_type="application/json")
 
@@ -258,6 +263,15 @@ _GONE = Refusal(499, "the client has gone")
 
 def _refused(refusal: Refusal) -> Response:
     return JSONResponse(refusal.body(), status_code=refusal.status, headers=refusal.headers)
+
+
+def _busy(requests: int) -> Refusal:
+    return Refusal(
+        429,
+        f"{requests} requests are under way already; try again later",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": RETRY_AFTER},
+    )
 
 
 def _tokenize(encoder: Encoder, asked: Request) -> list[Tokens]:
