@@ -162,7 +162,8 @@ def test_a_model_that_refuses_every_text(shop: Connection, workers: Workers) -> 
 def test_rows_that_nobody_moves(shop: Connection, workers: Workers) -> None:
     """A worker that lives, is connected, and for a reason nobody foresaw does nothing."""
     articles(shop, "하나")
-    worker = workers.start(**QUICK)
+    # Longer than two looks at the queue: nothing must have moved from one to the next.
+    worker = workers.start(**{**QUICK, "stalled_after": "6"})
     seen = Monitored(worker)
     wait_settled(shop, "article")
     # The queue's mover is one at a time: here it is somebody who never ends.
