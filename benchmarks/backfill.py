@@ -182,9 +182,9 @@ def main() -> None:
         url = database(server, "backfill", given.model)
         with connect(url) as connection, worker(url, nice="0", index_after_rows="0") as running:
             warm_up(connection, running)
-            fill(connection, 0, contents[:50])
+            fill(connection, 0, contents[:10])
             script.submit(naive, url, given.model, "naive_0").result()
-            bare.submit(engine, given.model, contents[:50]).result()
+            bare.submit(engine, given.model, contents[:10]).result()
             for number, who in turns(["naive", "engine", "worker"], len(deals)):
                 deal = deals[number]
                 table = f"article_{number + 1}"

@@ -297,3 +297,72 @@ begin
     end loop;
 end
 $$;
+
+-- The two statements that stand between a question and its answer, as functions: PostgreSQL keeps the
+-- plans of a function for the session, behind a transaction pooler too, where a prepared statement
+-- would not be found again.
+--
+-- Lease the oldest unanswered questions; whoever asks waits, so nothing is waited for here.
+create or replace function embed._claim_questions(
+    most integer, lease double precision, worker integer,
+    out id uuid, out model text, out text text, out role text, out hash bytea, out waited double precision
+) returns setof record
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    return query
+    with waiting as materialized (
+        select q.id
+        from embed.question q
+        where q.role <> 'rerank'
+        and q.embedding is null
+        and q.scores is null
+        and q.error is null
+        and q.due <= clock_timestamp()
+        order by q.due
+        limit most
+        for update skip locked
+    )
+    update embed.question q
+    set due = clock_timestamp() + make_interval(secs => lease), claimed_by = worker
+    from waiting w
+    where q.id = w.id
+    returning q.id, q.model, q.text, q.role, embed.text_hash(q.text),
+        extract(epoch from clock_timestamp() - q.asked_at)::double precision;
+end
+$$;
+
+-- Write vectors, unless the question was withdrawn or its lease has gone to another worker, and keep
+-- them for the next who asks the same. Losing some of those in a crash costs nothing, hence no wait
+-- for the disk. Arrays of unequal length, which an array of arrays cannot hold, travel as text.
+create or replace function embed._answer_questions(
+    ids uuid[], hashes bytea[], vectors @extschema:vector@.vector[], terms text[], shares text[], lost integer[],
+    fingerprint integer, keep boolean, worker integer
+) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    perform set_config('synchronous_commit', 'off', true);
+    if keep then
+        insert into embed.question_cache (fingerprint, hash, embedding, terms, shares, lost)
+        select _answer_questions.fingerprint, a.hash, a.embedding, a.terms::integer[], a.shares::real[], a.lost
+        from unnest(
+            hashes, vectors, _answer_questions.terms, _answer_questions.shares, _answer_questions.lost
+        ) as a (hash, embedding, terms, shares, lost)
+        on conflict on constraint question_cache_pkey do nothing;
+    end if;
+    update embed.question q
+    set embedding = a.embedding, terms = a.terms::integer[], shares = a.shares::real[], lost = a.lost
+    from unnest(
+        ids, vectors, _answer_questions.terms, _answer_questions.shares, _answer_questions.lost
+    ) as a (id, embedding, terms, shares, lost)
+    where q.id = a.id
+    and q.claimed_by = worker
+    and q.embedding is null
+    and q.error is null;
+end
+$$;
