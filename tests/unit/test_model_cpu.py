@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.model.cpu import cpu_quota, limit_spinning, set_threads
+from worker.model.cpu import cpu_quota, set_threads
 
 
 @pytest.fixture(autouse=True)
@@ -70,17 +70,3 @@ def test_threads_are_set_for_this_thread() -> None:
         assert torch.get_num_threads() == 1
     finally:
         set_threads(before)
-
-
-def test_spinning_is_limited_unless_somebody_decided(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that it is put back afterwards
-    monkeypatch.delenv("GOMP_SPINCOUNT")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    limit_spinning()
-    assert "GOMP_SPINCOUNT" not in os.environ
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    limit_spinning()
-    assert os.environ["GOMP_SPINCOUNT"] == "10000"
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    limit_spinning()
-    assert os.environ["GOMP_SPINCOUNT"] == "7"

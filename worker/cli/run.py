@@ -61,7 +61,6 @@ def run(
     A first signal ends in order: the batch at the model is finished, the rest handed back. A second
     one ends at once; nothing is lost either way.
     """
-    from worker.model.cpu import limit_spinning
     from worker.service.logs import set_up_logs
     from worker.service.supervisor import end_with_parent
 
@@ -72,7 +71,6 @@ def run(
     chosen = settings(context, metrics_port=metrics_port, metrics_host=metrics_host)
     set_up_logs(chosen)
     end_with_parent()
-    limit_spinning()
     url = database_url(context)
     if chosen.database_url is None:
         # The embedded server is ours to set up; its port, which the road of questions needs, may

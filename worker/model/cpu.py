@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["cpu_quota", "has_bfloat16", "limit_spinning", "set_threads"]
+__all__ = ["cpu_quota", "has_bfloat16", "set_threads"]
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
 OWN_CGROUPS: Final = Path("/proc/self/cgroup")
-
-SPINS: Final = "10000"  # turns of a waiting loop
 
 # Instruction sets that multiply bfloat16 natively; anywhere else it is emulated and slow.
 BFLOAT16_CAPABILITIES: Final = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
@@ -25,22 +23,6 @@ def cpu_quota(cgroups: Path = CGROUPS, own_cgroups: Path = OWN_CGROUPS) -> int:
     """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, math.floor(min([available or 1, *_quotas(cgroups, own_cgroups)])))
-
-
-def limit_spinning() -> None:
-    """Let a thread that waits for its neighbour give the processor away soon; before torch loads.
-
-    OpenMP's threads wait by spinning, GNU's for 300,000 turns, and on a busy machine they spin away
-    the very time slices that the neighbour needs. A passage of 68 tokens on 2 threads took, median,
-
-        turns                        300,000    10,000     1,000    none (passive)
-        2 processors for itself      80-97 ms   82-87 ms   136-162  122-182
-        25 other processes           6075       1581-1633  950-1001 869-919
-
-    What the environment says already is kept. OpenMP of another make does not read this variable.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def set_threads(count: int) -> None:
