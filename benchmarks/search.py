@@ -30,6 +30,15 @@ NOISE = 0.1  # length of the noise
 LONGEST = 150  # characters of a passage that is encoded
 K = 10
 SEARCH = 'select array_agg((s."row").id) from embed.search(null::article, %s::vector, %s) s'
+INDEXES = (
+    "select count(*) from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am m"
+    " on m.oid = c.relam where m.amname = 'hnsw' and i.indisvalid"
+    " and i.indrelid = 'article_embedding'::regclass"
+)
+SCANS = (
+    "select coalesce(sum(idx_scan), 0)::bigint from pg_stat_user_indexes"
+    " where relname = 'article_embedding' and indexrelname like '%%hnsw'"
+)
 ROADS = {
     "hnsw": "set enable_indexscan = on; set enable_seqscan = off; set enable_sort = off",
     "exact": "set enable_indexscan = off; set enable_seqscan = on; set enable_sort = on",
@@ -96,6 +105,9 @@ def main() -> None:
             indexer.consider(connection, source)
             indexer.wait()
             build = time.perf_counter() - begun
+            if one(connection, INDEXES) != 1:
+                raise SystemExit("no index was built: there is nothing to compare")
+            scans = one(connection, SCANS)
             found: dict[str, list[list[int]]] = {}
             times: dict[str, list[float]] = {}
             for road, setting in ROADS.items():
@@ -105,6 +117,10 @@ def main() -> None:
                     begun = time.perf_counter()
                     found[road].append(one(connection, SEARCH, [Vector(vector), K]))
                     times[road].append(1000 * (time.perf_counter() - begun))
+                if road == "hnsw":
+                    connection.execute("select pg_stat_force_next_flush()")
+                    if one(connection, SCANS) - scans < given.questions:
+                        raise SystemExit("the index was there and was not used")
     shared = [
         len(set(near) & set(exact)) / K
         for near, exact in zip(found["hnsw"], found["exact"], strict=True)

@@ -71,7 +71,7 @@ class Indexer:
                 table=_quoted(table.replace("%", "%%")),
                 column=_quoted(column.replace("%", "%%")),
             ),
-            {"enough": self._after_rows},
+            {"enough": max(self._after_rows, 1)},
         ).fetchone()
         if enough is None or enough[0] < max(self._after_rows, 1):
             self._note(connection, source, "none: few rows")
