@@ -163,3 +163,9 @@ from embed.search(null::{relation}, %(question)s::text, k => %(k)s, name => %(na
 -- The same with a weight for the words, or reranked.
 select {keys}, s.score, s.reranked is not null as reranked
 from embed.search(null::{relation}, %(question)s::text, k => %(k)s, name => %(name)s, lexical => %(lexical)s::real, rerank => %(rerank)s::integer) as s;
+
+-- evaluate_timeouts
+-- Bound the waits for vectors and scores for the whole session, which is ours: no pooler is let in.
+select
+    pg_catalog.set_config('embed.query_timeout', %(timeout)s, false),
+    pg_catalog.set_config('embed.rerank_timeout', %(timeout)s, false);

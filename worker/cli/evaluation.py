@@ -147,7 +147,7 @@ class Evaluation:
             yield run
 
     def _await_worker(self, worker: Future[None]) -> None:
-        self._connection.execute(statement("search_timeout"), {"timeout": QUERY_TIMEOUT})
+        self._connection.execute(statement("evaluate_timeouts"), {"timeout": QUERY_TIMEOUT})
         asked = {
             "question": next(iter(self.collection.questions.values())),
             "model": self.source.model,
