@@ -1,6 +1,7 @@
 """Fixtures of all tests; each ``fix_*.py`` beside this file is one family of them."""
 
 import os
+import signal
 from pathlib import Path
 
 from hypothesis import settings
@@ -11,6 +12,10 @@ for _name in list(os.environ):
         continue
     if _name.startswith(("EMBEDWORKER_", "PG")) or _name == "DATABASE_URL":
         del os.environ[_name]
+
+# A shell ignores it for what runs in the background, and all that is started here would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = sorted(file.stem for file in Path(__file__).parent.glob("fix_*.py"))
 
