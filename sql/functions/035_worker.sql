@@ -194,6 +194,8 @@ set search_path = pg_catalog, pg_temp
 -- A queue that is being dropped in an open transaction must not stop the look at the others.
 set lock_timeout = '50ms'
 as $$
+declare
+    priorities constant smallint[] := array[0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20];
 begin
     for source, version, paused, sweep in
         select
@@ -210,19 +212,27 @@ begin
                 execute format(
                     'select exists (select from embed.inbox_%1$s where seq > $1 order by seq limit 1)
                         or exists (
-                            select from embed.queue_%1$s
-                            where priority = any ($3) and due < ''infinity'' and due <= now() and due >= $2
+                            select
+                            from unnest($2, $3) as c (priority, after)
+                            where exists (
+                                select from embed.queue_%1$s q
+                                where q.priority = c.priority and q.due < ''infinity'' and q.due <= now() and q.due >= c.after
+                            )
                         )',
                     source
                 )
                 into work
                 using
                     coalesce((after -> source::text ->> 0)::bigint, 0),
-                    coalesce((after -> source::text ->> 1)::timestamptz, '-infinity'),
-                    array[0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]::smallint[];
+                    priorities,
+                    array(
+                        select coalesce((after -> source::text -> 1 ->> p.priority::text)::timestamptz, '-infinity')
+                        from unnest(priorities) with ordinality as p (priority, place)
+                        order by p.place
+                    );
             exception
                 when undefined_table then continue;
-                when lock_not_available then work := false;
+                when lock_not_available then work := null; -- not known
             end;
         end if;
         return next;

@@ -5,9 +5,10 @@ with turn as materialized (
     select pg_try_advisory_xact_lock(1701667431, %(source)s) as mine
 ),
 taken as materialized (
+    -- By place, since no entry is ever updated: by seq, the planner read a whole inbox of dead rows.
     delete from {inbox} i
-    where i.seq = any (array(
-        select x.seq
+    where i.ctid = any (array(
+        select x.ctid
         from {inbox} x
         where x.seq > %(after)s
         order by x.seq
@@ -42,12 +43,12 @@ select count(*), max(seq) from taken;
 -- kills the process ends as a dead letter too; priority tells it from a fresh change from now on.
 with picked as materialized (
     select {p_places}, p.priority, p.due
-    from unnest(%(priorities)s::smallint[], %(quotas)s::integer[]) as c (priority, quota)
+    from unnest(%(priorities)s::smallint[], %(quotas)s::integer[], %(afters)s::timestamptz[]) as c (priority, quota, after)
     cross join lateral (
         select {x_places}, x.priority, x.due
         from {queue} x
         where x.priority = c.priority
-        and x.due <= now() and x.due >= %(after)s and x.due < 'infinity'
+        and x.due <= now() and x.due >= c.after and x.due < 'infinity'
         order by x.due
         limit c.quota
         for update skip locked
@@ -76,11 +77,11 @@ select key, seq, attempts, priority, dead, due from claimed;
 -- queue_suspects
 -- The first of these priorities that has due rows.
 select c.priority
-from unnest(%(priorities)s::smallint[]) as c (priority)
+from unnest(%(priorities)s::smallint[], %(afters)s::timestamptz[]) as c (priority, after)
 where exists (
     select from {queue} x
     where x.priority = c.priority
-    and x.due <= now() and x.due < 'infinity'
+    and x.due <= now() and x.due >= c.after and x.due < 'infinity'
 )
 order by c.priority
 limit 1;
@@ -125,6 +126,8 @@ cross join lateral (
 -- Write the vectors of jobs that still hold (same key, same seq, same worker) and strike them from
 -- the queue. The first thing it does is take every lock, without waiting: what is locked or no
 -- longer matches was changed meanwhile and comes round again.
+-- claimed_by stands in an expression so that its index is not used, here and below: of one worker it
+-- holds all it ever completed and no vacuum has removed, 28,000 entries for 13 jobs.
 -- chunks: number of passages; 0 removes the row's vectors, -1 leaves them as they are.
 with job as (
     select *
@@ -135,7 +138,7 @@ mine as materialized (
     select {q_places}, q.seq, j.hash, j.chunks, j.ord - 1 as position
     from job j
     join {queue} q on {q_is_j}
-    where q.seq = j.seq and q.claimed_by = %(worker)s
+    where q.seq = j.seq and coalesce(q.claimed_by, 0) = %(worker)s
     for update of q skip locked
 ),
 cleared as (
@@ -184,7 +187,7 @@ mine as materialized (
     select {q_places}, q.seq, j.hash, j.chunks, j.ord - 1 as position
     from job j
     join {queue} q on {q_is_j}
-    where q.seq = j.seq and q.claimed_by = %(worker)s
+    where q.seq = j.seq and coalesce(q.claimed_by, 0) = %(worker)s
     for update of q skip locked
 ),
 locked as materialized (
@@ -257,7 +260,7 @@ mine as materialized (
     select {q_places}, j.error, j.delay
     from job j
     join {queue} q on {q_is_j}
-    where q.seq = j.seq and q.claimed_by = %(worker)s
+    where q.seq = j.seq and coalesce(q.claimed_by, 0) = %(worker)s
     for update of q skip locked
 ),
 cleared as (
@@ -286,7 +289,7 @@ mine as materialized (
     select {q_places}, j.error, j.delay, j.ord as position
     from job j
     join {queue} q on {q_is_j}
-    where q.seq = j.seq and q.claimed_by = %(worker)s
+    where q.seq = j.seq and coalesce(q.claimed_by, 0) = %(worker)s
     for update of q skip locked
 ),
 locked as materialized (
@@ -330,7 +333,7 @@ mine as materialized (
     select {q_places}, j.priority
     from job j
     join {queue} q on {q_is_j}
-    where q.seq = j.seq and q.claimed_by = %(worker)s
+    where q.seq = j.seq and coalesce(q.claimed_by, 0) = %(worker)s
     order by {q_places}
     for update of q
 )

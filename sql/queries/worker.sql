@@ -56,5 +56,5 @@ from embed.worker_session w
 where w.id <> %(worker)s;
 
 -- worker_poll
--- Every source, and whether there is work.
-select source, version, paused, work, sweep from embed._poll(%(after)s);
+-- Every source, and whether there is work; at is a time before the next claim.
+select source, version, paused, work, sweep, now() as at from embed._poll(%(after)s);

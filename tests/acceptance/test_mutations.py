@@ -27,7 +27,7 @@ from worker.resources import sql_folder
 
 Alter = Callable[..., Path]
 
-FENCE = "    where q.seq = j.seq and q.claimed_by = %(worker)s\n"
+FENCE = "    where q.seq = j.seq and coalesce(q.claimed_by, 0) = %(worker)s\n"
 
 
 @pytest.fixture

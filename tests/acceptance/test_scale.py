@@ -21,7 +21,11 @@ BATCH = 100
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_claim_of_a_large_queue(shop: Connection) -> None:
-    """1,000,000 waiting, 100,000 dead, 100,000 held: pages in proportion to the batch."""
+    """1,000,000 waiting, 100,000 dead, 100,000 held: pages in proportion to the batch.
+
+    Against a queue of 40,000, whose indexes are nearly as deep: in one of 200 rows, each of them is
+    a single page, and a claim touches 1500 pages instead of 3500.
+    """
     shop.execute("create table article (id integer primary key, content text)")
     shop.execute("select embed.enable('article', array['content'])")
     (source,) = (s for s in load_sources(shop) if s.name == "article")
@@ -39,7 +43,7 @@ def test_the_claim_of_a_large_queue(shop: Connection) -> None:
                     "lease": 60.0,
                     "max_attempts": 5,
                     "worker": 1,
-                    "after": "-infinity",
+                    "afters": ["-infinity", "-infinity"],
                 },
             ).fetchone()
         assert row is not None
@@ -66,24 +70,23 @@ def test_the_claim_of_a_large_queue(shop: Connection) -> None:
             )
         )
 
-    add(1, BATCH, "now()")
-    add(BATCH + 1, 2 * BATCH, "now()", 20)
+    add(1, 20_000, "now()")
+    add(20_001, 40_000, "now()", 20)
     shop.execute(sql.SQL("vacuum analyze {}").format(queue))
     small_pages, _ = claim()
     claim()
     _, small_time = min((claim() for _ in range(5)), key=lambda seen: seen[1])
-    add(1001, 501_000, "now()")
-    add(501_001, 1_001_000, "now()", 20)
-    add(1_001_001, 1_101_000, "'infinity'", 15, attempts="5", error="'dead'")
-    add(1_101_001, 1_201_000, "now() + interval '1 minute'", 11, attempts="1", claimed_by="2")
+    add(40_001, 520_000, "now()")
+    add(520_001, 1_000_000, "now()", 20)
+    add(1_000_001, 1_100_000, "'infinity'", 15, attempts="5", error="'dead'")
+    add(1_100_001, 1_200_000, "now() + interval '1 minute'", 11, attempts="1", claimed_by="2")
     unknown, _ = claim()  # before the planner knows what is in there
     shop.execute(sql.SQL("vacuum analyze {}").format(queue))
     claim()
     pages, took = min((claim() for _ in range(5)), key=lambda seen: seen[1])
     print(f"pages {small_pages} -> {unknown}, {pages}; time {small_time:.2f} -> {took:.2f} ms")
-    # The same number of rows from deeper trees.
-    assert max(pages, unknown) < 30 * 2 * BATCH
-    assert pages < 2 * small_pages
+    assert max(small_pages, pages, unknown) < 30 * 2 * BATCH
+    assert max(pages, unknown) < 1.5 * small_pages
     assert took < 3 * small_time + 2
 
 

@@ -22,9 +22,11 @@ from schedules import Hand, Stage
 from worker.database.cluster import Cluster
 from worker.queue.failure import fail, release
 from worker.queue.sweep import Sweep
+from worker.settings import Settings
 
 KEYS = st.integers(1, 4)
 TEXTS = st.sampled_from(["가", "나", "다", "", "  ", None, "라"])
+MAX_ATTEMPTS = Settings.model_fields["max_attempts"].default
 HANDS = st.sampled_from(["a", "b"])
 
 
@@ -189,14 +191,23 @@ class Machine(RuleBasedStateMachine):
         found = self.stage.app.execute("select id, content from article").fetchall()
         assert dict(found) == self.rows
 
+    def retry_the_dead(self) -> None:
+        """A text that was at hand whenever a worker died is given up by the last one, rightly."""
+        dead = self.stage.app.execute("select attempts from embed.failure where dead").fetchall()
+        assert all(attempts >= MAX_ATTEMPTS for (attempts,) in dead)
+        if dead:
+            retried = self.stage.app.execute("select embed.retry('article')").fetchone()
+            assert retried == (len(dead),)
+            assert drain_url(self.url) == []
+
     def teardown(self) -> None:
         try:
             if not self.enabled:
                 self.stage.enable()
             self.stage.app.execute("select embed.resume('article')")
             self.stage.lapse()  # whoever holds rows has gone
-            troubles = drain_url(self.url)
-            assert troubles == []
+            assert drain_url(self.url) == []
+            self.retry_the_dead()
             verdict = judge(self.stage.app, "article")
             assert verdict.good, verdict
             assert verdict.rows == sum(bool(text and text.strip()) for text in self.rows.values())

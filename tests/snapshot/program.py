@@ -31,6 +31,7 @@ KINDS = {
     "poll": "select source, version, paused, work%",
     "move": "with turn as materialized%",
     "claim": "with picked as materialized%",
+    "suspects": "select c.priority%",
     "complete": "with job as (%cleared as (%done as (%",
 }
 TABLES = ("inbox", "queue", "vectors")
@@ -80,14 +81,28 @@ class Outcome:
     verdict: Verdict
     final_dead: int
     final_size: int
+    workers: int
     errors: list[str] = field(default_factory=list)
 
-    def mean(self, phase: str, kind: str, what: str) -> float:
-        """The mean of a cost over the second half of a phase, weighted by calls."""
+    def a_change(self, phase: str, kind: str, what: str) -> float:
+        """The cost of a kind of statement for each change, over the second half of a phase.
+
+        Not that of a call: the busier the machine, the more rows are in each.
+        """
         looks = [look for look in self.looks if look.phase == phase]
-        costs = [look.costs[kind] for look in looks[len(looks) // 2 :]]
-        calls = sum(cost.calls for cost in costs)
-        return sum(getattr(cost, what) * cost.calls for cost in costs) / max(calls, 1)
+        late = looks[len(looks) // 2 :]
+        earlier = self.looks[: self.looks.index(late[0])]
+        changes = late[-1].changes - (earlier[-1].changes if earlier else 0)
+        costs = [look.costs[kind] for look in late]
+        return sum(getattr(cost, what) * cost.calls for cost in costs) / max(changes, 1)
+
+    def share(self, phase: str, *kinds: str) -> float:
+        """The part of a worker's time that these statements took in a phase."""
+        looks = [look for look in self.looks if look.phase == phase]
+        begun = max((look.at for look in self.looks if look.at < looks[0].at), default=0.0)
+        costs = [look.costs[kind] for look in looks for kind in kinds]
+        spent = sum(cost.ms * cost.calls for cost in costs) / 1000
+        return spent / (looks[-1].at - begun) / self.workers
 
     @property
     def dead_a_change(self) -> float:
@@ -103,12 +118,15 @@ class Outcome:
         found = list(self.errors)
         for kind in ("claim", "move", "complete"):
             before, held, after = (
-                self.mean(phase, kind, "pages") for phase in ("before", "held", "after")
+                self.a_change(phase, kind, "pages") for phase in ("before", "held", "after")
             )
-            if held > 3 * before + 100:
-                found.append(f"{kind}: {before:.0f} pages before, {held:.0f} beside the snapshot")
-            if after > 2 * before + 50:
-                found.append(f"{kind}: {before:.0f} pages before, {after:.0f} afterwards")
+            if held > 3 * before:
+                found.append(f"{kind}: {before:.1f} pages before, {held:.1f} beside the snapshot")
+            if after > 2 * before:
+                found.append(f"{kind}: {before:.1f} pages before, {after:.1f} afterwards")
+        # Looking behind the cursor takes longer then, and is done less often.
+        if (share := self.share("held", "poll", "suspects")) > 0.1:
+            found.append(f"looking for work took {share:.0%} of a worker's time")
         # An entry of the inbox, and in the queue its insertion, claim and deletion.
         if self.dead_a_change > 4:
             found.append(f"{self.dead_a_change:.1f} dead rows for each change")
@@ -132,8 +150,8 @@ class Outcome:
         summary = [
             f"{kind}: "
             + ", ".join(
-                f"{phase} {self.mean(phase, kind, 'pages'):.0f} pages"
-                f" {self.mean(phase, kind, 'ms'):.2f} ms"
+                f"{phase} {self.a_change(phase, kind, 'pages'):.2f} pages"
+                f" {self.a_change(phase, kind, 'ms') * 1000:.0f} µs a change"
                 for phase in ("before", "held", "after")
             )
             for kind in KINDS
@@ -141,6 +159,12 @@ class Outcome:
         return "\n".join(
             [
                 *summary,
+                "looking for work: "
+                + ", ".join(
+                    f"{phase} {self.share(phase, 'poll', 'suspects'):.1%}"
+                    for phase in ("before", "held", "after")
+                )
+                + " of a worker's time",
                 f"dead rows a change: {self.dead_a_change:.2f}; after the vacuum"
                 f" {self.final_dead} dead, {self.final_size / 2**20:.1f} MB",
                 str(self.verdict),
@@ -218,7 +242,7 @@ def run(
                 for worker in pool.all
                 if "Traceback" in worker.output()
             ]
-            return Outcome(watch.looks, judge(connection, "article"), dead, size, errors)
+            return Outcome(watch.looks, judge(connection, "article"), dead, size, workers, errors)
     finally:
         writer.stop()
         pool.end()

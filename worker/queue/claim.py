@@ -1,13 +1,31 @@
 """Taking work: inbox to queue, a lease on due rows, their texts."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from worker.database.statements import statement
+from worker.queue.cursor import Cursor
 from worker.queue.source import Connection, Source
 
-__all__ = ["BACKFILL", "FRESH", "RETRIES", "Job", "Moved", "claim", "move", "read", "suspects"]
+__all__ = [
+    "BACKFILL",
+    "FRESH",
+    "RETRIES",
+    "Job",
+    "Moved",
+    "Polled",
+    "claim",
+    "move",
+    "poll",
+    "read",
+    "suspects",
+]
 
 FRESH = 0  # an application's change
 RETRIES = tuple(range(11, 20))  # 10 + attempts that were begun and did not end well
@@ -41,14 +59,47 @@ class Job:
     current: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """A source as one look finds it. ``work`` None: somebody holds its queue."""
+
+    source: int
+    version: int
+    paused: bool
+    work: bool | None
+    sweep: bool
+    at: datetime
+
+
+def poll(connection: Connection, cursors: defaultdict[int, Cursor]) -> list[Polled]:
+    """Look at every source, from its cursor; where nothing is due, that moves on."""
+    after = {
+        source: [cursor.seq, {level: due.isoformat() for level, due in cursor.due.items()}]
+        for source, cursor in cursors.items()
+    }
+    with connection.cursor(row_factory=class_row(Polled)) as look:
+        rows = look.execute(statement("worker_poll"), {"after": Jsonb(after)}).fetchall()
+    for row in rows:
+        if row.work is False and not row.paused:
+            cursors[row.source].nothing((FRESH, *RETRIES, BACKFILL), row.at)
+    return rows
+
+
 def move(
-    connection: Connection, source: Source, *, after: int = 0, limit: int = MOVE_LIMIT
+    connection: Connection,
+    source: Source,
+    *,
+    cursor: Cursor | None = None,
+    limit: int = MOVE_LIMIT,
 ) -> Moved:
-    """Move up to ``limit`` rows from the inbox into the queue."""
+    """Move up to ``limit`` rows from the inbox into the queue; the cursor moves on."""
+    cursor = cursor or Cursor()
     row = connection.execute(
-        source.render("queue_move"), {"source": source.id, "after": after, "limit": limit}
+        source.render("queue_move"), {"source": source.id, "after": cursor.seq, "limit": limit}
     ).fetchone()
-    return Moved(*(row or (0, None)))
+    moved = Moved(*(row or (0, None)))
+    cursor.moved(moved.last)
+    return moved
 
 
 def claim(
@@ -59,25 +110,30 @@ def claim(
     quotas: Mapping[int, int],
     lease: float,
     max_attempts: int,
-    after: datetime | str = "-infinity",
+    cursor: Cursor | None = None,
+    looked_at: datetime | None = None,
 ) -> tuple[list[Job], list[tuple[str, ...]]]:
     """Lease due rows for ``lease`` seconds: for each priority of ``quotas`` so many.
+
+    Begins at the cursor, which moves on; ``looked_at`` is a time of the database before this.
 
     Returns the jobs, and the keys that became dead letters because a worker died with them
     ``max_attempts`` times.
     """
+    cursor = cursor or Cursor()
     rows = connection.execute(
         source.render("queue_claim"),
         {
             "priorities": list(quotas),
+            "afters": _afters(cursor, quotas),
             "quotas": list(quotas.values()),
             "most": sum(quotas.values()),
             "lease": lease,
             "max_attempts": max_attempts,
             "worker": worker,
-            "after": after,
         },
     ).fetchall()
+    cursor.claimed(quotas, [(row[3], row[5]) for row in rows], looked_at)
     jobs = [
         Job(source, tuple(key), seq, attempts, priority, due)
         for key, seq, attempts, priority, dead, due in rows
@@ -86,12 +142,28 @@ def claim(
     return jobs, [tuple(row[0]) for row in rows if row[4]]
 
 
-def suspects(connection: Connection, source: Source) -> int | None:
-    """Return the lowest priority of :data:`RETRIES` that has due rows."""
+def suspects(
+    connection: Connection,
+    source: Source,
+    *,
+    cursor: Cursor | None = None,
+    looked_at: datetime | None = None,
+) -> int | None:
+    """Return the lowest priority of :data:`RETRIES` that has due rows; None moves the cursor on."""
+    cursor = cursor or Cursor()
     row = connection.execute(
-        source.render("queue_suspects"), {"priorities": list(RETRIES)}
+        source.render("queue_suspects"),
+        {"priorities": list(RETRIES), "afters": _afters(cursor, RETRIES)},
     ).fetchone()
-    return None if row is None else int(row[0])
+    if row is None:
+        cursor.nothing(RETRIES, looked_at)
+        return None
+    return int(row[0])
+
+
+def _afters(cursor: Cursor, priorities: Iterable[int]) -> list[str]:
+    dues = (cursor.due.get(priority) for priority in priorities)
+    return ["-infinity" if due is None else due.isoformat() for due in dues]
 
 
 def read(connection: Connection, jobs: Sequence[Job], *, fingerprint: int) -> None:

@@ -5,19 +5,18 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
-from datetime import datetime, timedelta
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import datetime
 
 import psycopg
-from psycopg.types.json import Jsonb
 
-from worker.database.statements import statement
 from worker.model.batches import CPU_TOKEN_BUDGET
 from worker.model.passages import Part, split
-from worker.queue.claim import BACKFILL, FRESH, Job, claim, move, read, suspects
+from worker.queue.claim import BACKFILL, FRESH, Job, claim, move, poll, read, suspects
 from worker.queue.compact import Compactor
 from worker.queue.complete import Passage, Result, complete
+from worker.queue.cursor import Cursor
 from worker.queue.failure import LOCKED, fail, release
 from worker.queue.lease import Identity
 from worker.queue.source import Connection, Source
@@ -39,8 +38,7 @@ log = logging.getLogger("embedworker.passages")
 URGENT = 64  # fresh rows taken between two batches of a window; a full 64 is a backlog, not news
 URGENT_LOOK = 0.2  # seconds between such looks where no NOTIFY came: it may have been left out
 SUSPECTS = {11: 256, 12: 16}  # rows tried together after that many attempts that did not end well
-FULL_LOOK = 0.05  # of the time: how much looking behind the cursors may take
-SAFETY = timedelta(seconds=10)  # behind the cursor: rows that were due but not yet visible
+FULL_LOOK = 0.02  # of the time: how much looking behind the cursors may take
 SCHEDULE = 60.0  # seconds between looks at which sweeps are due
 SLICE = 128  # rows whose texts are read at once
 CHARACTERS = 4_000_000  # of text held at once: about 15 MB, and 100 MB as tokens
@@ -89,7 +87,9 @@ class PassageLane:
         self._shrink = 1.0
         self._backlog = False
         self._urgent_at = 0.0
-        self._cursors: dict[int, tuple[int, datetime | None]] = {}
+        self._cursors: defaultdict[int, Cursor] = defaultdict(Cursor)
+        self._looked_at: datetime | None = None  # by the database's clock
+        self._looking = 0.0  # seconds that this look and its claims have taken
         self._full_look_at = 0.0
         self._looked_fully = False
         self._scheduled_at: float | None = None
@@ -109,6 +109,8 @@ class PassageLane:
         self._backlog = False
         ready = self._look()
         worked = self._fill(ready)
+        if self._looked_fully:
+            self._full_look_at = time.monotonic() + self._looking / FULL_LOOK
         if not worked:
             worked = sum(self._for(source, self._sweep) for source in self._registry.active()) > 0
         if not worked:
@@ -146,26 +148,19 @@ class PassageLane:
         if full:
             self._cursors.clear()
         self._looked_fully = full
-        after = {
-            number: [seq, None if due is None else due.isoformat()]
-            for number, (seq, due) in self._cursors.items()
-        }
-        rows = self._connection.execute(
-            statement("worker_poll"), {"after": Jsonb(after)}
-        ).fetchall()
-        if full:
-            took = time.monotonic() - started
-            self._full_look_at = started + took / FULL_LOOK
-        self._registry.follow({source: version for source, version, _, _, _ in rows})
+        rows = poll(self._connection, self._cursors)
+        self._looking = time.monotonic() - started
+        self._looked_at = rows[0].at if rows else None
+        self._registry.follow({row.source: row.version for row in rows})
         self._progress.sources = self._registry.all
-        self._requested = {source for source, _, paused, _, asked in rows if asked and not paused}
+        self._requested = {row.source for row in rows if row.sweep and not row.paused}
         self._sweeps &= {source.id for source in self._registry.all}
         self._schedule_sweeps(started)
         active = self._registry.active()
         for source in active:
             if source.id in self._requested:
                 self._for(source, self._begin_sweep)
-        working = {source for source, _, _, work, _ in rows if work}
+        working = {row.source for row in rows if row.work}
         return [source for source in self._registry.active() if source.id in working]
 
     # Taking
@@ -185,10 +180,10 @@ class PassageLane:
     def _refill(self, source: Source, sharing: int) -> int:
         loaded = self._registry.load(source)
         share = max(1, self._settings.window // sharing)
-        with self._phase("claim"):
-            moved = move(self._connection, source, after=self._cursor(source)[0])
+        with self._phase("claim"), self._measured():
+            moved = move(self._connection, source, cursor=self._cursors[source.id])
             taken = self._claim(source, {FRESH: share, BACKFILL: share})
-        self._plan(loaded, source, taken, moved.last)
+        self._plan(loaded, source, taken)
         return moved.rows + len(taken)
 
     def _take_suspects(self, ready: Sequence[Source]) -> bool:
@@ -196,15 +191,17 @@ class PassageLane:
         return any(self._for(source, self._refill_suspects) for source in shuffled)
 
     def _refill_suspects(self, source: Source) -> int:
-        priority = suspects(self._connection, source)
+        cursor = self._cursors[source.id]
+        with self._measured():
+            priority = suspects(self._connection, source, cursor=cursor, looked_at=self._looked_at)
         if priority is None:
             return 0
         loaded = self._registry.load(source)
         quota = min(self._suspects, SUSPECTS.get(priority, 1))
-        with self._phase("claim"):
-            taken = self._claim(source, {priority: quota}, after="-infinity")
+        with self._phase("claim"), self._measured():
+            taken = self._claim(source, {priority: quota})
         self._suspects = min(self._suspects * 2, max(SUSPECTS.values()))
-        self._plan(loaded, source, taken, None)
+        self._plan(loaded, source, taken)
         return len(taken)
 
     def _take_urgent(self) -> None:
@@ -218,18 +215,16 @@ class PassageLane:
 
     def _take_fresh(self, source: Source) -> int:
         loaded = self._registry.load(source)
-        with self._phase("claim"):
-            moved = move(self._connection, source, after=self._cursor(source)[0])
+        with self._phase("claim"), self._measured():
+            moved = move(self._connection, source, cursor=self._cursors[source.id])
             taken = self._claim(source, {FRESH: URGENT}) if moved.rows else []
         if moved.rows == 0:
             return 0
         self._backlog = self._backlog or len(taken) == URGENT
-        self._plan(loaded, source, taken, moved.last)
+        self._plan(loaded, source, taken)
         return len(taken)
 
-    def _claim(
-        self, source: Source, quotas: dict[int, int], after: datetime | str | None = None
-    ) -> list[Job]:
+    def _claim(self, source: Source, quotas: dict[int, int]) -> list[Job]:
         jobs, dead = claim(
             self._connection,
             source,
@@ -237,7 +232,8 @@ class PassageLane:
             quotas=quotas,
             lease=self._settings.lease,
             max_attempts=self._settings.max_attempts,
-            after=after or self._cursor(source)[1] or "-infinity",
+            cursor=self._cursors[source.id],
+            looked_at=self._looked_at,
         )
         if dead:
             log.error("source %s: %s texts are dead: workers died with them", source, len(dead))
@@ -248,14 +244,8 @@ class PassageLane:
             failpoint("after-claim")
         return jobs
 
-    def _cursor(self, source: Source) -> tuple[int, datetime | None]:
-        return self._cursors.get(source.id, (0, None))
-
-    def _plan(self, loaded: Loaded, source: Source, jobs: list[Job], moved: int | None) -> None:
+    def _plan(self, loaded: Loaded, source: Source, jobs: list[Job]) -> None:
         """Read the texts of claimed jobs and put them into the pool; settle what needs no model."""
-        seq, _ = self._cursor(source)
-        due = max((job.due for job in jobs), default=None)
-        self._cursors[source.id] = (max(seq, moved or 0), due and due - SAFETY)
         if not jobs:
             return
         with self._phase("read"):
@@ -357,6 +347,13 @@ class PassageLane:
         self._metrics.batches.labels(lane).inc()
         self._metrics.passages.labels(lane).inc(len(units))
         self._metrics.tokens.labels(lane).inc(tokens)
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Count what is done here as a part of the look that led to it."""
+        started = time.monotonic()
+        yield
+        self._looking += time.monotonic() - started
 
     def _phase(self, name: str) -> AbstractContextManager[object]:
         return self._metrics.phase.labels(name).time()
