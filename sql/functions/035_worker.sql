@@ -210,7 +210,7 @@ begin
         if not paused then
             begin
                 execute format(
-                    'select exists (select from embed.inbox_%1$s where seq > $1 order by seq limit 1)
+                    'select exists (select from embed.inbox_%1$s where ctid > $1)
                         or exists (
                             select
                             from unnest($2, $3) as c (priority, after)
@@ -223,7 +223,7 @@ begin
                 )
                 into work
                 using
-                    coalesce((after -> source::text ->> 0)::bigint, 0),
+                    coalesce((after -> source::text ->> 0)::tid, '(0,0)'),
                     priorities,
                     array(
                         select coalesce((after -> source::text -> 1 ->> p.priority::text)::timestamptz, '-infinity')
@@ -243,8 +243,9 @@ $$;
 -- What waits, for a monitor that asks every few seconds: nothing here reads a whole queue.
 --   waiting  entries of inbox and queue; counted up to a bound, beyond it the server's own estimate
 --   dead     rows that were given up, by an index that holds no others
---   oldest   seconds since the oldest of those that wait was changed. Of each priority those that
---            are due first are looked at, so where more wait it may be a little more than said
+--   oldest   seconds since the oldest of those that wait was changed. Of the inbox and of each
+--            priority those that are due first are looked at, so where more wait it may be a little
+--            more than said
 --   due      whether a row could be taken right now
 -- embed.status counts exactly, and reads every row for it.
 create or replace function embed._backlog(bound bigint default 10000)
@@ -268,7 +269,7 @@ begin
                         + (select count(*) from (select from embed.queue_%1$s q where q.priority = any ($2) and q.due < 'infinity' limit $1) as x),
                     (select count(*) from embed.queue_%1$s q where q.due = 'infinity'),
                     least(
-                        (select i.at from embed.inbox_%1$s i order by i.seq limit 1),
+                        (select min(x.at) from (select i.at from embed.inbox_%1$s i limit 1000) as x),
                         (
                             select min(x.since)
                             from unnest($2) as p (priority)

@@ -14,7 +14,7 @@ with asked as (
 held as materialized (
     select {q_places}
     from {queue} q
-    where q.claimed_by is not null and q.due < 'infinity'
+    where q.priority between 11 and 19 and q.claimed_by is not null and q.due < 'infinity'
     order by {q_places}
     for update
 ),

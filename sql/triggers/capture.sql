@@ -187,8 +187,7 @@ end$b$,
                 $b$
 begin
     begin
-        perform from (%1$s) as names_hold where false;
-        perform from %2$s as types_hold where false and %3$s;
+        perform from (%1$s) as names_hold, %2$s as types_hold where false and %3$s;
     exception when syntax_error_or_access_rule_violation then%4$s
     end;
     insert into embed.inbox_%5$s (%6$s) %1$s;

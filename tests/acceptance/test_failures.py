@@ -189,8 +189,8 @@ def test_new_rows_are_not_behind_a_backlog_of_retries(shop: Connection, workers:
     worker = workers.start("--once", up=False, max_attempts="99")
     assert worker.wait(60) == 0, worker
     shop.execute(sql.SQL("update {} set due = now()").format(queue_of(shop, "article")))
-    # Each failing text is two calls of 0.005 s, so that all of them take 15 s.
-    workers.start(testing_delay="0.005", max_attempts="99", backoff_max="300")
+    # Each failing text is two calls of 0.01 s, so that all of them take 30 s.
+    workers.start(testing_delay="0.01", max_attempts="99", backoff_max="300")
     tried = sql.SQL("select count(*) from {} where attempts > 1").format(queue_of(shop, "article"))
     wait_until(lambda: (shop.execute(tried).fetchone() or (0,))[0] > 0)
     shop.execute("insert into article values (5000, '새 글')")

@@ -27,7 +27,7 @@ from worker.resources import sql_folder
 
 Alter = Callable[..., Path]
 
-FENCE = "    where q.seq = j.seq and coalesce(q.claimed_by, 0) = %(worker)s\n"
+FENCE = "    where q.seq = j.seq and q.claimed_by = %(worker)s\n"
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_move_that_keeps_what_is_queued(
     file = folder / "queries" / "queue.sql"
     text = file.read_text()
     start = text.index("do update", text.index("-- queue_move\n"))
-    end = text.index("\n)\nselect count(*), max(seq) from taken", start)
+    end = text.index("\n)\nselect count(*), max(place)::text from taken", start)
     file.write_text(text[:start] + "do nothing" + text[end:])
     use(folder)
     assert is_lost(hash_database, update_between_read_and_complete)
@@ -149,5 +149,12 @@ def test_the_stress_test_sees_a_completion_by_key_alone(
     folder = alter("queue_complete", (FENCE, ""))
     for _ in range(2):
         workers.start(sql_folder=folder, testing_delay="0.02", batch_tokens="300")
-    report = stress(workers.url, shop, seconds=5, writers=3, seed=1)
-    assert report.verdict.wrong + report.verdict.orphans > 0, report
+    # Whether a change falls between a read and its completion is chance, and so is whether the row
+    # is left alone afterwards: a run on a busy machine ended well.
+    for seed in range(1, 9):
+        report = stress(workers.url, shop, seconds=5, writers=3, seed=seed)
+        if report.verdict.wrong + report.verdict.orphans > 0:
+            return
+        shop.execute("select embed.disable('article', drop_vectors => true)")
+        shop.execute("drop table article")
+    raise AssertionError(f"eight runs ended well: {report}")

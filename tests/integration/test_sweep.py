@@ -221,8 +221,8 @@ def test_row_under_way_is_queued_again(article: Connection, shared_database: str
         article.execute("update article set body = 'seen' where id = 1 and region = 'de'")
         article.execute(
             f"with m as (delete from embed.inbox_{source.id} returning k1, k2)"
-            f" insert into embed.queue_{source.id} (k1, k2, seq, claimed_by, due)"
-            " select k1, k2, nextval('embed.seq'), 4711, now() + interval '1 min' from m"
+            f" insert into embed.queue_{source.id} (k1, k2, seq, priority, claimed_by, due)"
+            " select k1, k2, nextval('embed.seq'), 11, 4711, now() + interval '1 min' from m"
         )
         before = article.execute(f"select seq from embed.queue_{source.id}").fetchone()
         assert Sweep(connection, source, source.fingerprint).page().stale == 1

@@ -1,5 +1,6 @@
 """Taking work: inbox to queue, a lease on due rows, their texts."""
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,10 +36,10 @@ MOVE_LIMIT = 5000  # rows; 5,000 take about 50 ms, so no transaction of ours gro
 
 
 class Moved(NamedTuple):
-    """How many inbox rows were moved and the highest seq among them (None: none)."""
+    """How many inbox rows were moved and the place of the last of them (None: none)."""
 
     rows: int
-    last: int | None
+    last: str | None
 
 
 @dataclass(slots=True)
@@ -74,7 +75,7 @@ class Polled:
 def poll(connection: Connection, cursors: defaultdict[int, Cursor]) -> list[Polled]:
     """Look at every source, from its cursor; where nothing is due, that moves on."""
     after = {
-        source: [cursor.seq, {level: due.isoformat() for level, due in cursor.due.items()}]
+        source: [cursor.place, {level: due.isoformat() for level, due in cursor.due.items()}]
         for source, cursor in cursors.items()
     }
     with connection.cursor(row_factory=class_row(Polled)) as look:
@@ -94,11 +95,13 @@ def move(
 ) -> Moved:
     """Move up to ``limit`` rows from the inbox into the queue; the cursor moves on."""
     cursor = cursor or Cursor()
+    started = time.monotonic()
     row = connection.execute(
-        source.render("queue_move"), {"source": source.id, "after": cursor.seq, "limit": limit}
+        source.render("queue_move"), {"source": source.id, "after": cursor.place, "limit": limit}
     ).fetchone()
     moved = Moved(*(row or (0, None)))
-    cursor.moved(moved.last)
+    took = time.monotonic() - started
+    cursor.moved(moved.last, all_of_it=moved.rows < limit, seconds=took)
     return moved
 
 

@@ -9,6 +9,8 @@ __all__ = ["Cursor"]
 # Behind the time up to which all is taken: rows were due before they could be seen, by as much as a
 # move into the queue takes.
 SAFETY = timedelta(seconds=1)
+FRONT = "(0,0)"
+COSTLY = 0.005  # seconds of a look at an inbox that is worth not to be repeated
 
 
 @dataclass
@@ -17,18 +19,23 @@ class Cursor:
 
     Every row that was done leaves dead versions in the indexes, and while a foreign transaction is
     open no vacuum takes them away: a claim that began at the front passed 90,000 of them after five
-    minutes of 300 changes a second. What may have been left behind the cursor (a transaction that
-    took its seq early and committed late, a row that was locked) is found by the looks that forget
+    minutes of 300 changes a second. What may have been left behind the cursor (an entry
+    on a page that was vacuumed, a row that was locked) is found by the looks that forget
     it, see FULL_LOOK in worker/service/passages.py.
     """
 
-    seq: int = 0
-    """of the inbox: the highest that was moved"""
+    place: str = FRONT
+    """in the inbox, whose entries have no order but that of its pages"""
     due: dict[int, datetime] = field(default_factory=dict)
     """by priority"""
 
-    def moved(self, last: int | None) -> None:
-        self.seq = max(self.seq, last or 0)
+    def moved(self, last: str | None, *, all_of_it: bool, seconds: float) -> None:
+        """Note the place of the last entry that was moved, and how long that took.
+
+        A cheap look begins at the front again: vacuum gives room there to new entries.
+        """
+        if not all_of_it or seconds > COSTLY or self.place != FRONT:
+            self.place = last or self.place
 
     def claimed(
         self,

@@ -16,7 +16,7 @@ from worker.model.passages import Part, split
 from worker.queue.claim import BACKFILL, FRESH, Job, claim, move, poll, read, suspects
 from worker.queue.compact import Compactor
 from worker.queue.complete import Passage, Result, complete
-from worker.queue.cursor import Cursor
+from worker.queue.cursor import FRONT, Cursor
 from worker.queue.failure import LOCKED, fail, release
 from worker.queue.lease import Identity
 from worker.queue.source import Connection, Source
@@ -91,6 +91,7 @@ class PassageLane:
         self._looked_at: datetime | None = None  # by the database's clock
         self._looking = 0.0  # seconds that this look and its claims have taken
         self._full_look_at = 0.0
+        self._front_at = 0.0  # when to look at whole inboxes between two batches
         self._looked_fully = False
         self._scheduled_at: float | None = None
         # Jitter, so that many workers and sources do not all sweep at one moment of the night.
@@ -210,8 +211,15 @@ class PassageLane:
             return
         self._wake.clear()
         self._urgent_at = now
+        front = now >= self._front_at
+        if front:
+            for cursor in self._cursors.values():
+                cursor.place = FRONT
+        self._looking = 0.0
         for source in self._registry.active():
             self._for(source, self._take_fresh)
+        if front:
+            self._front_at = time.monotonic() + self._looking / FULL_LOOK
 
     def _take_fresh(self, source: Source) -> int:
         loaded = self._registry.load(source)
