@@ -292,14 +292,70 @@ $$;
 comment on function embed._rerank(text, text[]) is
     'Scores of passages for a question, in their order; null and a notice where there are none. For embed.search. The setting embed.rerank_timeout bounds the wait (5s).';
 
+-- Who logged in to this session, whatever role the function at hand runs as; 0 when dropped since.
+create or replace function embed._login() returns oid
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return quote_ident(session_user)::regrole;
+exception when undefined_object then
+    return 0;
+end
+$$;
+
+-- Takes a token from the bucket of a role that has a limit, or refuses. The bucket holds a minute's
+-- worth and fills evenly; where there is no limit nothing is written. What is refused costs no
+-- token, since the refusal takes the statement back.
+create or replace function embed._charge_question(asker oid) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    now constant timestamptz := clock_timestamp();
+    a_minute double precision;
+    rest double precision;
+begin
+    select l.a_minute into a_minute
+    from embed.question_limit l
+    where l.role in (asker, 0)
+    order by l.role = 0
+    limit 1;
+    if a_minute is null then
+        return;
+    end if;
+    -- Another session may have charged while this one waited for the row: then its time is later.
+    insert into embed.question_allowance as b (role, tokens, at)
+    values (asker, a_minute - 1, now)
+    on conflict (role) do update
+    set
+        tokens = least(a_minute, b.tokens + a_minute / 60 * greatest(0, extract(epoch from now - b.at)::double precision)) - 1,
+        at = greatest(b.at, now)
+    returning tokens into rest;
+    if rest < 0 then
+        raise exception 'the role % may ask % a minute, and has', quote_ident(pg_get_userbyid(asker)),
+            case a_minute when 1 then '1 question' else a_minute || ' questions' end
+            using errcode = 'EW009',
+            hint = format(
+                'The next one is allowed in %s s; the same question again is free. A member of embed_admin can change that with embed.limit_questions(…).',
+                greatest(1, ceil(-rest * 60 / a_minute))
+            );
+    end if;
+end
+$$;
+
 -- Leaves a request for the workers. Returns the answer at once where one is known by now: the
 -- caller's snapshot may be older than the cache. The same id may be left twice, after a connection
 -- was lost on the way.
 --
+-- asker is who logged in to the session that asks; over the loopback its own login is another.
+-- Where dblink is open to everybody, because it was there before, a role can name somebody else
+-- here, and the limit is one of courtesy.
+--
 -- No COMMIT in these two: PostgreSQL forbids it in SECURITY DEFINER, and a statement sent over the
 -- loopback commits by itself.
 create or replace function embed.ask(
-    id uuid, model text, question text, role text, passages text[] default null,
+    id uuid, model text, question text, role text, passages text[] default null, asker oid default null,
     out embedding @extschema:vector@.vector, out terms integer[], out shares real[], out lost integer
 )
 language plpgsql security definer
@@ -315,6 +371,7 @@ begin
         raise exception 'the question has % characters; expected at most 100000', length(question)
             using errcode = 'EW003', hint = 'Ask with a shorter text.';
     end if;
+    perform embed._charge_question(coalesce(asker, embed._login()));
     insert into embed.question (id, model, text, role, passages)
     values (ask.id, ask.model, ask.question, ask.role, ask.passages)
     on conflict on constraint question_pkey do nothing;
@@ -322,7 +379,7 @@ begin
 end
 $$;
 
-comment on function embed.ask(uuid, text, text, text, text[]) is
+comment on function embed.ask(uuid, text, text, text, text[], oid) is
     'Leaves a question for the workers; for the loopback of embed.query only.';
 
 -- Takes the answer, a vector, scores or an error; no row when there is none within the time. withdraw then
@@ -374,7 +431,9 @@ revoke execute on function
     embed._query_timeout(text),
     embed._require_loopback(),
     embed._live_workers(),
-    embed.ask(uuid, text, text, text, text[]),
+    embed._login(),
+    embed._charge_question(oid),
+    embed.ask(uuid, text, text, text, text[], oid),
     embed.await(uuid, interval, boolean)
 from public;
 

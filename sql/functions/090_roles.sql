@@ -69,6 +69,8 @@ begin
             to embed_admin;
         grant select, insert, update, delete on embed.source, embed.source_state, embed.sweep_request, embed.sweep_state to embed_admin;
         grant select, insert, update on embed.model, embed.reranker, embed.setting to embed_admin;
+        grant select, insert, update, delete on embed.question_limit, embed.question_allowance to embed_admin;
+        grant execute on function embed.limit_questions(integer, regrole) to embed_admin;
         -- What is left of a table that is disabled.
         grant delete on embed.lexical_term to embed_admin;
         drop policy if exists embed_admin on embed.lexical_term;
@@ -209,10 +211,41 @@ $$;
 comment on function embed.restrict_questions(boolean) is
     'Lets only members of embed_search ask questions; false lets everybody again.';
 
+-- A token bucket for each login role, see embed._charge_question. Changing a limit fills its buckets.
+-- Limits of roles that were dropped go at the next call: a new role may get an old one's number.
+create or replace function embed.limit_questions(a_minute integer, role regrole default null) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if a_minute < 1 then
+        raise exception 'a limit of % questions a minute', a_minute
+            using errcode = 'EW003',
+            hint = 'Give at least 1, or null for no limit; who may ask at all is for embed.restrict_questions().';
+    end if;
+    delete from embed.question_limit l
+    where l.role <> 0 and not exists (select from pg_roles r where r.oid = l.role);
+    delete from embed.question_allowance b
+    where limit_questions.role is null or b.role = limit_questions.role or not exists (select from pg_roles r where r.oid = b.role);
+    if limit_questions.role is null and a_minute is null then
+        delete from embed.question_limit l where l.role = 0;
+    else
+        insert into embed.question_limit (role, a_minute)
+        values (coalesce(limit_questions.role, 0), limit_questions.a_minute)
+        on conflict on constraint question_limit_pkey do update
+        set a_minute = excluded.a_minute;
+    end if;
+end
+$$;
+
+comment on function embed.limit_questions(integer, regrole) is
+    'At most so many questions a minute of a login role, a minute''s worth of them at once; without a role, of each that has no limit of its own. Null: no limit. A question asked before is free while its vector is kept, and reranking counts as a question.';
+
 grant usage on sequence embed.seq to public; -- the inbox numbers changes as whoever enabled the table
 
 revoke execute on function
     embed._make_roles(),
     embed._grant_roles(),
-    embed.restrict_questions(boolean)
+    embed.restrict_questions(boolean),
+    embed.limit_questions(integer, regrole)
 from public;

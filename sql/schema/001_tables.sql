@@ -207,6 +207,22 @@ comment on column embed.question.terms is
 comment on column embed.question.lost is
     'Tokens of the question behind the end of the model''s window, which are not in the vector.';
 
+-- How many questions a login role may ask a minute; 0, which is no role, for all that are not named.
+create table embed.question_limit (
+    role regrole primary key,
+    a_minute integer check (a_minute > 0)
+);
+
+comment on table embed.question_limit is
+    'Written by embed.limit_questions. A role whose a_minute is null has no limit, the general one neither.';
+
+-- What is left of it: a bucket of tokens for each role that has asked. Unlogged: full after a crash.
+create unlogged table embed.question_allowance (
+    role oid primary key,
+    tokens double precision not null,
+    at timestamptz not null
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+
 -- Vectors of recent questions, by what made them and a hash of the text: the text itself is not kept.
 create table embed.question_cache (
     fingerprint integer not null references embed.fingerprint (id) on delete cascade,

@@ -221,6 +221,9 @@ def test_stranger_sees_nothing_but_may_ask(url: str, owner: Connection) -> None:
             "select embed.ask(gen_random_uuid(), 'm', 'q', 'query')",
             "select setval('embed.seq', 1)",
             "select embed._make_roles()",
+            "select embed.limit_questions(1)",
+            "select * from embed.question_limit",
+            "delete from embed.question_allowance",
         ):
             refused(stranger, attempt)
 
@@ -245,6 +248,19 @@ def test_questions_can_be_left_to_members(url: str) -> None:
         assert nobody_answers.value.sqlstate == "EW001"
         superuser.execute("revoke embed_search from t_stranger")
         superuser.execute("select embed.restrict_questions(false)")
+
+
+def test_questions_are_limited_by_administrators(url: str) -> None:
+    with connect(as_login(url, "owner")) as owner, connect(as_login(url, "worker")) as worker:
+        limits = "select role::text, a_minute from embed.question_limit"
+        owner.execute("select embed.limit_questions(7, 't_stranger'), embed.limit_questions(9)")
+        assert sorted(owner.execute(limits).fetchall()) == [("-", 9), ("t_stranger", 7)]
+        owner.execute("select embed.limit_questions(null)")
+        assert owner.execute(limits).fetchall() == [("t_stranger", 7)]
+        refused(worker, "select embed.limit_questions(1)")
+        may = "select has_function_privilege('embed.limit_questions(integer, regrole)', 'execute')"
+        assert worker.execute(may).fetchone() == (False,)
+        owner.execute("delete from embed.question_limit")
 
 
 def test_rows_hidden_from_the_worker_are_not_taken_for_deleted(

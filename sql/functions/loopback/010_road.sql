@@ -53,6 +53,7 @@ declare
     deadline timestamptz := clock_timestamp() + patience;
     blanks text := repeat(' ', pg_size_bytes(current_setting('track_activity_query_size'))::integer);
     id uuid := gen_random_uuid();
+    asker oid := embed._login();
     kept boolean;
     connected boolean;
     again boolean := true;
@@ -77,7 +78,9 @@ begin
             connected := true;
             select t.embedding, t.terms, t.shares, t.lost into embedding, terms, shares, lost
             from @extschema:dblink@.dblink(
-                name, blanks || format('select * from embed.ask(%L, %L, %L, %L, %L)', id, model, question, role, passages)
+                name, blanks || format(
+                    'select * from embed.ask(%L, %L, %L, %L, %L, %L)', id, model, question, role, passages, asker
+                )
             ) as t (embedding @extschema:vector@.vector, terms integer[], shares real[], lost integer);
             while embedding is null and scores is null and failure is null loop
                 rest := deadline - clock_timestamp();
@@ -100,10 +103,11 @@ begin
                 end if;
                 raise;
             end if;
-            perform embed._loopback_close(name);
+            -- A refusal; the connection is as good as before.
             if state like 'EW%' then
                 raise;
             end if;
+            perform embed._loopback_close(name);
             if not connected or not again or state = '55P03' then
                 raise exception 'questions cannot reach a worker from inside SQL'
                     using errcode = 'EW007',

@@ -28,7 +28,7 @@ begin
     execute format('alter role %I login noinherit connection limit %s password %L', login, connections, password);
     execute format('grant connect on database %I to %I', current_database(), login);
     execute format('grant usage on schema embed to %I', login);
-    execute format('grant execute on function embed.ask(uuid, text, text, text, text[]) to %I', login);
+    execute format('grant execute on function embed.ask(uuid, text, text, text, text[], oid) to %I', login);
     execute format('grant execute on function embed.await(uuid, interval, boolean) to %I', login);
 
     -- Made anew, so that nothing of a database this one was copied from remains.
@@ -98,7 +98,7 @@ begin
     if to_regrole(login) is not null then
         execute format('revoke connect on database %I from %I', current_database(), login);
         execute format('revoke usage on schema embed from %I', login);
-        execute format('revoke execute on function embed.ask(uuid, text, text, text, text[]) from %I', login);
+        execute format('revoke execute on function embed.ask(uuid, text, text, text, text[], oid) from %I', login);
         execute format('revoke execute on function embed.await(uuid, interval, boolean) from %I', login);
         execute format('drop role %I', login);
     end if;
