@@ -345,6 +345,34 @@ begin
 end
 $$;
 
+-- Keep vectors for the next who asks the same. What is there already is left out before the insert,
+-- and found by a bitmap: ON CONFLICT would find it by the index whose finds are counted as hits (see
+-- embed._cached_answer), and is for two workers that answer the same at the same moment.
+create or replace function embed._keep_answers(
+    hashes bytea[], vectors @extschema:vector@.vector[], terms text[], shares text[], lost integer[], fingerprint integer
+) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_indexscan = off
+set enable_indexonlyscan = off
+as $$
+#variable_conflict use_column
+begin
+    insert into embed.question_cache (fingerprint, hash, embedding, terms, shares, lost)
+    select distinct on (a.hash)
+        _keep_answers.fingerprint, a.hash, a.embedding, a.terms::integer[], a.shares::real[], a.lost
+    from unnest(
+        hashes, vectors, _keep_answers.terms, _keep_answers.shares, _keep_answers.lost
+    ) as a (hash, embedding, terms, shares, lost)
+    where not exists (
+        select
+        from embed.question_cache c
+        where c.fingerprint = _keep_answers.fingerprint and c.hash = a.hash
+    )
+    on conflict on constraint question_cache_pkey do nothing;
+end
+$$;
+
 -- Write vectors, unless the question was withdrawn or its lease has gone to another worker, and keep
 -- them for the next who asks the same. Losing some of those in a crash costs nothing, hence no wait
 -- for the disk. Arrays of unequal length, which an array of arrays cannot hold, travel as text.
@@ -359,12 +387,7 @@ as $$
 begin
     perform set_config('synchronous_commit', 'off', true);
     if keep then
-        insert into embed.question_cache (fingerprint, hash, embedding, terms, shares, lost)
-        select _answer_questions.fingerprint, a.hash, a.embedding, a.terms::integer[], a.shares::real[], a.lost
-        from unnest(
-            hashes, vectors, _answer_questions.terms, _answer_questions.shares, _answer_questions.lost
-        ) as a (hash, embedding, terms, shares, lost)
-        on conflict on constraint question_cache_pkey do nothing;
+        perform embed._keep_answers(hashes, vectors, terms, shares, lost, fingerprint);
     end if;
     update embed.question q
     set embedding = a.embedding, terms = a.terms::integer[], shares = a.shares::real[], lost = a.lost

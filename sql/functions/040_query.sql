@@ -111,11 +111,16 @@ $$;
 
 -- The newest fingerprint of a model is the active one: what a worker that starts now would make. By
 -- its time, since the numbers are made from digests and have no order.
+--
+-- Always by the primary key, since the server counts what is found there, read-only transactions
+-- included: that is the metric of hits. Whoever else reads the table goes another way.
 create or replace function embed._cached_answer(
     question text, model text, role text,
     out embedding @extschema:vector@.vector, out terms integer[], out shares real[], out lost integer
 )
 language plpgsql stable
+set enable_seqscan = off
+set enable_bitmapscan = off
 as $$
 begin
     if role <> 'query' then

@@ -151,8 +151,9 @@ select embed.query(%(question)s, %(model)s) is not null;
 select pg_catalog.pg_stat_get_xact_numscans(%(index)s::bigint::oid);
 
 -- evaluate_forget
--- Have a question's vector made anew, so that every setting is timed with the model.
-delete from embed.question_cache where hash = embed.text_hash(%(question)s);
+-- Have a question's vector made anew, so that every setting is timed with the model. The empty bytes
+-- keep the primary key out of it, by which only hits may be found.
+delete from embed.question_cache where hash || ''::bytea = embed.text_hash(%(question)s);
 
 -- evaluate_search
 -- What an application writes.

@@ -21,12 +21,13 @@ and q.embedding is null
 and q.error is null;
 
 -- questions_evict
--- Forget the oldest of the kept vectors, a bounded number at a time.
+-- Forget the oldest of the kept vectors, a bounded number at a time. By their place, since what is
+-- found by the primary key is counted as a hit.
 with unhurried as materialized (
     select pg_catalog.set_config('synchronous_commit', 'off', true)
 ),
 oldest as materialized (
-    select c.fingerprint, c.hash
+    select c.ctid as place
     from embed.question_cache c
     order by c.cached_at desc
     offset %(keep)s
@@ -34,8 +35,7 @@ oldest as materialized (
 )
 delete from embed.question_cache c
 using unhurried, oldest o
-where c.fingerprint = o.fingerprint
-and c.hash = o.hash;
+where c.ctid = o.place;
 
 -- questions_abandoned
 -- Delete requests whose asker was cancelled or lost: nobody waits as long as this.

@@ -62,6 +62,12 @@ def test_both_processes_are_counted(shop: Connection, workers: Workers) -> None:
         assert samples[f'embedworker_model_load_seconds{{lane="{lane}",model="testing:hash"}}'] >= 0
     seen.wait_sample("embedworker_question_cache_vectors", lambda value: value == 1)
     assert samples["embedworker_passage_process_ends_total"] == 0
+    assert samples["embedworker_question_cache_hits_total"] == 0
+    for _ in range(3):
+        query_vector(shop, "무엇을 찾나요?", TESTING_MODEL, timeout=60)
+    shop.execute("select pg_stat_force_next_flush()")
+    seen.wait_sample("embedworker_question_cache_hits_total", lambda value: value == 3)
+    assert seen.samples()['embedworker_questions_total{outcome="answered"}'] == 1
     seen.wait_ready()
 
     # What a child has counted stays when it ends, and the next one counts on.

@@ -17,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 from waiting import wait_until
 
 from worker.database.connect import connect
+from worker.database.statements import statement
 from worker.queue.source import Connection
 from worker.service import questions as lane
 
@@ -360,3 +361,53 @@ def test_cache_is_bounded(owner: Connection, monkeypatch: pytest.MonkeyPatch) ->
         "select count(*) from embed.question_cache where hash = embed.text_hash('question 12')"
     ).fetchone()
     assert kept == (1,)
+
+
+def hits(c: Connection) -> int:
+    c.execute("select pg_stat_force_next_flush()")
+    (_, _, hits) = c.execute(statement("observer_questions")).fetchone() or (0, 0, 0)
+    return int(hits)
+
+
+def test_hits_are_what_was_answered_from_the_cache(
+    testing_database: str, owner: Connection
+) -> None:
+    """The count of an index that nothing else may go by, however small or large the table is."""
+    with QuestionRunner(testing_database):
+        ask(owner, "asked")
+    assert hits(owner) == 0
+    for _ in range(3):
+        ask(owner, "asked")
+    assert hits(owner) == 3
+    owner.execute("begin read only; select embed.query('asked'); rollback")
+    assert hits(owner) == 4
+    owner.execute(
+        "create table article as select n as id, embed.query('asked') as embedding"
+        " from generate_series(1, 100) n"
+    )
+    owner.execute("select * from article order by embedding <=> embed.query('asked') limit 3")
+    assert hits(owner) == 6, "once a statement"
+
+    more = 3000
+    owner.execute(
+        "insert into embed.question_cache (fingerprint, hash, embedding, terms, shares)"
+        " select fingerprint, embed.text_hash(n::text), embedding, terms, shares"
+        " from embed.question_cache, generate_series(1, %s) n",
+        [more],
+    )
+    for analyzed in (False, True):
+        before = hits(owner)
+        if analyzed:
+            owner.execute("vacuum analyze embed.question_cache")
+        owner.execute(
+            "select embed._answer_questions(array_agg(gen_random_uuid()), array_agg(c.hash),"
+            " array_agg(c.embedding), array_agg(c.terms::text), array_agg(c.shares::text),"
+            " array_agg(c.lost), c.fingerprint, true, 1)"
+            " from (select * from embed.question_cache order by cached_at limit 50) c"
+            " group by c.fingerprint"
+        )
+        owner.execute(statement("evaluate_forget"), {"question": "7"})
+        owner.execute(statement("questions_evict"), {"keep": more - 100, "limit": 30})
+        assert hits(owner) == before
+    (kept,) = owner.execute("select count(*) from embed.question_cache").fetchone() or (0,)
+    assert kept == more + 1 - 1 - 2 * 30

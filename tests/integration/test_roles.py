@@ -86,7 +86,7 @@ def test_worker_that_owns_nothing_does_everything(url: str, owner: Connection, l
     with connect(as_login(url, "worker")) as monitor:
         backlog = monitor.execute(statement("observer_backlog")).fetchall()
         assert "shop.person" in [relation for _, relation, *_ in backlog]
-        assert monitor.execute(statement("observer_questions")).fetchall() == [(0, 0)]
+        assert monitor.execute(statement("observer_questions")).fetchall() == [(0, 0, 0)]
     with connect(as_login(url, "clerk")) as clerk:
         clerk.execute("insert into shop.person values (3, 'three', true, 5)")
         clerk.execute("update shop.person set bio = 'zwei' where id = 2")

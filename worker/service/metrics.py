@@ -18,13 +18,18 @@
 | `embedworker_queue_oldest_seconds` | gauge | source, name | wait of the oldest of them |
 | `embedworker_questions_waiting` | gauge | | questions nobody has answered yet |
 | `embedworker_question_cache_vectors` | gauge | | vectors of recent questions that are kept |
+| `embedworker_question_cache_hits_total` | counter | | questions that were answered by those |
 | `embedworker_ready` | gauge | part | 1 where `/readyz` has nothing to say of the part |
 | `embedworker_build_info` | gauge | version | 1 |
 
 `source` is the table, `name` tells several sources of one table apart. The gauges of queue and
-questions are the same at every worker of a database: take their maximum, not their sum. They are
-missing while the database does not answer. A question that is found in the cache reaches no worker,
-and the database counts nothing when it reads: such hits are in no metric.
+questions, and the hits, are the same at every worker of a database: take their maximum, not their
+sum. They are missing while the database does not answer.
+
+A question that is found in the cache reaches no worker. The hits are therefore the server's count
+of what is found by the primary key of the cache: it comes up to ten seconds after the question or
+with the end of its transaction, starts anew with the statistics, knows nothing of replicas, and
+rises, too, when two workers answer the same question in the same moment.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -34,7 +39,17 @@ from typing import TypedDict
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["PHASES", "Family", "Merged", "Metrics", "add", "build_info", "families", "gauge"]
+__all__ = [
+    "PHASES",
+    "Family",
+    "Merged",
+    "Metrics",
+    "add",
+    "build_info",
+    "counter",
+    "families",
+    "gauge",
+]
 
 PHASES = ("claim", "read", "tokenize", "encode", "complete")
 PHASE_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -156,6 +171,13 @@ def gauge(name: str, help: str, samples: Iterable[tuple[Mapping[str, str], float
     full = f"embedworker_{name}"
     listed = [(full, dict(labels), float(value)) for labels, value in samples]
     return {"name": full, "type": "gauge", "help": help, "samples": listed}
+
+
+def counter(name: str, help: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> Family:  # noqa: A002  (its name in the format)
+    """A family of counters that somebody else keeps."""
+    family = gauge(name, help, samples)
+    counted = [(f"{full}_total", labels, value) for full, labels, value in family["samples"]]
+    return {**family, "type": "counter", "samples": counted}
 
 
 def build_info() -> Family:

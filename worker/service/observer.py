@@ -14,7 +14,7 @@ from worker.database.statements import statement
 from worker.errors import EmbedworkerError
 from worker.queue.source import Connection
 from worker.service.logs import sayable
-from worker.service.metrics import Family, gauge
+from worker.service.metrics import Family, counter, gauge
 from worker.service.patience import Patience
 from worker.service.readiness import Backlog, Readiness
 
@@ -66,13 +66,13 @@ class Observer(threading.Thread):
         started = time.monotonic()
         with connection.cursor(row_factory=class_row(Backlog)) as cursor:
             backlog = cursor.execute(statement("observer_backlog")).fetchall()
-        questions, cached = one(connection.execute(statement("observer_questions")))
-        self._seen = _families(backlog, questions, cached)
+        questions = one(connection.execute(statement("observer_questions")))
+        self._seen = _families(backlog, *questions)
         self._readiness.answered(backlog)
         return time.monotonic() - started
 
 
-def _families(backlog: list[Backlog], questions: int, cached: int) -> list[Family]:
+def _families(backlog: list[Backlog], questions: int, cached: int, hits: int) -> list[Family]:
     def of_sources(name: str, meaning: str, attribute: str) -> Family:
         def value(row: Backlog) -> Any:
             return getattr(row, attribute) or 0
@@ -85,4 +85,5 @@ def _families(backlog: list[Backlog], questions: int, cached: int) -> list[Famil
         of_sources("queue_oldest_seconds", "How long the oldest row waits.", "oldest"),
         gauge("questions_waiting", "Questions nobody has answered yet.", [({}, questions)]),
         gauge("question_cache_vectors", "Vectors of recent questions kept.", [({}, cached)]),
+        counter("question_cache_hits", "Questions answered from those.", [({}, hits)]),
     ]
