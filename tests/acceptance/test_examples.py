@@ -2,12 +2,17 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from fix_database import _new_database as new_database
@@ -16,7 +21,7 @@ from waiting import wait_until
 from worker import Worker
 from worker.database.cluster import Cluster
 from worker.database.connect import connect
-from worker.database.installation import Installation
+from worker.database.installation import Installation, free_port
 from worker.database.loopback import set_up_loopback
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -96,6 +101,81 @@ def test_fastapi(url: str) -> None:
         assert "<b>Apple &lt;pie&gt;</b>" in page.text
         assert "<question>" not in page.text
         assert client.get("/").text.count("<li>") == 0
+
+
+@pytest.fixture
+def site(url: str) -> Iterator[str]:
+    """The address of the web application, started as its first lines say."""
+    port = free_port()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "uvicorn", "--app-dir", EXAMPLES, "fastapi_search:app"),
+            *("--port", str(port), "--log-level", "warning"),
+        ],
+        env={**os.environ, "DATABASE_URL": url},
+    )
+
+    def answers() -> bool:
+        assert process.poll() is None, "it has ended"
+        with suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+        return False
+
+    try:
+        wait_until(answers, LONGEST, "the page")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        assert process.wait(LONGEST) in (0, -signal.SIGTERM)
+
+
+def test_the_page_in_a_browser(url: str, site: str, chromium: Callable[[str], str]) -> None:
+    """What stands on the screen: the question in its field, and the recipe that was found."""
+    question = '"따뜻한" <것>'
+    recipe = {"title": "호박 & <i>죽</i>", "steps": "호박을 삶아 으깨고 쌀가루를 넣어 끓입니다."}
+    assert httpx.post(f"{site}/recipes", json=recipe, timeout=LONGEST).status_code == 201
+    with connect(url) as connection:
+        wait_until(
+            lambda: connection.execute(
+                "select from recipe join recipe_embedding using (id) where title like '호박%'"
+            ).fetchall(),
+            LONGEST,
+        )
+        connection.execute("set embed.query_timeout = '1min'")
+        connection.execute("select embed.query(%s)", [question])  # it may still be starting
+    empty = Seen(chromium(f"{site}/"))
+    assert (empty.title, empty.field, empty.found) == ("Recipes", "", [])
+    # What the browser asks for when the form is sent.
+    seen = Seen(chromium(f"{site}/?{urlencode({'q': question})}"))
+    assert seen.field == question
+    assert "호박 & <i>죽</i>" in seen.found
+
+
+class Seen(HTMLParser):
+    """The parts of the page that a reader sees."""
+
+    def __init__(self, document: str) -> None:
+        super().__init__()
+        self.title = ""
+        self.field = ""
+        self.found: list[str] = []
+        self._inside: list[str] = []
+        self.feed(document)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag == "input":
+            self.field = dict(attributes).get("value") or ""
+        elif tag not in ("meta", "link"):
+            self._inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._inside.pop() == tag, "a browser closes what it has opened"
+
+    def handle_data(self, data: str) -> None:
+        if self._inside[-1:] == ["title"]:
+            self.title = data
+        elif self._inside[-2:] == ["li", "b"]:
+            self.found.append(data)
 
 
 def test_each_fits_on_two_screens() -> None:
