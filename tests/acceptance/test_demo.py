@@ -213,6 +213,13 @@ def test_a_model_that_cannot_be_had_is_said_at_once(quick: Cli) -> None:
     assert time.monotonic() - started < IN_TIME
 
 
+def test_a_model_that_nobody_knows_starts_no_worker(quick: Cli, tmp_path: Path) -> None:
+    error = quick.refused("demo", "--model", "nosuch")
+    assert "model 'nosuch' is not known" in error
+    assert "embed.add_model" in error
+    assert not (tmp_path / "demo-worker.log").exists()
+
+
 def test_two_at_once_in_a_database_are_refused(quick: Cli, bare_database: str) -> None:
     with psycopg.connect(bare_database, autocommit=True) as connection:
         connection.execute("select pg_advisory_lock(1701667428, 20)")
