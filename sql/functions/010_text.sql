@@ -197,3 +197,6 @@ return (
 create or replace function embed.text_hash(value text) returns bytea
 language sql immutable parallel safe
 return substr(sha256(convert_to(value, 'UTF8')), 1, 16);
+
+comment on function embed.text_hash(text) is
+    'What the column hash of a vector table holds: the text that was embedded, in 16 bytes.';

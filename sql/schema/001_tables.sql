@@ -93,6 +93,7 @@ create table embed.source (
     unique (relation, name)
 );
 
+comment on table embed.source is 'What is enabled, a row each; written by embed.enable and its like.';
 comment on column embed.source.relation_oid is
     'Differs from relation after pg_restore: then names, not column numbers, are to be trusted.';
 comment on column embed.source.template is
