@@ -76,6 +76,7 @@ SQLSTATES = {
     "EW006": "refused, because data would be lost",
     "EW007": "questions have no road inside the server: dblink or its login is missing",
     "EW008": "the question could not be embedded",
+    "EW009": "the login has asked as many questions as it may in a minute",
 }
 
 EXIT_CODES = """\

@@ -1,4 +1,4 @@
-"""docs/how-to.md and the README: SQL runs, commands and flags exist, names are not made up."""
+"""The pages of docs/ and the README: SQL runs, commands exist, names are not made up."""
 
 import os
 import re
@@ -13,6 +13,7 @@ import pytest
 import typer.main
 from fix_database import _new_database as new_database
 from psycopg import sql
+from waiting import wait_until
 
 from worker import Worker
 from worker.cli.app import app
@@ -34,8 +35,11 @@ VARIABLES = {"EMBEDWORKER_DATABASE_URL"}
 
 
 def sections() -> dict[str, list[str]]:
-    """The SQL of every recipe that has some, by its heading."""
+    """The SQL of every recipe that has some, by its heading, and that of two pages as a whole."""
     parts = re.split(r"^## ", (DOCS / "how-to.md").read_text(), flags=re.M)[1:]
+    parts += [
+        f"{page.name}\n{page.read_text()}" for page in (ROOT / "README.md", DOCS / "search.md")
+    ]
     found = {p.partition("\n")[0]: re.findall(r"```sql\n(.*?)```", p, re.S) for p in parts}
     return {heading: code for heading, code in found.items() if code}
 
@@ -78,9 +82,16 @@ def test_the_sql_of_a_recipe(server: Cluster, url: str, heading: str) -> None:
     code = "\n".join(sections()[heading])
     # In one session, since a recipe may set something; its own time-out is for idle machines.
     code = code.replace("embed.query_timeout = '30s'", "embed.query_timeout = '60s'")
-    if "'anything'" in code or "embed.query(" in code:
-        with Worker(url, load(index_after_rows=10**9, poll_max=0.2)) as worker:
+    if re.search(r"embed\.(query|search|similar|similarity)\(", code):
+        settings = load(index_after_rows=10**9, poll_max=0.2)
+        with Worker(url, settings) as worker, connect(url) as connection:
             assert worker.wait_ready(LONGEST)
+            wait_until(
+                lambda: connection.execute(
+                    "select from embed.status where name = 'article' and embedded = rows"
+                ).fetchall(),
+                LONGEST,
+            )
             _run(server, url, code)
     else:
         _run(server, url, code)
