@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import typer.main
 from fix_database import _new_database as new_database
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from waiting import wait_until
 
 from worker import Worker
@@ -108,6 +110,47 @@ def _run(server: Cluster, url: str, code: str) -> None:
         check=False,
     )
     assert said.returncode == 0, said.stderr
+
+
+def test_back_up_and_restore(server: Cluster, url: str, tmp_path: Path) -> None:
+    """Its commands with the programs of the server's own installation; roles are there already."""
+    text = (DOCS / "how-to.md").read_text()
+    recipe = text.partition("## Back up and restore\n")[2].partition("\n## ")[0]
+    (code, _) = re.findall(r"```console\n(.*?)```", recipe, re.S)
+    given = conninfo_to_dict(url)
+    # The addresses that a person would have in the environment, too.
+    environment = {
+        "PATH": f"{Path(server.installation.program('psql')).parent}:{os.environ['PATH']}",
+        "PGHOST": str(given["host"]),
+        "PGPORT": str(given["port"]),
+        "PGUSER": str(given["user"]),
+        "PGPASSWORD": str(given["password"]),
+    }
+    program = f"{shlex.quote(sys.executable)} -P -m worker.cli"
+    code = code.replace("embedworker", program).replace(" shop\n", f" {given['dbname']}\n")
+    Worker(url, load(), lanes=["passages"]).run_once()
+    with connect(url) as connection:
+        kept = connection.execute("select * from article_embedding order by id").fetchall()
+    try:
+        said = subprocess.run(
+            ["bash", "-e", "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=LONGEST,
+            check=False,
+        )
+        assert said.returncode == 0, said.stderr
+        with connect(server.url("shop_again")) as connection:
+            query = "select * from article_embedding order by id"
+            assert connection.execute(query).fetchall() == kept
+            Worker(server.url("shop_again"), load(), lanes=["passages"]).run_once()
+            assert connection.execute(query).fetchall() == kept
+        assert len(kept) == 2
+    finally:
+        with psycopg.connect(server.url(), autocommit=True) as other:
+            other.execute("drop database if exists shop_again with (force)")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from waiting import wait_until
 
 from worker.model import open_encoder
-from worker.model.catalog import TESTING_MODEL
+from worker.model.catalog import DEFAULT_MODEL, TESTING_MODEL
 from worker.model.testing import MAX_TOKENS, hash_vector
 
 TOKEN = "a-token-that-is-long-enough"
 TOLERANCE = 1e-7
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "http.md"
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,13 @@ def test_one_text_and_several(client: openai.OpenAI, encoding: dict[str, Any]) -
     assert [item.index for item in many.data] == list(range(100))
     for item, text in zip(many.data, texts, strict=True):
         assert_vector(item.embedding, f"query: {text}")
+
+
+def test_the_page_about_it(embeddings_server: ServerProcess) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    code = code.replace("http://127.0.0.1:8100", embeddings_server.url)
+    assert code.count(DEFAULT_MODEL) == 1
+    exec(code.replace(DEFAULT_MODEL, TESTING_MODEL), {"openai": openai})  # noqa: S102 -- what is tested
 
 
 def test_base64_is_little_endian_float32(embeddings_server: ServerProcess) -> None:
