@@ -18,6 +18,9 @@ where case
 end;
 
 comment on view embed.worker is 'Workers that are alive now.';
+comment on column embed.worker.lanes is 'What it does: passages, questions.';
+comment on column embed.worker.embedded is 'Rows since it started.';
+comment on column embed.worker.lock_held is 'Whether a lock of its connection shows that it lives; behind a pooler only seen_at does.';
 
 -- The counts of one source:
 --   rows      have text and pass the filter
@@ -249,3 +252,6 @@ create or replace view embed.failure as select * from embed._failures();
 
 comment on view embed.failure is
     'Rows that could not be embedded, and why; a dead one is tried again when its text changes or by embed.retry.';
+comment on column embed.failure.error is 'The reason of the last attempt; may quote the text.';
+comment on column embed.failure.retry_at is 'When it is tried again; null for a dead row.';
+comment on column embed.failure.dead is 'Given up after the last attempt.';

@@ -229,3 +229,8 @@ def test_functions_are_not_made_up(connection: psycopg.Connection[Any]) -> None:
     for page in PAGES:
         used = set(re.findall(r"\bembed\.([a-z][a-z_]*)\b", page.read_text()))
         assert used <= names, (page.name, used - names)
+
+
+def test_every_page_can_be_found_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/[a-z-]+\.md)", (ROOT / "README.md").read_text()))
+    assert linked == {f"docs/{page.name}" for page in DOCS.glob("*.md")}
