@@ -1,6 +1,7 @@
 """The sweep repairs what triggers cannot see, page by page, and goes on where it stopped."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
@@ -23,6 +24,7 @@ create table article (region text, id integer, body text, primary key (region, i
 insert into article select r, n, r || n from unnest(array['de', 'kr']) r, generate_series(1, 20) n;
 select embed.enable('article', array['body']);
 """
+LONGEST = 60.0  # seconds on a machine that does much else
 LONG = " ".join(f"word{n}" for n in range(3000))  # three windows of the testing model
 
 
@@ -33,6 +35,10 @@ def article(app: Connection, drain: Drain) -> Iterator[Connection]:
     assert len(assert_current(app, "article")) == 40
     yield app
     app.execute("set session_replication_role = default")
+
+
+def count(app: Connection, table: str) -> int:
+    return int(app.execute(f"select count(*) from {table}".encode()).fetchone()[0])  # type: ignore[index]
 
 
 def found(url: str, app: Connection, *, repair: bool, page: int = 7) -> tuple[int, int, int]:
@@ -211,6 +217,36 @@ def test_request_while_sweeping_starts_over(
     )
     assert drain() == []
     assert_current(article, "article")
+
+
+def test_one_that_fails_holds_no_row_up_and_is_said_once(
+    app: Connection, lane: Lane, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows go on being embedded meanwhile, which is no sign that the sweep works again."""
+    caplog.set_level(logging.INFO, logger="embedworker.sources")
+    app.execute("create table article (id integer primary key, weight integer, body text)")
+    app.execute("insert into article values (0, 0, 'zero')")
+    app.execute("select embed.enable('article', array['body'], filter => '1 / weight = 1')")
+
+    def said() -> list[str]:
+        return [m for m in caplog.messages if "trying again" in m or "works again" in m]
+
+    def steps_until(condition: Callable[[], bool]) -> None:
+        wait_until(lambda: not lane.lane.step() and condition(), LONGEST)
+
+    steps_until(lambda: len(said()) == 1)
+    for number in range(1, 9):
+        app.execute("insert into article values (%s, 1, 'new')", [number])
+        steps_until(lambda n=number: count(app, "article_embedding") == n)  # type: ignore[misc]
+    (trouble,) = said()
+    assert "22012" in trouble or "division" in trouble.lower()
+    assert lane.registry.stopped() == {}
+    assert any("shop.article" in trouble for trouble in lane.registry.troubles())
+    app.execute("update article set weight = 1")
+    steps_until(lambda: len(said()) == 2)
+    assert said()[1] == "source shop.article: works again"
+    assert lane.drain() == []
+    assert len(assert_current(app, "article")) == 9
 
 
 def test_row_under_way_is_queued_again(article: Connection, shared_database: str) -> None:

@@ -70,6 +70,7 @@ class PassageLane:
         self._registry = registry
         self._registry.on_trouble = self._let_go
         self._registry.final = self._complete
+        self._registry.beside = frozenset({self._begin_sweep, self._sweep})
         self._progress = progress
         self._metrics = progress.telemetry.metrics
         self._health = progress.telemetry.health
@@ -120,6 +121,11 @@ class PassageLane:
                 self._registry.guarded(source, self._indexer.consider, self._connection, source)
                 self._registry.guarded(source, self._compactor.consider, self._connection, source)
             worked = sum(self._for(source, self._statistics.step) for source in quiet) > 0
+            if not worked:
+                still = {source.id for source in self._registry.active()}
+                for source in quiet:
+                    if source.id in still:  # it has not just failed
+                        self._registry.quiet(source)
         return worked
 
     @property

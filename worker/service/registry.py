@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Set
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
@@ -43,11 +44,14 @@ class Registry:
         self._verdicts: dict[int, str] = {}
         self._refreshed_at: float | None = None
         self._troubles: dict[int, tuple[float, Patience, str]] = {}
-        self._unfinished: set[int] = set()
+        self._failed: dict[int, set[Callable[..., object]]] = defaultdict(set)
+        self._pauses: dict[tuple[int, Callable[..., object]], float] = {}
         self.on_trouble: Callable[[Source], None] = lambda _: None
         self.final: Callable[..., object] | None = None
         """The last step of a source's work: what goes wrong there is over when it goes well, not
         when the steps before do, which would be tried again and again without a pause."""
+        self.beside: frozenset[Callable[..., object]] = frozenset()
+        """Steps that a source's rows need not wait for: what goes wrong there pauses them alone."""
 
     @property
     def all(self) -> tuple[Source, ...]:
@@ -73,11 +77,14 @@ class Registry:
 
     def troubles(self) -> list[str]:
         """Return what stops sources at the moment, a sentence each."""
-        return [f"{label}: {why}" for label, why in self.stopped().values()]
+        return [f"{label}: {why}" for label, why in self._reasons(self._troubles).values()]
 
     def stopped(self) -> dict[int, tuple[str, str]]:
         """Return the sources that are stopped at the moment by number: which, and why."""
-        reasons = {n: why for n, (_, _, why) in self._troubles.items()}
+        return self._reasons(n for n in self._troubles if not self._failed[n] <= self.beside)
+
+    def _reasons(self, troubled: Iterable[int]) -> dict[int, tuple[str, str]]:
+        reasons = {n: self._troubles[n][2] for n in troubled}
         # What a look at the table says is nearer to the cause than the statement that failed.
         reasons |= {n: why for n, why in self._verdicts.items() if why not in ("same", "changed")}
         return {n: (str(self._sources[n]), why) for n, why in reasons.items() if n in self._sources}
@@ -95,32 +102,36 @@ class Registry:
         self._refreshed_at = now if all(looked) else now - REFRESH + RETRY
         for number in [*self._troubles]:
             if before.get(number) != self._versions.get(number):
-                del self._troubles[number]
-                self._unfinished.discard(number)
+                self._forget(number)
 
     def guarded(
         self, source: Source, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T | None:
         """Run an action for one source. Its trouble is remembered, said once, and kept from others.
 
+        It is over when what failed has gone well, whatever else goes well in between: rows go on
+        being embedded while a sweep fails again and again.
+
         Raises psycopg.Error only when the connection itself is gone.
         """
+        if self._pauses.get((source.id, action), 0.0) > time.monotonic():
+            return None
         try:
             result = action(*args, **kwargs)
         except (ModelError, ConfigurationError, psycopg.Error) as error:
             if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) or self._connection.closed:
                 raise
-            if action == self.final:
-                self._unfinished.add(source.id)
-            self._trouble(source, error)
+            self._failed[source.id].add(action)
+            self._trouble(source, error, action)
             return None
-        if action == self.final:
-            self._unfinished.discard(source.id)
-        if source.id in self._troubles and source.id not in self._unfinished:
-            _, patience, _ = self._troubles.pop(source.id)
-            patience.success()
-            self._set_error(source.id, None)
+        if source.id in self._troubles:
+            self._passed(source, {action})
         return result
+
+    def quiet(self, source: Source) -> None:
+        """Nothing is left to do for a source: what failed and need not be done again is over."""
+        if source.id in self._troubles:
+            self._passed(source, self._failed[source.id] - self.beside - {self.final})
 
     def load(self, source: Source) -> Loaded:
         """Return the source's model, and make its fingerprint the active one.
@@ -173,15 +184,34 @@ class Registry:
             self._set_error(number, None)
         return looked
 
-    def _trouble(self, source: Source, error: Exception) -> None:
-        _, patience, _ = self._troubles.get(source.id, (0.0, None, ""))
+    def _passed(self, source: Source, actions: Set[Callable[..., object] | None]) -> None:
+        self._failed[source.id] -= actions
+        if not self._failed[source.id]:
+            _, patience, _ = self._troubles[source.id]
+            self._forget(source.id)
+            patience.success()
+            self._set_error(source.id, None)
+
+    def _forget(self, number: int) -> None:
+        del self._troubles[number]
+        self._failed.pop(number, None)
+        for key in [key for key in self._pauses if key[0] == number]:
+            del self._pauses[key]
+
+    def _trouble(self, source: Source, error: Exception, action: Callable[..., object]) -> None:
+        until, patience, _ = self._troubles.get(source.id, (0.0, None, ""))
         patience = patience or Patience(log, f"source {source}", longest=LONGEST)
         patience.say(error)
-        pause = patience.next_pause()
-        self._troubles[source.id] = (time.monotonic() + pause, patience, sayable(error))
+        again = time.monotonic() + patience.next_pause()
+        if action in self.beside:
+            self._pauses[source.id, action] = again
+        else:
+            until = again
+        self._troubles[source.id] = (until, patience, sayable(error))
         self._refreshed_at = None  # the table may have changed: look before the next try
         self._set_error(source.id, str(error).strip())
-        self.on_trouble(source)
+        if action not in self.beside:
+            self.on_trouble(source)
 
     def _set_error(self, number: int, error: str | None) -> None:
         self._connection.execute(statement("source_error"), {"source": number, "error": error})
