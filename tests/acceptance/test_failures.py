@@ -188,7 +188,9 @@ def test_new_rows_are_not_behind_a_backlog_of_retries(shop: Connection, workers:
     articles(shop, *["<<fail>>"] * 1500)
     worker = workers.start("--once", up=False, max_attempts="99")
     assert worker.wait(60) == 0, worker
-    shop.execute(sql.SQL("update {} set due = now()").format(queue_of(shop, "article")))
+    # On a slow machine that worker has tried them twice.
+    once = "update {} set due = now(), attempts = 1, priority = 11"
+    shop.execute(sql.SQL(once).format(queue_of(shop, "article")))
     # Each failing text is two calls of 0.01 s, so that all of them take 30 s.
     workers.start(testing_delay="0.01", max_attempts="99", backoff_max="300")
     tried = sql.SQL("select count(*) from {} where attempts > 1").format(queue_of(shop, "article"))
