@@ -139,7 +139,7 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         default=None,
         ge=1,
-        description="Threads for bulk embedding; not set: all cores but those of the questions",
+        description="Threads for bulk embedding; not set: one for each processor it may use",
     )
     query_threads: int = Field(
         default=DEFAULT_QUERY_THREADS, ge=1, description="Threads for questions"
