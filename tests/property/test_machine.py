@@ -246,4 +246,4 @@ def test_any_order(run_machine: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_any_order_at_length(run_machine: Run) -> None:
-    run_machine(300, 60)
+    run_machine(100, 60)
