@@ -13,7 +13,7 @@ import psycopg
 
 from worker.model.batches import CPU_TOKEN_BUDGET
 from worker.model.passages import Part, split
-from worker.queue.claim import BACKFILL, FRESH, Job, claim, move, poll, read, suspects
+from worker.queue.claim import BACKFILL, FRESH, RETRIES, Job, claim, move, poll, read, suspects
 from worker.queue.compact import Compactor
 from worker.queue.complete import Passage, Result, complete
 from worker.queue.cursor import FRONT, Cursor
@@ -112,7 +112,8 @@ class PassageLane:
         ready = self._look()
         worked = self._fill(ready)
         if self._looked_fully:
-            self._full_look_at = time.monotonic() + self._looking / FULL_LOOK
+            again = time.monotonic() + self._looking / FULL_LOOK
+            self._full_look_at = max(self._full_look_at, again)
         if not worked:
             worked = sum(self._for(source, self._sweep) for source in self._registry.active()) > 0
         if not worked:
@@ -199,8 +200,12 @@ class PassageLane:
 
     def _refill_suspects(self, source: Source) -> int:
         cursor = self._cursors[source.id]
-        with self._measured():
-            priority = suspects(self._connection, source, cursor=cursor, looked_at=self._looked_at)
+        full = cursor.due.keys().isdisjoint(RETRIES)
+        started = time.monotonic()
+        priority = suspects(self._connection, source, cursor=cursor, looked_at=self._looked_at)
+        if full:  # it belongs to the last full look, though it may not have been its turn then
+            now = time.monotonic()
+            self._full_look_at = max(self._full_look_at, now + (now - started) / FULL_LOOK)
         if priority is None:
             return 0
         loaded = self._registry.load(source)
