@@ -214,10 +214,11 @@ begin
                         or exists (
                             select
                             from unnest($2, $3) as c (priority, after)
-                            where exists (
+                            cross join lateral (
                                 select from embed.queue_%1$s q
                                 where q.priority = c.priority and q.due < ''infinity'' and q.due <= now() and q.due >= c.after
-                            )
+                                limit 1
+                            ) as q
                         )',
                     source
                 )

@@ -74,14 +74,16 @@ claimed as (
 select key, seq, attempts, priority, dead, due from claimed;
 
 -- queue_suspects
--- The first of these priorities that has due rows.
+-- The first of these priorities that has due rows. The limit keeps the planner, who takes the queue
+-- for nearly empty, from joining all of it.
 select c.priority
 from unnest(%(priorities)s::smallint[], %(afters)s::timestamptz[]) as c (priority, after)
-where exists (
+cross join lateral (
     select from {queue} x
     where x.priority = c.priority
     and x.due <= now() and x.due >= c.after and x.due < 'infinity'
-)
+    limit 1
+) as x
 order by c.priority
 limit 1;
 
