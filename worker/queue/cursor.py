@@ -8,7 +8,7 @@ __all__ = ["Cursor"]
 
 # Behind the time up to which all is taken: rows were due before they could be seen, by as much as a
 # move into the queue takes.
-SAFETY = timedelta(seconds=1)
+SAFETY = timedelta(seconds=2)
 FRONT = "(0,0)"
 COSTLY = 0.005  # seconds of a look at an inbox that is worth not to be repeated
 

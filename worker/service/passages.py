@@ -39,6 +39,7 @@ URGENT = 64  # fresh rows taken between two batches of a window; a full 64 is a 
 URGENT_LOOK = 0.2  # seconds between such looks where no NOTIFY came: it may have been left out
 SUSPECTS = {11: 256, 12: 16}  # rows tried together after that many attempts that did not end well
 FULL_LOOK = 0.02  # of the time: how much looking behind the cursors may take
+LONGEST_LOOK = 3.0  # seconds between such looks at most, whatever they take
 SCHEDULE = 60.0  # seconds between looks at which sweeps are due
 SLICE = 128  # rows whose texts are read at once
 CHARACTERS = 4_000_000  # of text held at once: about 15 MB, and 100 MB as tokens
@@ -112,7 +113,7 @@ class PassageLane:
         ready = self._look()
         worked = self._fill(ready)
         if self._looked_fully:
-            again = time.monotonic() + self._looking / FULL_LOOK
+            again = time.monotonic() + min(self._looking / FULL_LOOK, LONGEST_LOOK)
             self._full_look_at = max(self._full_look_at, again)
         if not worked:
             worked = sum(self._for(source, self._sweep) for source in self._registry.active()) > 0
@@ -205,7 +206,9 @@ class PassageLane:
         priority = suspects(self._connection, source, cursor=cursor, looked_at=self._looked_at)
         if full:  # it belongs to the last full look, though it may not have been its turn then
             now = time.monotonic()
-            self._full_look_at = max(self._full_look_at, now + (now - started) / FULL_LOOK)
+            self._full_look_at = max(
+                self._full_look_at, now + min((now - started) / FULL_LOOK, LONGEST_LOOK)
+            )
         if priority is None:
             return 0
         loaded = self._registry.load(source)
@@ -230,7 +233,7 @@ class PassageLane:
         for source in self._registry.active():
             self._for(source, self._take_fresh)
         if front:
-            self._front_at = time.monotonic() + self._looking / FULL_LOOK
+            self._front_at = time.monotonic() + min(self._looking / FULL_LOOK, LONGEST_LOOK)
 
     def _take_fresh(self, source: Source) -> int:
         loaded = self._registry.load(source)
