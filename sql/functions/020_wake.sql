@@ -9,8 +9,8 @@
 -- the default is to leave it to the poll. `set embed.notify = on | off` decides otherwise.
 create or replace function embed.wake() returns void
 language plpgsql
--- Without a search_path of its own, which takes as long as the rest: it is called by triggers that
--- have one, and by nobody with more rights than the caller's.
+-- Without a search_path of its own, which would be set anew for every statement of the application:
+-- the triggers that call it have one, and it runs with no more rights than its caller's.
 as $$
 begin
     if (case
