@@ -1,5 +1,6 @@
 """A worker ends at the worst moment: its rows are with another at once, and nothing is wrong."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from fix_worker import SIGCONT, SIGSTOP, Workers, failpoint, wait_claimed, wait_
 from oracle import judge, queue_of, wait_settled
 from psycopg import sql
 from waiting import wait_until
+
+from worker.resources import sql_folder
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -47,6 +50,23 @@ def test_killed_at(place: str, shop: Connection, workers: Workers) -> None:
     verdict = judge(shop, "article")
     assert verdict.good, verdict
     assert verdict.rows == 40
+
+
+def test_nothing_is_claimed_before_the_lock_is_held(
+    shop: Connection, workers: Workers, tmp_path: Path
+) -> None:
+    """Killed between the two, its rows would wait for the whole lease: it looks like a worker
+    behind a pooler, which nobody can see die. It happened on a loaded machine."""
+    articles(shop)
+    late = Path(shutil.copytree(sql_folder(), tmp_path / "sql"))
+    file = late / "queries" / "worker.sql"
+    lock = "select pg_try_advisory_lock(1701667429, %(worker)s)"
+    assert lock in file.read_text()
+    file.write_text(file.read_text().replace(lock, f"{lock} from pg_sleep(2)"))
+    assert workers.start(up=False, sql_folder=late, **failpoint("after-claim")).wait() == -9
+    workers.start()
+    wait_settled(shop, "article", timeout=20)
+    assert judge(shop, "article").good
 
 
 def test_another_has_the_rows_within_two_seconds(

@@ -73,6 +73,9 @@ class Listener(threading.Thread):
         """Set while a NOTIFY of our own has come back: the road works."""
         self.holds = False
         """Whether the lock is held that shows this worker is alive."""
+        self.tried = threading.Event()
+        """Set once that lock was tried for, or cannot be. Rows that are claimed earlier wait for
+        their lease if the worker is killed: nobody can tell that it is gone."""
 
     def run(self) -> None:
         patience = Patience(log, "the connection for notifications")
@@ -90,9 +93,11 @@ class Listener(threading.Thread):
                     else:
                         self._say(UNHEARD)
             except (psycopg.Error, EmbedworkerError) as error:
+                self.tried.set()
                 if not self._stopped.is_set():
                     patience.wait(error, self._stopped)
             else:
+                self.tried.set()
                 self._stopped.wait(DEAF)
             finally:
                 self.holds = False
@@ -128,6 +133,7 @@ class Listener(threading.Thread):
         self._deaf.clear()
         self.notified.set()
         self.holds = hold(connection, self._worker)
+        self.tried.set()
         look_at = time.monotonic() + RETRY_LOCK
         patience.success()
         for event in self._channels.values():

@@ -20,6 +20,8 @@ from worker.settings import Settings
 
 __all__ = ["Session", "session"]
 
+LOCK_TRIED = 5.0  # seconds; then rows are claimed without the lock, and leases have to do
+
 _NOT_MIGRATED = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.UndefinedColumn,
@@ -96,6 +98,7 @@ def session(
         )
         listener.start()
         keeper.start()
+        listener.tried.wait(LOCK_TRIED)
         try:
             yield Session(connection, me, wake, progress, listener)
         except BaseException:
