@@ -44,7 +44,7 @@ from worker.model import open_encoder
 from worker.model.batches import token_batches
 from worker.model.catalog import BUNDLED_MODEL
 from worker.model.cpu import cpu_quota
-from worker.model.encoder import Encoder
+from worker.model.encoder import Encoder, EngineName
 from worker.model.passages import split
 from worker.settings import DEFAULT_WINDOW
 
@@ -82,9 +82,9 @@ def naive(url: str, model: str, table: str) -> float:
         return time.perf_counter() - started
 
 
-def engine(model: str, contents: list[str]) -> dict[str, Any]:
+def engine(model: str, name: EngineName, contents: list[str]) -> dict[str, Any]:
     """Make the worker's batches and run them; return seconds, tokens, and the sum of squares."""
-    encoder = _encoder(model)
+    encoder = _encoder(model, name)
     started = time.perf_counter()
     lengths: list[int] = []
     for at in range(0, len(contents), DEFAULT_WINDOW):
@@ -102,9 +102,9 @@ def engine(model: str, contents: list[str]) -> dict[str, Any]:
     }
 
 
-def peak(model: str) -> float:
+def peak(model: str, name: EngineName) -> float:
     """GFLOP/s of matrix products at the shapes of the model's layers, in its own format."""
-    dtype = getattr(torch, str(_encoder(model).notes["dtype"]))
+    dtype = getattr(torch, str(_encoder(model, name).notes["dtype"]))
     hidden, inner, _ = _sizes(model)
     products = [
         (torch.randn(GEMM_ROWS, width, dtype=dtype), torch.randn(height, width, dtype=dtype))
@@ -129,10 +129,14 @@ def operations(model: str, tokens: int, squares: int) -> float:
     return float(tokens * linear + squares * layers * 4 * hidden)
 
 
-def _encoder(model: str) -> Encoder:
+def _encoder(model: str, engine: EngineName) -> Encoder:
     if "ours" not in _loaded:
         _loaded["ours"] = open_encoder(
-            model, query_prefix="query: ", passage_prefix="passage: ", threads=cpu_quota()
+            model,
+            query_prefix="query: ",
+            passage_prefix="passage: ",
+            engine=engine,
+            threads=cpu_quota(),
         )
     encoder: Encoder = _loaded["ours"]
     return encoder
@@ -164,7 +168,9 @@ def fill(connection: Any, number: int, contents: list[str]) -> None:
 
 def main() -> None:
     """Measure the three by turns and print their ratios."""
-    given = options(__doc__, rows=5000, rounds=5, model=BUNDLED_MODEL, seed=0).parse_args()
+    given = options(
+        __doc__, rows=5000, rounds=5, model=BUNDLED_MODEL, engine="torch", seed=0
+    ).parse_args()
     started = machine()
     contents = texts(given.rows, given.seed)
     share = -(-given.rows // given.rounds)
@@ -180,11 +186,14 @@ def main() -> None:
         ProcessPoolExecutor(1, spawn) as bare,
     ):
         url = database(server, "backfill", given.model)
-        with connect(url) as connection, worker(url, nice="0", index_after_rows="0") as running:
+        with (
+            connect(url) as connection,
+            worker(url, nice="0", index_after_rows="0", engine=given.engine) as running,
+        ):
             warm_up(connection, running)
             fill(connection, 0, contents[:10])
             script.submit(naive, url, given.model, "naive_0").result()
-            bare.submit(engine, given.model, contents[:10]).result()
+            bare.submit(engine, given.model, given.engine, contents[:10]).result()
             for number, who in turns(["naive", "engine", "worker"], len(deals)):
                 deal = deals[number]
                 table = f"article_{number + 1}"
@@ -193,10 +202,10 @@ def main() -> None:
                 if who == "naive":
                     took = script.submit(naive, url, given.model, f"naive_{number + 1}").result()
                 elif who == "engine":
-                    found = bare.submit(engine, given.model, deal).result()
+                    found = bare.submit(engine, given.model, given.engine, deal).result()
                     took, notes = found["seconds"], found["notes"]
                     tokens, squares = tokens + found["tokens"], squares + found["squares"]
-                    peaks.append(bare.submit(peak, given.model).result())
+                    peaks.append(bare.submit(peak, given.model, given.engine).result())
                 else:
                     begun = time.perf_counter()
                     connection.execute("select embed.enable(%s, array['content'])", [table])

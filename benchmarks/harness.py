@@ -56,7 +56,15 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")
 
 PATIENCE = 600.0  # seconds until a benchmark gives up waiting
-PACKAGES = ("torch", "transformers", "sentence-transformers", "numpy", "psycopg", "pgvector")
+PACKAGES = (
+    "torch",
+    "openvino",
+    "transformers",
+    "sentence-transformers",
+    "numpy",
+    "psycopg",
+    "pgvector",
+)
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 

@@ -51,18 +51,24 @@ FOUND = 'select (s."row").id from embed.search(null::article, %s::vector, 1) s'
 
 def main() -> None:
     """Insert rows one at a time and print the times."""
-    given = options(__doc__, rows=100, table_rows=1000, model=BUNDLED_MODEL, seed=1).parse_args()
+    given = options(
+        __doc__, rows=100, table_rows=1000, model=BUNDLED_MODEL, engine="torch", seed=1
+    ).parse_args()
     started = machine()
     contents = texts(given.rows + given.table_rows, given.seed)
     encode: list[float] = []
     visible: list[float] = []
     found: list[float] = []
     encoder = open_encoder(
-        given.model, query_prefix="query: ", passage_prefix="passage: ", threads=cpu_quota()
+        given.model,
+        query_prefix="query: ",
+        passage_prefix="passage: ",
+        engine=given.engine,
+        threads=cpu_quota(),
     )
     with cluster() as server:
         url = database(server, "latency", given.model)
-        with connect(url) as connection, worker(url) as running:
+        with connect(url) as connection, worker(url, engine=given.engine) as running:
             warm_up(connection, running)
             connection.execute(
                 "create table article (id integer generated always as identity, content text,"

@@ -61,19 +61,28 @@ def main() -> None:
         seconds=20.0,
         rows=20000,
         model=BUNDLED_MODEL,
+        engine="torch",
         seed=2,
     ).parse_args()
     started = machine()
     chance = random.Random(given.seed)
     stock = iter(questions(1_000_000 if given.rows > 1000 else 5000, given.seed))
     encoder = open_encoder(
-        given.model, query_prefix="query: ", passage_prefix="passage: ", threads=1
+        given.model,
+        query_prefix="query: ",
+        passage_prefix="passage: ",
+        engine=given.engine,
+        threads=1,
     )
     for question in questions(10, 9):
         encoder.encode_queries([question])
     with cluster() as server:
         url = database(server, "questions", given.model)
-        with connect(url) as connection, connect(url) as watching, worker(url) as running:
+        with (
+            connect(url) as connection,
+            connect(url) as watching,
+            worker(url, engine=given.engine) as running,
+        ):
             warm_up(connection, running)
             # Spaced, as a person's questions are: the processor has slept in between.
             model, alone, again = [], [], []

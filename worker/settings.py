@@ -126,6 +126,11 @@ class Settings(BaseSettings):
         min_length=1,
         description="Model name, folder, or bundled:multilingual-e5-small",
     )
+    engine: Literal["torch", "openvino"] = Field(
+        default="torch",
+        description="What computes: torch, or openvino (faster on a processor; to be installed "
+        "with `pip install 'embedworker[openvino]'`)",
+    )
     device: str = Field(
         default="auto",
         pattern=r"^(auto|cpu|mps|xpu|cuda(:\d+)?)$",
@@ -270,7 +275,7 @@ class Settings(BaseSettings):
     def _absolute(cls, folder: Path | None) -> Path | None:
         return None if folder is None else folder.expanduser().absolute()
 
-    @field_validator("log_level", "log_format", "dtype", "device", mode="before")
+    @field_validator("log_level", "log_format", "engine", "dtype", "device", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value

@@ -117,11 +117,18 @@ def cache_folder(published: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-@pytest.fixture(scope="module")
-def embedded(server: Cluster, template: str, cache_folder: Path) -> Iterator[Connection]:
+@pytest.fixture(scope="module", params=["torch", pytest.param("openvino", marks=pytest.mark.slow)])
+def embedded(
+    request: pytest.FixtureRequest, server: Cluster, template: str, cache_folder: Path
+) -> Iterator[Connection]:
     """A table for each model, embedded by a worker that goes on answering questions."""
     chosen = settings.load(
-        cache_dir=cache_folder, device="cpu", threads=1, poll_max=0.2, index_after_rows=10**9
+        cache_dir=cache_folder,
+        engine=request.param,
+        device="cpu",
+        threads=1,
+        poll_max=0.2,
+        index_after_rows=10**9,
     )
     with new_database(server, template) as url, connect(url) as connection:
         set_up_loopback(connection)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import threading
 import unicodedata
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tiny_models import save_model, write_json
 
-from worker.errors import ModelError
-from worker.model import Encoder, Tokens, open_encoder, torch_encoder
+from worker.errors import ConfigurationError, ModelError
+from worker.model import BUNDLED_MODEL, Encoder, Tokens, open_encoder, torch_encoder
+from worker.model.cpu import has_bfloat16
 from worker.model.torch_encoder import TorchEncoder
 
+ENGINES = ["torch", "openvino"]
 PREFIXES = {"query_prefix": "query: ", "passage_prefix": "passage: "}
 TEXTS = [
     "서울에서 부산까지 기차로 얼마나 걸려?",
@@ -42,15 +45,25 @@ def tiny(folder: Path, **options: object) -> TorchEncoder:
     return encoder
 
 
-@pytest.fixture
-def encoder(tiny_model: Path) -> TorchEncoder:
-    return tiny(tiny_model)
+@pytest.fixture(params=ENGINES)
+def encoder(request: pytest.FixtureRequest, tiny_model: Path) -> TorchEncoder:
+    encoder = tiny(tiny_model, engine=request.param)
+    assert str(encoder.notes["engine"]).lower().startswith(request.param)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def openvino_encoder(bundled_model: Path) -> Encoder:
+    assert bundled_model.is_dir()
+    return open_encoder(BUNDLED_MODEL, dtype="float32", engine="openvino")
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("engine", ["bundled_encoder", "openvino_encoder"])
 def test_the_bundled_model_equals_sentence_transformers(
-    bundled_encoder: Encoder, bundled_model: Path
+    request: pytest.FixtureRequest, engine: str, bundled_model: Path
 ) -> None:
+    bundled_encoder: Encoder = request.getfixturevalue(engine)
     plain = SentenceTransformer(str(bundled_model), device="cpu")
     for prefix, ours in (
         ("passage: ", bundled_encoder.encode_passages(TEXTS)),
@@ -84,12 +97,18 @@ def test_the_bundled_model_reads_decomposed_korean(bundled_encoder: Encoder) -> 
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("architecture", ["bert", "xlm-roberta"])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("dense", [None, 16])
 def test_every_module_of_a_model_counts(
-    tmp_path: Path, architecture: str, pooling: str, normalize: bool, dense: int | None
+    tmp_path: Path,
+    architecture: str,
+    pooling: str,
+    normalize: bool,
+    dense: int | None,
+    engine: str,
 ) -> None:
     folder = save_model(
         tmp_path / "model",
@@ -98,33 +117,37 @@ def test_every_module_of_a_model_counts(
         normalize=normalize,
         dense=dense,
     )
-    encoder, plain = tiny(folder), SentenceTransformer(str(folder), device="cpu")
+    encoder = tiny(folder, engine=engine)
+    plain = SentenceTransformer(str(folder), device="cpu")
     theirs = plain.encode(["passage: " + text for text in TEXTS], normalize_embeddings=True)
     ours = encoder.encode_passages(TEXTS)
     assert ours.shape == (len(TEXTS), dense or 32)
     np.testing.assert_allclose(cosines(ours, theirs), 1, atol=1e-4)
 
 
-def test_a_model_that_pads_on_the_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_that_pads_on_the_left(tmp_path: Path, engine: str) -> None:
     folder = save_model(tmp_path / "model", architecture="bert")  # positions count the padding
     config = json.loads((folder / "tokenizer_config.json").read_text())
     write_json(folder / "tokenizer_config.json", {**config, "padding_side": "left"})
     plain = SentenceTransformer(str(folder), device="cpu")
     texts = ["a", "bcdefgh"]
     theirs = plain.encode(["passage: " + text for text in texts], normalize_embeddings=True)
-    encoder = tiny(folder)
+    encoder = tiny(folder, engine=engine)
     ours = encoder.encode_tokens(encoder.tokenize_passages(texts))
     np.testing.assert_allclose(cosines(ours, theirs), 1, atol=1e-4)
 
 
 @pytest.mark.parametrize("text", ["hello", "passage: hello", "passage: passage: hello", "query: x"])
-def test_the_prefix_is_added_exactly_once(encoder: TorchEncoder, text: str) -> None:
+def test_the_prefix_is_added_exactly_once(
+    encoder: TorchEncoder, tiny_model: Path, text: str
+) -> None:
     ids = [ord(c) for c in "passage: " + text]  # only to count: one byte is one token here
     (tokens,) = encoder.tokenize_passages([text])
     assert len(tokens) == len(ids) + 2
     (as_query,) = encoder.encode_queries([text])
     (as_passage,) = encoder.encode_passages([text])
-    plain = encoder._model
+    plain = SentenceTransformer(str(tiny_model), device="cpu")
     for vector, prefix in ((as_query, "query: "), (as_passage, "passage: ")):
         expected = plain.encode(prefix + text, normalize_embeddings=True)
         assert vector @ expected == pytest.approx(1, abs=1e-4)
@@ -294,6 +317,30 @@ def test_a_long_run_in_threads_keeps_its_size(encoder: TorchEncoder) -> None:
     all_work(150)
     grown = resident() - before
     assert grown < 40_000, f"{grown} kB in 600 batches of 32"
+
+
+def test_openvino_says_what_it_computes_with(tiny_model: Path) -> None:
+    exact = tiny(tiny_model, engine="openvino")
+    asked = open_encoder(
+        str(tiny_model), dtype="bfloat16", device="cpu", engine="openvino", **PREFIXES
+    )
+    assert exact.notes["dtype"] == "float32"
+    # Where the processor has no bfloat16 it is not imitated.
+    assert asked.notes["dtype"] == ("bfloat16" if has_bfloat16() else "float32")
+    assert exact.fingerprint == asked.fingerprint == tiny(tiny_model).fingerprint
+    vectors = asked.encode_passages(TEXTS)
+    np.testing.assert_allclose(cosines(vectors, exact.encode_passages(TEXTS)), 1, atol=2e-3)
+
+
+def test_openvino_is_for_processors(tiny_model: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"EMBEDWORKER_DEVICE=cpu or EMBEDWORKER_ENGINE"):
+        open_encoder(str(tiny_model), device="cuda", engine="openvino", **PREFIXES)
+
+
+def test_openvino_is_an_extra(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not installed
+    with pytest.raises(ConfigurationError, match=r"pip install 'embedworker\[openvino\]'"):
+        tiny(tiny_model, engine="openvino")
 
 
 def test_half_precision_points_the_same_way(tiny_model: Path) -> None:

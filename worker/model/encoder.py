@@ -11,9 +11,10 @@ from tokenizers import Tokenizer
 
 from worker.model.fingerprint import Fingerprint
 
-__all__ = ["DType", "Encoder", "Tokens", "Vectors", "prefixed"]
+__all__ = ["DType", "Encoder", "EngineName", "Tokens", "Vectors", "prefixed"]
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+EngineName = Literal["torch", "openvino"]
 
 Vectors = npt.NDArray[np.float32]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from worker.errors import ConfigurationError, DimensionMismatch
 from worker.model.catalog import DEFAULT_MODEL, TESTING_MODEL, ModelCard, catalog
-from worker.model.encoder import DType, Encoder
+from worker.model.encoder import DType, Encoder, EngineName
 from worker.model.testing import HashEncoder
 
 __all__ = ["card_for", "open_encoder"]
@@ -48,6 +48,7 @@ def open_encoder(
     passage_prefix: str | None = None,
     dimensions: int | None = None,
     cache_folder: Path | None = None,
+    engine: EngineName = "torch",
     device: str = "auto",
     dtype: DType = "auto",
     threads: int | None = None,
@@ -58,6 +59,8 @@ def open_encoder(
 
     ``dimensions`` is what the column holds, when known. ``cache_folder`` is the user's cache
     folder when not given; models that are already in the hub's own cache are used from there.
+    ``engine="openvino"`` runs the network of the model by OpenVINO, on the processor; it is an
+    extra to install, and needs no bundle of its own: the model is converted as it is loaded.
     ``device`` is torch's name of one. ``dtype="auto"`` is float32, and half precision where the
     hardware has it and gains by it. ``threads`` is set for the calling thread, by default what
     the container allows. ``token_budget`` is the padded tokens of one batch, by default what
@@ -80,6 +83,7 @@ def open_encoder(
         encoder = load(
             card,
             cache_folder=cache_folder,
+            engine=engine,
             device=device,
             dtype=dtype,
             threads=threads,

@@ -14,11 +14,17 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
-from worker.errors import DimensionMismatch, ModelError, ModelNotFound, ModelRefused
+from worker.errors import (
+    ConfigurationError,
+    DimensionMismatch,
+    ModelError,
+    ModelNotFound,
+    ModelRefused,
+)
 from worker.model.bundled import Progress, bundled_folder, bundled_revision
 from worker.model.catalog import BUNDLED_MODEL, ModelCard
 from worker.model.cpu import cpu_quota, has_bfloat16, set_threads
-from worker.model.encoder import DType, Vectors, prefixed
+from worker.model.encoder import DType, EngineName, Vectors, prefixed
 from worker.model.fingerprint import Fingerprint
 from worker.model.folder import missing_files, read_pooling, weights_checksum
 from worker.model.hub import hub_folder
@@ -41,6 +47,7 @@ def load(
     card: ModelCard,
     *,
     cache_folder: Path | None = None,
+    engine: EngineName = "torch",
     device: str = "auto",
     dtype: DType = "auto",
     threads: int | None = None,
@@ -51,6 +58,11 @@ def load(
 
     No code that comes with a model is ever run.
     """
+    if engine == "openvino" and device not in ("auto", "cpu"):
+        raise ConfigurationError(
+            f"OpenVINO runs a model on the processor, not on {device!r}; set EMBEDWORKER_DEVICE=cpu"
+            " or EMBEDWORKER_ENGINE=torch"
+        )
     folder, model_name, revision = _locate(card.name, cache_folder, progress)
     pooling = read_pooling(folder, card.name)
     if card.pooling not in (None, pooling):
@@ -63,10 +75,14 @@ def load(
             f"the model {card.name!r} is not complete: {', '.join(missing)} missing in {folder};"
             " copy or download it again"
         )
-    set_threads(threads or cpu_quota())
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _with_dtype(folder, card.name, device, dtype)
+    threads = threads or cpu_quota()
+    set_threads(threads)
+    if engine == "openvino":
+        model = _open(folder, card.name, "cpu", torch.float32)
+    else:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = _with_dtype(folder, card.name, device, dtype)
     max_tokens = _max_tokens(model, card)
     model.max_seq_length = max_tokens
     reference = _reference(model, card)
@@ -75,6 +91,14 @@ def load(
             f"the model {card.name!r} makes vectors of {len(reference)} dimensions, expected"
             f" {card.dimensions}; it is another model under this name: use the published one"
         )
+    engine_version = f"torch {torch.__version__}"
+    used = str(model.dtype).removeprefix("torch.")
+    if engine == "openvino":
+        # Imported here: an extra that few have.
+        from worker.model import openvino
+
+        engine_version = f"OpenVINO {openvino.version()}"
+        used = openvino.compile_network(model, name=card.name, dtype=dtype, threads=threads)
     encoder = TorchEncoder(
         model,
         Fingerprint(
@@ -87,11 +111,11 @@ def load(
             max_tokens=max_tokens,
         ),
         notes={
-            "engine": f"torch {torch.__version__},"
+            "engine": f"{engine_version},"
             f" sentence-transformers {sentence_transformers.__version__}",
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": used,
             "device": str(model.device),
-            "threads": torch.get_num_threads(),
+            "threads": threads,
         },
         token_budget=token_budget,
     )

@@ -111,6 +111,7 @@ class Models:
                 passage_prefix=passage_prefix,
                 dimensions=dimensions,
                 cache_folder=chosen.cache_dir,
+                engine=chosen.engine,
                 device=chosen.device,
                 dtype=chosen.dtype,
                 threads=self._threads,

@@ -87,6 +87,7 @@ def _open(settings: Settings) -> Encoder:
         query_prefix=settings.query_prefix,
         passage_prefix=settings.passage_prefix,
         cache_folder=settings.cache_dir,
+        engine=settings.engine,
         device=settings.device,
         dtype=settings.dtype,
         threads=settings.threads or cpu_quota(),
