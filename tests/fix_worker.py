@@ -19,6 +19,7 @@ from fix_database import _new_database as new_database
 from psycopg import sql
 from waiting import wait_until
 
+from worker import resources
 from worker.database.cluster import Cluster
 from worker.database.connect import connect
 from worker.model.catalog import TESTING_MODEL
@@ -33,20 +34,22 @@ ENVIRONMENT = {
     "EMBEDWORKER_POLL_MAX": "0.2",
     "EMBEDWORKER_INDEX_AFTER_ROWS": "1000000000",
 }
-# Runs the command line with another folder of SQL: how a test alters one statement.
+# Runs the command line with another folder of SQL, how a test alters one statement, and another one
+# of migrations, how it is a version later.
 ALTERED = """
 import sys
 from pathlib import Path
-from worker.database import statements
-folder = Path(sys.argv.pop(1))
-statements.sql_folder = lambda: folder
+from worker.database import revision, statements
+queries, migrations = Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
+statements.sql_folder = lambda: queries
+revision.migrations_folder = lambda: migrations
 from worker.cli.app import main
 main()
 """
 
 
 class WorkerProcess:
-    """One process; ``sql_folder`` replaces the folder its statements come from."""
+    """One process; the folders replace those its statements and migrations come from."""
 
     def __init__(
         self,
@@ -56,11 +59,14 @@ class WorkerProcess:
         arguments: Sequence[str] = ("--only-passages",),
         environment: dict[str, str] | None = None,
         sql_folder: Path | None = None,
+        migrations: Path | None = None,
     ) -> None:
         self.log = log
         started = [sys.executable, "-m", "worker.cli"]
-        if sql_folder is not None:
-            started = [sys.executable, "-c", ALTERED, str(sql_folder)]
+        if sql_folder is not None or migrations is not None:
+            queries, versions = sql_folder or resources.sql_folder(), migrations
+            versions = versions or resources.migrations_folder()
+            started = [sys.executable, "-c", ALTERED, str(queries), str(versions)]
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [*started, "run", *arguments],
@@ -115,6 +121,7 @@ class Workers:
         both_lanes: bool = False,
         up: bool = True,
         sql_folder: Path | None = None,
+        migrations: Path | None = None,
         url: str | None = None,
         **environment: str,
     ) -> WorkerProcess:
@@ -125,6 +132,7 @@ class Workers:
             arguments=arguments or (() if both_lanes else ("--only-passages",)),
             environment={f"EMBEDWORKER_{k.upper()}": v for k, v in environment.items()},
             sql_folder=sql_folder,
+            migrations=migrations,
         )
         self.all.append(worker)
         if up:

@@ -40,6 +40,7 @@ begin
         grant usage on schema embed to embed_worker;
         grant usage on sequence embed.seq, embed.worker_id to embed_worker;
         grant select on embed.source, embed.model, embed.reranker, embed.setting, embed.status, embed.failure, embed.worker to embed_worker;
+        grant select on embed.schema_version to embed_worker;
         grant select, insert, update on embed.fingerprint, embed.source_state to embed_worker;
         grant select, insert, update, delete
             on embed.worker_session, embed.sweep_request, embed.sweep_state, embed.lexical_state, embed.lexical_term, embed.question_cache
@@ -65,7 +66,8 @@ begin
         grant usage, create on schema embed to embed_admin;
         grant usage on sequence embed.seq to embed_admin;
         grant select
-            on embed.fingerprint, embed.worker_session, embed.lexical_state, embed.lexical_term, embed.status, embed.failure, embed.worker
+            on embed.fingerprint, embed.worker_session, embed.lexical_state, embed.lexical_term, embed.status, embed.failure, embed.worker,
+                embed.schema_version
             to embed_admin;
         grant select, insert, update, delete on embed.source, embed.source_state, embed.sweep_request, embed.sweep_state to embed_admin;
         grant select, insert, update on embed.model, embed.reranker, embed.setting to embed_admin;

@@ -65,6 +65,14 @@ select embed.use_model(%(name)s);
 -- Make the roles that logins can be members of; those that this role may not make.
 select embed._make_roles();
 
+-- migrate_version
+-- The version of the schema, as Alembic keeps it.
+select (select v.version_num from embed.schema_version v) as version;
+
+-- migrate_made
+-- Whether there is a schema of ours, of whatever version.
+select pg_catalog.to_regclass('embed.schema_version') is not null;
+
 -- migrate_grants
 -- Give the roles that there are what they need.
 select embed._grant_roles();

@@ -9,6 +9,7 @@ from psycopg import sql
 from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool
 
+from worker.database import revision
 from worker.database.connect import connect
 from worker.database.connection import turn
 from worker.database.loopback import set_up_loopback, take_down_loopback
@@ -56,12 +57,13 @@ def migrate(url: str, *, model: str | None = None, loopback_host: str | None = N
     Raises:
         ServerUnavailable: no connection could be made.
         UnsupportedServer: PostgreSQL or pgvector is missing or too old.
-        DatabaseError: this role may not create what is needed.
+        DatabaseError: this role may not create what is needed, or the schema is of a newer version.
     """
     with connect(url, vectors=False, lock_timeout=0, application_name="embedworker migrate") as c:
         _check_server(c)
         try:
             with turn(c, "migrate_lock"):
+                _check_version(c)
                 _ensure_vector(c)
                 c.execute(statement("migrate_schema"))
                 _run_alembic(c, "upgrade", "head")
@@ -81,12 +83,13 @@ def downgrade(url: str) -> None:
     """Take the schema ``embed`` out again. Vectors in the application's own schemas stay.
 
     Raises:
-        DatabaseError: ``embed.document`` still holds rows.
+        DatabaseError: ``embed.document`` still holds rows, or the schema is of a newer version.
     """
     with (
         connect(url, vectors=False, lock_timeout=0, application_name="embedworker migrate") as c,
         turn(c, "migrate_lock"),
     ):
+        _check_version(c)
         try:
             _run_alembic(c, "downgrade", "base")
         except psycopg.DatabaseError as error:
@@ -127,6 +130,18 @@ def _check_server(c: Connection) -> Server:
             "`alter extension vector update` as a superuser"
         )
     return server
+
+
+def _check_version(c: Connection) -> None:
+    """Refuse a schema that this package does not know: it would write older functions over it."""
+    if not one(c.execute(statement("migrate_made")))[0]:
+        return
+    version = revision.installed(c)
+    if revision.standing(version) == "newer":
+        raise DatabaseError(
+            f"the schema of {c.info.dbname!r} has the version {version}, which is newer than this "
+            f"package's {revision.known()[-1]}; nothing was changed. Run the newer embedworker"
+        )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import class_row
 
+from worker.database import revision
 from worker.database.connect import connect
 from worker.database.rows import one
 from worker.database.statements import statement
@@ -88,29 +89,26 @@ def _round_trip(connection: Connection, url: str) -> Finding:
 
 
 def _schema(connection: Connection) -> Finding:
-    installed = one(connection.execute(statement("doctor_version")))[0]
-    expected = _newest_version()
-    if installed == expected:
-        return Finding("database", "schema", "ok", f"version {installed}")
+    version = revision.installed(connection)
+    standing = revision.standing(version)
+    if standing == "same":
+        return Finding("database", "schema", "ok", f"version {version}")
+    found = f"version {version}, and this package has {revision.known()[-1]}"
+    if standing == "newer":
+        return Finding(
+            "database",
+            "schema",
+            "warning",
+            found,
+            "Replace this package and the workers by the newest; meanwhile they go on.",
+        )
     return Finding(
         "database",
         "schema",
         "problem",
-        f"version {installed}, and this package has {expected}",
-        "Run `embedworker migrate` with the newest package, then restart the workers.",
+        found,
+        "Run `embedworker migrate`; workers of this package wait for it.",
     )
-
-
-def _newest_version() -> str | None:
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
-    from worker.resources import migrations_folder
-
-    config = Config()
-    config.set_main_option("script_location", str(migrations_folder()))
-    config.set_main_option("path_separator", "os")
-    return ScriptDirectory.from_config(config).get_current_head()
 
 
 def _inside(connection: Connection) -> Iterator[Finding]:

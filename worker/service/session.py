@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import psycopg
 
+from worker.database import revision
 from worker.database.connect import connect
 from worker.database.rows import one
 from worker.database.statements import statement
@@ -117,6 +118,12 @@ def _enter(connection: Connection, lane: str) -> Identity:
     """Register, or say what stands in the way and what to do."""
     database, role = connection.info.dbname, connection.info.user
     try:
+        version = revision.installed(connection)
+        if revision.standing(version) == "older":
+            raise NotMigrated(
+                f"the schema of {database!r} has the version {version}, this worker needs "
+                f"{revision.known()[-1]}; run `embedworker migrate`"
+            )
         return enter(connection, lanes=[lane])
     except _NOT_MIGRATED as error:
         raise NotMigrated(
