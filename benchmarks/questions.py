@@ -35,6 +35,7 @@ from worker.model.catalog import BUNDLED_MODEL
 from worker.model.encoder import Encoder
 
 BETWEEN = 0.15  # seconds between two questions, on average
+WARM = 5  # times that a question is asked in a row after that
 ASK = "select embed.query(%s) is null"  # the vector's way to the client as text is not counted
 
 
@@ -85,7 +86,7 @@ def main() -> None:
         ):
             warm_up(connection, running)
             # Spaced, as a person's questions are: the processor has slept in between.
-            model, alone, again = [], [], []
+            model, alone, again, warm = [], [], [], []
             for _ in range(given.questions):
                 question = next(stock)
                 time.sleep(chance.expovariate(1 / BETWEEN))
@@ -93,6 +94,7 @@ def main() -> None:
                 time.sleep(chance.expovariate(1 / BETWEEN))
                 alone.append(ask(connection, question))
                 again.append(ask(connection, question))
+                warm += [ask(connection, question) for _ in range(WARM)]
 
             contents = texts(given.rows, given.seed)
             tokens = [len(made) for made in encoder.tokenize_passages(contents)]
@@ -125,15 +127,19 @@ def main() -> None:
         speed[asking].append(some / (ended - begun).total_seconds())
     bulk = {asking: sum(rates) / len(rates) for asking, rates in speed.items()}
     overhead = [asked - made for asked, made in zip(alone, model, strict=True)]
-    (m50, m95), (a50, a95), (b50, b95), (c50, c95) = map(p50_p95, (model, alone, busy, again))
+    (m50, m95), (a50, a95), (b50, b95), (c50, c95), (w50, w95) = map(
+        p50_p95, (model, alone, busy, again, warm)
+    )
     measures = [
         Measure("the model alone, p50", m50, "ms"),
         Measure("the model alone, p95", m95, "ms"),
         Measure("embed.query idle, p50", a50, "ms"),
         Measure("embed.query idle, p95", a95, "ms"),
         Measure("beyond the model, p50 of the differences", p50_p95(overhead)[0], "ms", "<= 3"),
-        Measure("asked again, p50", c50, "ms", "<= 0.5"),
-        Measure("asked again, p95", c95, "ms"),
+        Measure("asked again after the answer, p50", c50, "ms", "<= 0.5"),
+        Measure("asked again after the answer, p95", c95, "ms"),
+        Measure("asked again and again, p50", w50, "ms", "<= 0.5"),
+        Measure("asked again and again, p95", w95, "ms"),
         Measure("embed.query under a backfill, p50", b50, "ms"),
         Measure("embed.query under a backfill, p95", b95, "ms"),
         Measure("p95 under a backfill : idle", b95 / a95, "x", "<= 2"),
@@ -149,6 +155,7 @@ def main() -> None:
         model=model,
         alone=alone,
         again=again,
+        warm=warm,
         busy=busy,
         bulk=[speed[False], speed[True]],
     )
