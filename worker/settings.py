@@ -239,7 +239,8 @@ class Settings(BaseSettings):
         description="Port on which it does, 0 for any that is free",
     )
     serve_token: SecretStr | None = Field(
-        default=None, description="Bearer token that clients of `serve` must send"
+        default=None,
+        description="Bearer token that clients of `serve` must send, of at least 16 characters",
     )
     serve_token_file: Path | None = Field(
         default=None, description="File with such tokens, a line each"

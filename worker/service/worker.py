@@ -227,12 +227,12 @@ class Worker:
 
     def _serve_passages(self, current: Session, patience: Patience) -> None:
         registry, _, lane = self._passage_lane(current)
-        self._ready["passages"].set()
         shortest, longest = self._settings.poll_min, self._settings.poll_max
         pause = shortest
         with _handing_back(lane):
             while not self._stopped.is_set():
                 worked = lane.step()
+                self._ready["passages"].set()  # models of what is enabled are loaded by then
                 current.progress.telemetry.health.seen()
                 current.progress.telemetry.health.in_trouble(registry.stopped())
                 current.progress.model = registry.model
