@@ -25,7 +25,7 @@ demo: $(STAMP)
 	$(BIN)/embedworker demo
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow" -n 3 --dist loadfile
+	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-all: $(STAMP)
 	$(BIN)/pytest

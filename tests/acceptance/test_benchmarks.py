@@ -52,6 +52,7 @@ def benchmark(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # 56 s on an idle machine; four processes load a model
 def test_backfill(benchmark: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     from tiny_models import save_model
 
