@@ -60,7 +60,7 @@ def open_encoder(
     ``dimensions`` is what the column holds, when known. ``cache_folder`` is the user's cache
     folder when not given; models that are already in the hub's own cache are used from there.
     ``engine="openvino"`` runs the network of the model by OpenVINO, on the processor; it is an
-    extra to install, and needs no bundle of its own: the model is converted as it is loaded.
+    extra to install, and the model is converted as it is loaded.
     ``device`` is torch's name of one. ``dtype="auto"`` is float32, and half precision where the
     hardware has it and gains by it. ``threads`` is set for the calling thread, by default what
     the container allows. ``token_budget`` is the padded tokens of one batch, by default what

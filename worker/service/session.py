@@ -99,8 +99,8 @@ def session(
         )
         listener.start()
         keeper.start()
-        listener.tried.wait(LOCK_TRIED)
         try:
+            listener.tried.wait(LOCK_TRIED)
             yield Session(connection, me, wake, progress, listener)
         except BaseException:
             # Not struck from the list: rows that could not be handed back are still held in its
