@@ -9,8 +9,10 @@ A setting ``window`` is the variable ``EMBEDWORKER_WINDOW`` and the flag ``--win
 alone has two variables: ``EMBEDWORKER_DATABASE_URL``, and ``DATABASE_URL`` when that is not set.
 """
 
+import os
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, urlencode
@@ -28,9 +30,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import ConfigurationError
 
-__all__ = ["Description", "Settings", "describe", "load", "obfuscate"]
+__all__ = ["Description", "Settings", "describe", "load", "misspelt", "obfuscate"]
 
 ENVIRONMENT_PREFIX = "EMBEDWORKER_"
+NEARLY = 0.9  # of 1, as difflib measures
 
 DEFAULT_MODEL = "dragonkue/multilingual-e5-small-ko-v2"
 DEFAULT_LEASE = 60.0  # seconds
@@ -307,6 +310,23 @@ def load(**given: Any) -> Settings:
     except ValidationError as error:
         lines = [_complaint(entry["loc"], entry["msg"]) for entry in error.errors()]
         raise ConfigurationError("\n".join(lines)) from None
+
+
+def misspelt() -> dict[str, str]:
+    """Return variables of the environment that are nearly those of settings, and which.
+
+    Others that begin alike are not ours to judge: for a service of this name Kubernetes sets
+    EMBEDWORKER_PORT_8100_TCP and EMBEDWORKER_SERVICE_HOST.
+    """
+    known = [ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields]
+    return {
+        variable: nearest[0]
+        for variable in os.environ
+        if variable.startswith(ENVIRONMENT_PREFIX)
+        and variable not in known
+        and not variable.startswith(f"{ENVIRONMENT_PREFIX}SERVICE_")
+        and (nearest := get_close_matches(variable, known, 1, NEARLY))
+    }
 
 
 def _complaint(location: tuple[int | str, ...], message: str) -> str:

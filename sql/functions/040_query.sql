@@ -81,7 +81,10 @@ begin
             raise exception 'no worker answered the question within %', coalesce(nullif(current_setting('embed.query_timeout', true), ''), '5s')
                 using errcode = 'EW001',
                 detail = embed._live_workers(),
-                hint = 'Start a worker with `embedworker run`; a longer wait is `set embed.query_timeout = ''30s''`.';
+                hint = case when exists (select from embed.worker w where 'questions' = any (w.lanes))
+                    then 'A longer wait is `set embed.query_timeout = ''30s''`; what keeps the worker is in its log.'
+                    else 'Start a worker with `embedworker run`; a longer wait is `set embed.query_timeout = ''30s''`.'
+                end;
         end if;
     end if;
     if lost > 0 then

@@ -114,12 +114,13 @@ $$;
 --   hits       the rows of what was found: $1 places, $2 distances, $3 rows wanted
 --   rescored   the same ranked by words, too: $4 idf of the question's terms, $5 the highest BM25,
 --              $6 shares of the scripts in the question, $7 weight
+--   counted    how many passages were found, and how many of them have each term: $1 places, $2 terms
 --   of_row     the mean of a row's own vectors, and whether the row has text: $1 key
 create or replace function embed._search_plan(
     row_type regtype, name text, k integer, leave_out boolean,
     out source integer, out lexical real,
     out relation text, out vectors regclass, out model text, out dimensions integer, out depth integer,
-    out by_index text, out by_scan text, out hits text, out rescored text, out of_row text,
+    out by_index text, out by_scan text, out hits text, out rescored text, out counted text, out of_row text,
     out key_names text[], out key_types text[]
 )
 language plpgsql stable security definer
@@ -146,7 +147,11 @@ begin
     select t.fingerprint into active from embed.source_state t where t.source = s.id;
     if active is null then
         raise exception 'no worker has embedded % yet', s.relation
-            using errcode = 'EW001', hint = 'Start a worker: embedworker run. The view embed.status shows how far it is.';
+            using errcode = 'EW001', detail = embed._live_workers(),
+            hint = case when exists (select from embed.worker w where 'passages' = any (w.lanes))
+                then 'Try again in a moment. The view embed.status shows how far it is, and the worker''s log what keeps it.'
+                else 'Start a worker: embedworker run. The view embed.status shows how far it is.'
+            end;
     end if;
     source := s.id;
     lexical := s.lexical;
@@ -309,6 +314,25 @@ $q$,
 $q$,
         of_keys.of_vectors, s.vectors, of_keys.list
     ) || found_rows;
+    -- l2_normalize for its by-product, a copy that is not fetched from TOAST anew for every term.
+    counted := format(
+        $q$with hit as materialized (
+    select @extschema:vector@.l2_normalize(v.terms) as terms
+    from unnest($1) as found (place)
+    join %1$s v on v.ctid operator(pg_catalog.=) found.place
+), asked as materialized (
+    select q.place, pg_catalog.format('{%%s:1}/16777216', q.term)::@extschema:vector@.sparsevec as term
+    from unnest($2) with ordinality as q (term, place)
+)
+select
+    (select pg_catalog.count(*) from hit),
+    pg_catalog.array_agg(
+        (select pg_catalog.count(*) from hit where (hit.terms operator(@extschema:vector@.<#>) asked.term) operator(pg_catalog.<) 0)
+        order by asked.place
+    )
+from asked$q$,
+        s.vectors
+    );
 
     if leave_out then
         of_row := format(
@@ -365,11 +389,10 @@ $$;
 -- or policy that few rows pass) and too few rows, all vectors are compared: k rows were asked for.
 --
 -- Ranked by words, too, with weight, the rows come from the RESCORED nearest passages, of a row all that
--- are among them. The question's part: idf of its terms, the highest BM25, shares of its scripts.
+-- are among them. The question's part: its terms, and the shares of its scripts.
 create or replace function embed._search_rows(
     source anyelement, question @extschema:vector@.vector, k integer, plan record, leave_out text[] default null,
-    weight double precision default 0, idf @extschema:vector@.sparsevec default null, highest double precision default null,
-    scripts @extschema:vector@.sparsevec default null
+    weight double precision default 0, terms integer[] default null, scripts @extschema:vector@.sparsevec default null
 ) returns table (
     "row" anyelement, score real, similarity real, bm25 real, passage text, passage_start integer, passage_end integer
 )
@@ -386,6 +409,9 @@ declare
     rows_found bigint;
     places tid[];
     distances double precision[];
+    passages real;
+    frequencies real[];
+    words record;
 begin
     if not pg_catalog.has_table_privilege(plan.vectors, 'select') then
         raise exception 'permission denied for table %', plan.vectors
@@ -406,7 +432,12 @@ begin
         end if;
     end loop;
     if rescored then
-        return query execute plan.rescored using places, distances, k, idf, highest, scripts, weight;
+        select c.passages, c.frequencies into passages, frequencies from embed._term_counts(plan.source, terms) as c;
+        if passages is null then
+            execute plan.counted into passages, frequencies using places, terms;
+        end if;
+        words := embed._idf(terms, passages, frequencies);
+        return query execute plan.rescored using places, distances, k, words.idf, words.highest, scripts, weight;
     else
         return query execute plan.hits using places, distances, k;
     end if;
@@ -429,51 +460,65 @@ set search_path = pg_catalog, pg_temp
 return array(
     select c.source
     from embed._text_columns() as c
-    group by c.source
-    having bool_and(coalesce(has_column_privilege(c.relation, c.attnum, 'select'), false))
+    group by c.source, c.relation
+    having not row_security_active(c.relation)
+    and bool_and(coalesce(has_column_privilege(c.relation, c.attnum, 'select'), false))
 );
 
--- How often a word occurs in a table tells something of its texts.
+-- How often a word occurs in a table tells something of its texts, to somebody from whom row security
+-- hides a part of them more than he may know: whether a name is in a hidden row.
 alter table embed.lexical_state enable row level security;
 alter table embed.lexical_term enable row level security;
 create policy reader on embed.lexical_state for select using (source = any ((select embed._readable_sources())::integer[]));
 create policy reader on embed.lexical_term for select using (source = any ((select embed._readable_sources())::integer[]));
 grant select on embed.lexical_state, embed.lexical_term to public;
 
--- The question's part in BM25: what each of its terms weighs, and the most that a passage can have,
--- one that is full of every term. Read with the caller's rights; a policy shows the statistics of
--- tables that the caller may read.
-create or replace function embed._idf(
-    source integer, terms integer[],
-    out idf @extschema:vector@.sparsevec, out highest double precision
-)
+-- How many passages a table has and how many of them have each term; null where the caller may not
+-- know or nothing is counted yet. Then those that were found for the question stand in for all.
+create or replace function embed._term_counts(source integer, terms integer[], out passages real, out frequencies real[])
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    total real;
     counted bigint;
 begin
-    select t.passages, t.version into total, counted from embed.lexical_state t where t.source = _idf.source;
+    select t.passages, t.version into passages, counted from embed.lexical_state t where t.source = _term_counts.source;
+    if found then
+        frequencies := array(
+            select coalesce(t.frequency, 0)
+            from unnest(terms) with ordinality as q (term, place)
+            left join embed.lexical_term t on t.source = _term_counts.source and t.version = counted and t.term = q.term
+            order by q.place
+        );
+    end if;
+end
+$$;
+
+-- The question's part in BM25: what each of its terms weighs, and the most that a passage can have,
+-- one that is full of every term.
+create or replace function embed._idf(
+    terms integer[], passages real, frequencies real[],
+    out idf @extschema:vector@.sparsevec, out highest double precision
+)
+language sql immutable
+set search_path = pg_catalog, pg_temp
+begin atomic
     select
         ('{' || coalesce(string_agg(w.term || ':' || w.idf, ',' order by w.term), '') || '}/16777216')::@extschema:vector@.sparsevec,
         -- 2.2 is k1 + 1, the limit of a term's weight as it becomes more frequent.
         coalesce(sum(w.idf) * 2.2, 0)
-    into idf, highest
     from (
-        select q.term, ln(1 + (coalesce(total, 0) - coalesce(t.frequency, 0) + 0.5) / (coalesce(t.frequency, 0) + 0.5)) as idf
-        from unnest(terms) as q (term)
-        left join embed.lexical_term t on t.source = _idf.source and t.version = counted and t.term = q.term
+        select q.term, ln(1 + (passages - q.frequency + 0.5) / (q.frequency + 0.5))::real as idf
+        from unnest(terms, frequencies) as q (term, frequency)
     ) as w;
-end
-$$;
+end;
 
 -- The rows in the order of a cross-encoder, the first of them at least: it reads question and passage
 -- together, which costs much more than comparing vectors, and tells better. Rows behind the first
 -- "rerank" keep their order behind those; their scores are lowered where they would come between.
 create or replace function embed._reranked_rows(
     source anyelement, question text, k integer, rerank integer, embedding @extschema:vector@.vector, plan record,
-    weight double precision, idf @extschema:vector@.sparsevec, highest double precision, scripts @extschema:vector@.sparsevec
+    weight double precision, terms integer[], scripts @extschema:vector@.sparsevec
 ) returns table (
     "row" anyelement, score real, similarity real, bm25 real, reranked real, passage text, passage_start integer, passage_end integer
 )
@@ -483,7 +528,7 @@ begin
     return query
     with found as materialized (
         select f.*
-        from embed._search_rows(source, embedding, greatest(k, rerank), plan, null, weight, idf, highest, scripts)
+        from embed._search_rows(source, embedding, greatest(k, rerank), plan, null, weight, terms, scripts)
             with ordinality as f ("row", score, similarity, bm25, passage, passage_start, passage_end, place)
     ), answer as materialized (
         select embed._rerank(
@@ -522,8 +567,6 @@ declare
     plan record;
     asked record;
     weight double precision;
-    idf @extschema:vector@.sparsevec;
-    highest double precision;
     scripts @extschema:vector@.sparsevec;
 begin
     if rerank not between 0 and 200 then
@@ -540,7 +583,6 @@ begin
     asked := embed._question(question, plan.model);
     perform embed._check_question(asked.embedding, plan.dimensions, plan.relation);
     if weight > 0 and pg_catalog.cardinality(asked.terms) > 0 then
-        select w.idf, w.highest into idf, highest from embed._idf(plan.source, asked.terms) as w;
         scripts := pg_catalog.format('{1:%s,2:%s}/16777216', asked.shares[1], asked.shares[2]);
     else
         weight := 0;
@@ -548,11 +590,11 @@ begin
     if rerank > 0 then
         return query
         select *
-        from embed._reranked_rows(source, question, k, rerank, asked.embedding, plan, weight, idf, highest, scripts);
+        from embed._reranked_rows(source, question, k, rerank, asked.embedding, plan, weight, asked.terms, scripts);
     else
         return query
         select f."row", f.score, f.similarity, f.bm25, null::real, f.passage, f.passage_start, f.passage_end
-        from embed._search_rows(source, asked.embedding, k, plan, null, weight, idf, highest, scripts) as f;
+        from embed._search_rows(source, asked.embedding, k, plan, null, weight, asked.terms, scripts) as f;
     end if;
 end
 $$;

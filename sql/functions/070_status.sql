@@ -182,7 +182,8 @@ begin
             pending := rows - embedded - dead;
             -- Cut, not rounded: 1 is said only of a table that is whole.
             coverage := case rows when 0 then 1 else trunc(embedded::numeric / rows, 4) end;
-            oldest_wait := clock_timestamp() - n.oldest;
+            -- A sweep that was asked for may find that there is nothing to do.
+            oldest_wait := case when pending > 0 or removing > 0 then clock_timestamp() - n.oldest end;
             rows_per_second := n.rows_per_second;
             eta := case when pending = 0 then interval '0' when rows_per_second > 0 then make_interval(secs => pending / rows_per_second) end;
             state := case

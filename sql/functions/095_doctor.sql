@@ -248,9 +248,15 @@ begin
         detail := format('%s makes %s dimensions, the vectors have %s', s.name, s.dimensions, source.dimensions);
         advice := format('Call embed.disable(%L, drop_vectors => true) and enable it anew, or name a model that fits.', source.relation::text);
     elsif t.fingerprint is null then
-        state := 'problem';
+        -- A model is loaded within minutes even where it is fetched first.
+        state := case when exists (
+            select from embed.worker w where 'passages' = any (w.lanes) and w.started_at > now() - interval '10 minutes'
+        ) then 'warning' else 'problem' end;
         detail := detail || ', not loaded by any worker yet';
-        advice := 'Start a worker; if one runs, its log says why the model cannot be loaded.';
+        advice := case state
+            when 'warning' then 'A worker that started a moment ago may be at it; if not, its log says why.'
+            else 'Start a worker; if one runs, its log says why the model cannot be loaded.'
+        end;
     else
         advice := null;
     end if;

@@ -81,6 +81,13 @@ def test_trouble_is_found(
     assert advice in said
 
 
+def test_a_model_that_no_worker_has_loaded(article: Connection) -> None:
+    article.execute("update embed.source_state set fingerprint = null")
+    assert troubles(article)["model"] == "warning", "the worker has only just started"
+    article.execute("update embed.worker_session set started_at = now() - interval '1 h'")
+    assert troubles(article)["model"] == "problem"
+
+
 def test_columns_that_are_gone(article: Connection) -> None:
     article.execute("alter table article drop column title")
     found = findings(article)

@@ -138,15 +138,43 @@ def test_in_one_script_it_is_bm25_alone(connection: Connection, vectors: VectorW
     assert parts(search(connection, "부산 막차")) == pytest.approx(wanted, abs=1e-6)
 
 
-def test_before_any_count_every_word_weighs_the_same(
+def test_before_any_count_the_passages_found_stand_in_for_all(
     connection: Connection, vectors: VectorWriter
 ) -> None:
     table(connection, vectors, KOREAN)
     connection.execute("delete from embed.lexical_state; delete from embed.lexical_term")
     same_meaning(connection, vectors, "부산 보일러")
-    rows = search(connection, "부산 보일러")
-    assert [row[0] for row in rows][:1] == [0]
-    assert all(0 <= row[3] < 1 for row in rows)
+    wanted = expected("부산 보일러", KOREAN)
+    assert parts(search(connection, "부산 보일러")) == pytest.approx(wanted, abs=1e-6)
+    assert search(connection, "부산 보일러", k=1)[0][0] == max(wanted, key=wanted.__getitem__)
+
+
+def test_scores_tell_nothing_of_rows_that_row_security_hides(
+    connection: Connection, vectors: VectorWriter
+) -> None:
+    """Twelve hidden rows that have the word, or another of its length, make no difference."""
+
+    def seen(hidden: str) -> list[tuple[Any, ...]]:
+        with connection.transaction(force_rollback=True):
+            table(connection, vectors, KOREAN + [hidden] * 12)
+            vectors.know("부산 막차")
+            connection.execute(
+                "alter table article enable row level security;"
+                f"create policy part on article for select using (id < {len(KOREAN)})"
+            )
+            everything = search(connection, "부산 막차")
+            with role(connection, "select on article"):
+                for name in ("lexical_state", "lexical_term"):
+                    counts = connection.execute(f"select from embed.{name}".encode()).fetchall()
+                    assert counts == []
+                rows = search(connection, "부산 막차")
+            visible = {row[0]: row[3] for row in everything if row[0] < len(KOREAN)}
+            assert visible != pytest.approx(parts(rows), abs=1e-3)  # the owner's tell
+            return rows
+
+    rows = seen("부산 여행")
+    assert len(rows) == len(KOREAN)
+    assert rows == seen("제주 여행")
 
 
 def test_the_right_row_in_another_language_stays_first(
@@ -286,8 +314,8 @@ def test_readers_get_the_same_scores_and_nobody_else_the_statistics(
         with role(connection, *grants):
             assert connection.execute(counts).fetchone() == (0,)
             assert connection.execute("select count(*) from embed.lexical_state").fetchone() == (0,)
-            row = connection.execute("select highest from embed._idf(2, array[7])").fetchone()
-            assert row == (pytest.approx(2.2 * math.log(2)),)
+            counted = connection.execute("select * from embed._term_counts(2, array[7])").fetchone()
+            assert counted == (None, None)
 
 
 def test_terms_come_from_the_worker_with_the_vector(

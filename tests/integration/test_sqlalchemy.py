@@ -458,6 +458,22 @@ def test_errors_of_the_server_keep_their_sqlstate(session: Session) -> None:
     assert caught.value.orig.sqlstate == "EW003"  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"k": "ten"}, "k is 'ten'"),
+        ({"k": 2.5}, "k is 2.5"),
+        ({"k": None}, "k is None"),
+        ({"rerank": True}, "rerank is True"),
+        ({"question": 17}, "the question is of type int"),
+        ({"question": b"apple pie"}, "the question is of type bytes"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        search_statement(Article, **{"question": "apple pie", **given})
+
+
 def test_unknown_attributes_are_refused_when_the_class_is_mapped() -> None:
     class Wrong(DeclarativeBase):
         pass

@@ -76,6 +76,17 @@ def test_never_embedded(connection: Connection, vectors: VectorWriter) -> None:
     assert line["oldest_wait"] is not None, "the sweep that will find the rows is what waits"
 
 
+def test_nothing_waits_in_an_empty_table(connection: Connection, vectors: VectorWriter) -> None:
+    connection.execute(
+        "create table article (id bigint primary key, title text);"
+        "select embed.enable('article', array['title'])"
+    )
+    with vectors.worker():
+        line = status(connection)
+    assert tuple(line[column] for column in COUNTS) == (0, 0, 0, 0, 0, 0)
+    assert (line["state"], line["coverage"], line["oldest_wait"]) == ("ready", 1, None)
+
+
 def test_a_changed_row_is_stale_until_embedded_anew(
     article: Connection, vectors: VectorWriter
 ) -> None:

@@ -140,3 +140,20 @@ def test_no_more_wait_than_may() -> None:
         with pytest.raises(Busy):
             submit(running, "is one too many")
         encoder.go.set()
+
+
+def test_what_waits_tells_when_to_come_back() -> None:
+    with engine(merge=False) as (running, encoder):
+        assert running.seconds_left == 0
+        encoder.go.set()
+        submit(running, "shows how long a batch takes").future.result(LIMIT)
+        encoder.go.clear()
+        encoder.reached.clear()
+        submit(running, "at the model")
+        assert encoder.reached.wait(LIMIT)
+        submit(running, *[f"large {n:03}" for n in range(20)])
+        large = running.seconds_left
+        assert large > 0
+        submit(running, *[f"large {n:03}" for n in range(20)])
+        assert running.seconds_left == pytest.approx(2 * large)
+        encoder.go.set()

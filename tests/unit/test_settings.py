@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from worker import settings
 from worker.errors import ConfigurationError
-from worker.settings import describe, load, obfuscate
+from worker.settings import describe, load, misspelt, obfuscate
 
 
 def test_defaults_are_the_named_constants() -> None:
@@ -42,6 +42,16 @@ def test_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("DATABASE_URL", "")
     assert load().threads is None
     assert load().database_url is None
+
+
+def test_variables_that_are_nearly_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LAESE", "LOGLEVEL", "PORT", "PORT_8100_TCP", "SERVICE_HOST", "SERVICE_PORT"):
+        monkeypatch.setenv(f"EMBEDWORKER_{name}", "1")
+    monkeypatch.setenv("EMBEDWORKER_LEASE", "60")
+    assert misspelt() == {
+        "EMBEDWORKER_LAESE": "EMBEDWORKER_LEASE",
+        "EMBEDWORKER_LOGLEVEL": "EMBEDWORKER_LOG_LEVEL",
+    }
 
 
 def test_folders_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -61,7 +62,16 @@ def settings(context: typer.Context, **flags: Any) -> "Settings":
     """
     from worker.settings import load
 
+    _warn_of_misspelt()
     return load(**{**(context.find_root().obj or {}), **flags})
+
+
+@cache
+def _warn_of_misspelt() -> None:
+    from worker.settings import misspelt
+
+    for variable, meant in misspelt().items():
+        note(f"{variable} is no setting and has no effect; did you mean {meant}?")
 
 
 def database_url(context: typer.Context) -> str:

@@ -18,7 +18,7 @@ _COLORS: "dict[State, str]" = {
     "problem": typer.colors.RED,
     "skipped": typer.colors.BRIGHT_BLACK,
 }
-_INDENT = " " * 9
+_INDENT = " " * 10
 
 
 def register(app: typer.Typer) -> None:
@@ -59,7 +59,7 @@ def doctor(
 
 
 def _print(finding: "Finding") -> None:
-    state = typer.style(finding.state.ljust(7), fg=_COLORS[finding.state])
+    state = typer.style(finding.state.ljust(8), fg=_COLORS[finding.state])
     typer.echo(f"  {state}{finding.check}: {finding.detail}")
     if finding.advice and finding.state != "ok":
         typer.echo(f"{_INDENT}{finding.advice}")

@@ -34,13 +34,28 @@ class _Enabled(NamedTuple):
 
 
 @comparators.dispatch_for("schema", qualifier="postgresql", priority=DispatchPriority.FIRST)
-def _leave_schema(
-    context: AutogenContext,  # noqa: ARG001 -- Alembic gives it
-    upgrade_ops: ops.UpgradeOps,  # noqa: ARG001
+def _leave_unsaid(
+    context: AutogenContext,
+    upgrade_ops: ops.UpgradeOps,  # noqa: ARG001 -- Alembic gives it
     schemas: set[str | None],
 ) -> None:
-    """Keep Alembic from reading the schema embed at all."""
+    """Keep Alembic from reading the schema embed at all, and from telling of removed tables.
+
+    It logs what it finds before anything can be taken out again. There is no public way to add a
+    filter to those of the application's ``env.py``; without this one, only the log is longer.
+    """
     schemas.discard(SCHEMA)
+    connection = context.connection
+    assert connection is not None  # noqa: S101 -- autogenerate has one
+    default = connection.dialect.default_schema_name
+    ours = _ours(connection, default)
+
+    def include(item: Any, name: str | None, kind: str, reflected: bool, _: Any) -> bool:
+        schema = getattr(getattr(item, "table", item), "schema", None)
+        found = reflected and (_schema(schema, default), name) in ours.get(kind, ())
+        return schema != SCHEMA and not found
+
+    getattr(context, "_object_filters", []).append(include)
 
 
 @comparators.dispatch_for("schema", qualifier="postgresql", priority=DispatchPriority.LAST)
@@ -168,17 +183,25 @@ def _enabled(connection: Connection, default: str | None) -> dict[Any, _Enabled]
     return found
 
 
-def _leave_ours(connection: Connection, default: str | None, upgrade_ops: ops.UpgradeOps) -> None:
-    tables = {
-        (_schema(schema, default), table)
-        for schema, table in connection.exec_driver_sql(statement("alembic_vector_tables"), {})
-    }
-    indexes: set[Name] = set()
-    if connection.exec_driver_sql(statement("cli_migrated")).scalar_one():
+def _ours(connection: Connection, default: str | None) -> dict[str, set[Name]]:
+    """The tables of vectors and their indexes, by kind; schema None is the default one."""
+    if not connection.exec_driver_sql(statement("cli_migrated")).scalar_one():
+        indexes = set()
+    else:
         indexes = {
             (_schema(schema, default), index)
             for schema, index in connection.exec_driver_sql(statement("alembic_vector_indexes"), {})
         }
+    tables = {
+        (_schema(schema, default), table)
+        for schema, table in connection.exec_driver_sql(statement("alembic_vector_tables"), {})
+    }
+    return {"table": tables, "index": indexes}
+
+
+def _leave_ours(connection: Connection, default: str | None, upgrade_ops: ops.UpgradeOps) -> None:
+    ours = _ours(connection, default)
+    tables, indexes = ours["table"], ours["index"]
 
     def is_ours(op: Any) -> bool:
         schema = getattr(op, "schema", None)

@@ -145,7 +145,12 @@ def search_statement(
     """Return what :func:`search` executes: the entity and the other fields of :class:`Hit`.
 
     What is added to it, such as ``where``, filters the ``k`` rows that were found.
+
+    Raises:
+        ConfigurationError: the class is not mapped to a table; ``k`` or ``rerank`` is no whole
+            number, or ``question`` neither a text nor a vector.
     """
+    _check_arguments(question, k, rerank)
     table, source = _source(inspect(entity), name)
     arguments: list[Any] = [cast(null(), _RowType(table))]
     if isinstance(question, str):
@@ -185,6 +190,20 @@ def search_statement(
         )
     ]
     return select(entity, *fields).join(found, is_found).order_by(found.c.rank)
+
+
+def _check_arguments(question: object, k: object, rerank: object) -> None:
+    """Refuse here what the server could only call a function that does not exist."""
+    for name, value in (("k", k), ("rerank", 0 if rerank is None else rerank)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigurationError(f"{name} is {value!r}; expected a whole number of rows")
+    # Of a text in bytes, the numbers would be taken for a vector.
+    if isinstance(question, bytes | bytearray) or not (
+        isinstance(question, str | Vector | Sequence) or hasattr(question, "__array__")
+    ):
+        raise ConfigurationError(
+            f"the question is of type {type(question).__name__}; expected a text or a vector"
+        )
 
 
 def _source(mapper: Mapper[Any], name: str | None) -> tuple[Table, str | None]:

@@ -82,7 +82,11 @@ def _families(backlog: list[Backlog], questions: int, cached: int, hits: int) ->
     return [
         of_sources("queue_rows", "Rows that wait to be embedded.", "waiting"),
         of_sources("queue_dead_rows", "Rows that were given up.", "dead"),
-        of_sources("queue_oldest_seconds", "How long the oldest row waits.", "oldest"),
+        of_sources(
+            "queue_oldest_seconds",
+            "How long the oldest row waits, or a sweep that was asked for.",
+            "oldest",
+        ),
         gauge("questions_waiting", "Questions nobody has answered yet.", [({}, questions)]),
         gauge("question_cache_vectors", "Vectors of recent questions kept.", [({}, cached)]),
         counter("question_cache_hits", "Questions answered from those.", [({}, hits)]),

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -35,7 +36,7 @@ log = logging.getLogger("embedworker.serve")
 BODY_TIMEOUT = 30.0  # seconds a client may take to send its body
 DRAINED = 8  # times the longest body that are read at most
 DISCONNECT_LOOK = 0.5  # seconds between looks at whether the client still waits
-RETRY_AFTER = "1"  # seconds
+RETRY_AT_LEAST, RETRY_AT_MOST = 1, 60  # seconds; OpenAI's client waits no longer than a minute
 REQUEST_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 GUARDED = ("/v1/embeddings", "/v1/models", "/metrics")
 
@@ -149,14 +150,25 @@ class _Service:
             raise Refusal(415, "expected the content type application/json")
         # Before the body is read: so many bodies are held in memory at most.
         if self._active >= self._most:
-            raise _busy(self._active)
+            raise self._busy()
         self._active += 1
         try:
             return await self._embed(request)
         except Busy:
-            raise _busy(self._active) from None
+            raise self._busy() from None
         finally:
             self._active -= 1
+
+    def _busy(self) -> Refusal:
+        """Come back when about half of what waits is done: then there is room for several."""
+        wait = math.ceil(self._engine.seconds_left / 2)
+        wait = min(max(wait, RETRY_AT_LEAST), RETRY_AT_MOST)
+        return Refusal(
+            429,
+            f"{self._active} requests are under way already; try again in {wait} s",
+            code="rate_limit_exceeded",
+            headers={"Retry-After": str(wait)},
+        )
 
     async def _embed(self, request: HttpRequest) -> Response:
         body = await self._read(request)
@@ -263,15 +275,6 @@ _GONE = Refusal(499, "the client has gone")
 
 def _refused(refusal: Refusal) -> Response:
     return JSONResponse(refusal.body(), status_code=refusal.status, headers=refusal.headers)
-
-
-def _busy(requests: int) -> Refusal:
-    return Refusal(
-        429,
-        f"{requests} requests are under way already; try again later",
-        code="rate_limit_exceeded",
-        headers={"Retry-After": RETRY_AFTER},
-    )
 
 
 def _tokenize(encoder: Encoder, asked: Request) -> list[Tokens]:

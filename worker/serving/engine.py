@@ -24,6 +24,7 @@ __all__ = ["Busy", "Engine", "Job"]
 log = logging.getLogger("embedworker.serve")
 
 LANE = "http"
+NEWEST = 0.2  # the last batch's share in what a batch takes
 
 
 class Busy(Exception):
@@ -63,6 +64,7 @@ class Engine(threading.Thread):
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._stopped = False
+        self._seconds = 0.0  # that a batch took of late
         self._encoder: Encoder | None = None
         self.error: BaseException | None = None
         """why the thread ended before its time: most often a model that could not be loaded"""
@@ -90,6 +92,12 @@ class Engine(threading.Thread):
     def waiting(self) -> int:
         """Requests that are not through yet, the one at the model not counted."""
         return len(self._jobs)
+
+    @property
+    def seconds_left(self) -> float:
+        """About how long the batches of all requests that wait will take."""
+        with self._changed:
+            return self._seconds * sum(len(job.batches) for job in self._jobs)
 
     def stop(self) -> None:
         """End when nothing waits any more."""
@@ -163,7 +171,9 @@ class Engine(threading.Thread):
             return
         finally:
             telemetry.health.at_model(False)
-        telemetry.metrics.phase.labels("encode").observe(time.monotonic() - started)
+        took = time.monotonic() - started
+        self._seconds += NEWEST * (took - self._seconds) if self._seconds else took
+        telemetry.metrics.phase.labels("encode").observe(took)
         telemetry.metrics.batches.labels(LANE).inc()
         telemetry.metrics.passages.labels(LANE).inc(len(batch))
         telemetry.metrics.tokens.labels(LANE).inc(sum(len(job.tokens[i]) for job, i in batch))
