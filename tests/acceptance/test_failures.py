@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from fix_worker import Workers
-from oracle import failures, judge, queue_of, wait_settled
+from fix_worker import Workers, wait_claimed
+from oracle import failures, inbox_of, judge, queue_of, wait_settled
 from psycopg import sql
 from waiting import wait_until
 
@@ -252,3 +252,81 @@ def test_a_table_that_refuses_every_vector(shop: Connection, workers: Workers) -
     wait_settled(shop, "article", timeout=40)
     assert judge(shop, "article").good
     wait_until(lambda: shop.execute(error).fetchone() == (None,))
+
+
+def test_rows_that_could_not_be_handed_back_at_once(
+    shop: Connection, workers: Workers, gate: Path, hash_database: str
+) -> None:
+    """Somebody holds the queue when a worker writes, and still when it hands its rows back.
+
+    It goes on with other work, and so keeps the lease of all that it holds: what it has forgotten
+    of that would wait for as long as there is work. A change waited a minute beside a vacuum.
+    """
+    articles(shop, "먼저 있던 글")
+    shop.execute("create table busy (id integer primary key, content text)")
+    shop.execute("select embed.enable('busy', array['content'])")
+    worker = workers.start(testing_gate=str(gate), lock_timeout="0.2")
+    wait_settled(shop, "article")
+    wait_settled(shop, "busy")
+    shop.execute("insert into article values (2, '<<hang>>')")
+    wait_claimed(shop, "article")
+
+    with psycopg.connect(hash_database) as holder:
+        holder.execute(
+            sql.SQL("lock table {} in access exclusive mode").format(queue_of(shop, "article"))
+        )
+        gate.touch()
+        seen: set[str] = set()
+
+        def tried_both() -> bool:
+            rows = shop.execute(
+                "select query from pg_stat_activity where wait_event_type = 'Lock'"
+            ).fetchall()
+            seen.update(
+                name for (query,) in rows for name in ("chunks", "priority") if name in query
+            )
+            return seen == {"chunks", "priority"}
+
+        wait_until(tried_both, 20, "a worker that waits to write and to hand back")
+        shop.execute("insert into busy values (1, '다른 일')")
+        wait_settled(shop, "busy")
+    number = 1
+
+    def work_and_look() -> bool:
+        nonlocal number
+        number += 1
+        shop.execute("insert into busy values (%s, '다른 일')", [number])
+        wait_settled(shop, "busy")
+        return shop.execute("select from article_embedding where id = 2").fetchone() is not None
+
+    wait_until(work_and_look, 15, "the vector of a row that was not handed back")
+    wait_settled(shop, "article")
+    assert judge(shop, "article").good
+    assert "forgotten" not in worker.output(), "they are known, and their attempts given back"
+
+
+def test_a_row_that_is_held_and_forgotten(shop: Connection, workers: Workers) -> None:
+    """Whatever the reason: a worker with nothing at hand holds nothing."""
+    articles(shop, "먼저 있던 글")
+    worker = workers.start(lease="3")
+    wait_settled(shop, "article")
+    shop.execute("create table busy (id integer primary key, content text)")
+    shop.execute("select embed.enable('busy', array['content'])")
+    with shop.transaction():
+        shop.execute("insert into article values (2, '잊힌 글')")
+        shop.execute(sql.SQL("delete from {}").format(inbox_of(shop, "article")))
+        shop.execute(
+            sql.SQL(
+                "insert into {} (k1, seq, due, priority, since, attempts, claimed_by)"
+                " select 2, nextval('embed.seq'), now() + interval '1 h', 11, now(), 1, w.id"
+                " from embed.worker w"
+            ).format(queue_of(shop, "article"))
+        )
+    wait_until(
+        lambda: shop.execute("select 1 from article_embedding where id = 2").fetchone(),
+        15,
+        "the vector of a forgotten row",
+    )
+    wait_settled(shop, "article")
+    assert judge(shop, "article").good
+    assert "1 rows were held and forgotten" in worker.output()

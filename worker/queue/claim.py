@@ -11,7 +11,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from worker.database.statements import statement
-from worker.queue.cursor import Cursor
+from worker.queue.cursor import FRESH, Cursor
 from worker.queue.source import Connection, Source
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "suspects",
 ]
 
-FRESH = 0  # an application's change
 RETRIES = tuple(range(11, 20))  # 10 + attempts that were begun and did not end well
 BACKFILL = 20  # found by a sweep
 

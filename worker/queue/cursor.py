@@ -4,13 +4,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-__all__ = ["Cursor"]
+__all__ = ["FRESH", "Cursor"]
 
 # Behind the time up to which all is taken: rows were due before they could be seen, by as much as
-# a move into the queue takes (5,000 rows: 50 ms). What takes longer waits for a full look. Every
-# claim passes all that was done in this time: where it was two seconds, beside a foreign snapshot
-# and 200 changes a second, 53 pages a change.
-SAFETY = timedelta(seconds=0.5)
+# a move into the queue takes (5,000 rows: 50 ms), or a page of a sweep. What takes longer waits for
+# a full look.
+SAFETY = 0.5  # seconds
+# Of fresh rows, in times of the slowest move of late, and at least. Every claim passes all that was
+# done in this time: beside a foreign snapshot and 200 changes a second it cost 109 pages a change
+# with half a second, 29 without the snapshot.
+SAFE_MOVES = 4
+SAFE_AT_LEAST = 0.1  # seconds
+FRESH = 0  # the priority of an application's change
 FRONT = "(0,0)"
 COSTLY = 0.005  # seconds of a look at an inbox that is worth not to be repeated
 
@@ -30,12 +35,15 @@ class Cursor:
     """in the inbox, whose entries have no order but that of its pages"""
     due: dict[int, datetime] = field(default_factory=dict)
     """by priority"""
+    slowest: float = 0.0
+    """seconds that a move took of late"""
 
     def moved(self, last: str | None, *, all_of_it: bool, seconds: float) -> None:
         """Note the place of the last entry that was moved, and how long that took.
 
         A cheap look begins at the front again: vacuum gives room there to new entries.
         """
+        self.slowest = max(seconds, 0.9 * self.slowest)
         if not all_of_it or seconds > COSTLY or self.place != FRONT:
             self.place = last or self.place
 
@@ -66,5 +74,8 @@ class Cursor:
 
     def _advance(self, priority: int, dues: list[datetime]) -> None:
         if dues:
-            reached = max(dues) - SAFETY
+            safety = SAFETY
+            if priority == FRESH:
+                safety = min(max(SAFE_AT_LEAST, SAFE_MOVES * self.slowest), SAFETY)
+            reached = max(dues) - timedelta(seconds=safety)
             self.due[priority] = max(self.due.get(priority, reached), reached)

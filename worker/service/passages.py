@@ -6,7 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 
 import psycopg
@@ -18,7 +18,7 @@ from worker.queue.compact import Compactor
 from worker.queue.complete import Passage, Result, complete
 from worker.queue.cursor import FRONT, Cursor
 from worker.queue.failure import LOCKED, fail, release
-from worker.queue.lease import Identity
+from worker.queue.lease import Identity, free
 from worker.queue.source import Connection, Source
 from worker.queue.statistics import Statistics
 from worker.queue.sweep import Sweep, due_sweeps, request
@@ -82,6 +82,8 @@ class PassageLane:
         self._statistics = Statistics(connection)
         self._compactor = Compactor()
         self._loose: list[Job] = []  # held, and neither in the pool nor settled
+        self._owed: list[Job] = []  # to be handed back once nobody holds their queue
+        self._counted_at = time.monotonic()
         self._sweeps: set[int] = set()  # sources whose sweep is not through yet
         self._requested: set[int] = set()
         self._suspects = 1
@@ -139,7 +141,7 @@ class PassageLane:
     def hand_back(self) -> None:
         """Give back every claimed row untried, for another worker or the next start."""
         self._statistics.drop()
-        jobs = self._pool.clear() + self._loose
+        jobs = self._pool.clear() + self._loose + self._owed
         self._release(jobs)
         self._progress.holding = False
         if jobs:
@@ -165,12 +167,39 @@ class PassageLane:
         self._requested = {row.source for row in rows if row.sweep and not row.paused}
         self._sweeps &= {source.id for source in self._registry.all}
         self._schedule_sweeps(started)
-        active = self._registry.active()
-        for source in active:
+        self._give_back()
+        for source in self._registry.active():
             if source.id in self._requested:
                 self._for(source, self._begin_sweep)
         working = {row.source for row in rows if row.work}
         return [source for source in self._registry.active() if source.id in working]
+
+    def _give_back(self) -> None:
+        """Hand back what could not be at once, and whatever else is held with nothing at hand.
+
+        The keeper extends the leases of all that this worker holds, as long as it works: a row that
+        it has forgotten waits for ever.
+        """
+        known = {source.id for source in self._registry.all}
+        self._owed = [job for job in self._owed if job.source.id in known]
+        for source in self._registry.active():
+            self._for(source, self._give_back_owed)
+        now = time.monotonic()
+        if now - self._counted_at >= self._settings.lease / 3 and not self._owed:
+            self._counted_at = now
+            for source in self._registry.active():
+                self._for(source, self._give_back_forgotten)
+
+    def _give_back_owed(self, source: Source) -> None:
+        jobs = [job for job in self._owed if job.source.id == source.id]
+        if jobs:
+            release(self._connection, jobs, worker=self._worker.id)
+            self._owed = [job for job in self._owed if job.source.id != source.id]
+
+    def _give_back_forgotten(self, source: Source) -> None:
+        forgotten, _ = free(self._connection, [source], self._worker.id)
+        if forgotten:
+            log.error("source %s: %s rows were held and forgotten", source, forgotten)
 
     # Taking
 
@@ -484,9 +513,12 @@ class PassageLane:
         """A source is in trouble: what is held of it is handed back."""
         jobs = self._pool.clear(source.id) + [j for j in self._loose if j.source.id == source.id]
         self._loose = [job for job in self._loose if job.source.id != source.id]
-        # The queue may be about to be dropped, or gone; otherwise the lease covers it.
-        with suppress(psycopg.errors.LockNotAvailable, psycopg.errors.UndefinedTable):
+        try:
             self._release(jobs)
+        except psycopg.errors.LockNotAvailable:
+            self._owed += jobs
+        except psycopg.errors.UndefinedTable:
+            pass  # dropped with its queue: nothing is held any more
 
     def _release(self, jobs: Sequence[Job], *, delay: float = 0.0) -> None:
         by_source: dict[int, list[Job]] = defaultdict(list)
