@@ -90,6 +90,67 @@ def test_the_claim_of_a_large_queue(shop: Connection) -> None:
     assert took < 3 * small_time + 2
 
 
+def test_a_queue_that_the_planner_takes_for_empty(shop: Connection) -> None:
+    """Analysed when it was empty, and full since: rows are looked up by key, one by one.
+
+    The planner takes its indexes for one page, and may read all of one for every job.
+    """
+    shop.execute("create table article (id integer primary key, content text)")
+    shop.execute("select embed.enable('article', array['content'])")
+    (source,) = (s for s in load_sources(shop) if s.name == "article")
+    queue = sql.Identifier("embed", f"queue_{source.id}")
+    fill = sql.SQL(
+        "insert into {} (k1, seq, due, priority) select n, n, now(), 0"
+        " from generate_series(1, 20_000) n"
+    ).format(queue)
+    shop.execute(fill)
+    shop.execute(sql.SQL("delete from {}").format(queue))
+    shop.execute(sql.SQL("vacuum (analyze, truncate off) {}").format(queue))
+    shop.execute(fill)
+
+    def pages(name: str, **values: Any) -> int:
+        explain = sql.SQL("explain (analyze, buffers, format json) ") + source.render(name)
+        row = shop.execute(explain, values).fetchone()
+        assert row is not None
+        (found,) = row[0] if not isinstance(row[0], str) else json.loads(row[0])
+        return int(found["Plan"]["Shared Hit Blocks"] + found["Plan"]["Shared Read Blocks"])
+
+    with shop.transaction(force_rollback=True):
+        claimed = pages(
+            "queue_claim",
+            priorities=[0, 20],
+            quotas=[5, 5],
+            most=10,
+            lease=60.0,
+            max_attempts=5,
+            worker=1,
+            afters=["-infinity", "-infinity"],
+        )
+        jobs = shop.execute(
+            sql.SQL("select k1::text, seq from {} where claimed_by = 1").format(queue)
+        ).fetchall()
+        assert len(jobs) == 5
+        keys = source.key_parameters([[key] for key, _ in jobs])
+        numbers = [seq for _, seq in jobs]
+        completed = pages(
+            "queue_complete",
+            **keys,
+            worker=1,
+            fingerprint=0,
+            seqs=numbers,
+            hashes=[b""] * 5,
+            chunks=[0] * 5,
+            positions=[],
+            passages=[],
+            starts=[],
+            ends=[],
+            truncated=[],
+            embeddings=[],
+            terms=[],
+        )
+    assert max(claimed, completed) < 150, (claimed, completed)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("change", "rows"), [("insert", 100_000), ("update", 20_000)])

@@ -98,6 +98,13 @@ class Source:
             pairs = zip(left, places, strict=True)
             return " and ".join(f"{one} = {alias}.{place}" for one, place in pairs)
 
+        # The same, but the order of the key's index is of no use to it. A queue that was analysed
+        # when it was empty counts as one row, and then "=" may read all of that index for every
+        # job, which the planner takes for one page: beside a foreign snapshot, 54,000 pages.
+        def looked_up(left: Sequence[str], alias: str) -> str:
+            pairs = zip(left, places, strict=True)
+            return " and ".join(f"{one} = any (array[{alias}.{place}])" for one, place in pairs)
+
         def texts(alias: str) -> str:
             return f"array[{', '.join(f'{alias}.{place}::text' for place in places)}]"
 
@@ -113,13 +120,13 @@ class Source:
             "j_places_desc": ", ".join(f"j.{place} desc" for place in places),
             "q_texts": texts("q"),
             "j_texts": texts("j"),
-            "q_is_p": equal(q_keys, "p"),
-            "q_is_j": equal(q_keys, "j"),
-            "q_is_m": equal(q_keys, "m"),
+            "q_is_p": looked_up(q_keys, "p"),
+            "q_is_j": looked_up(q_keys, "j"),
+            "q_is_m": looked_up(q_keys, "m"),
             "s_is_j": equal(s_keys, "j"),
             "s_is_m": equal(s_keys, "m"),
             "v_is_j": equal(v_keys, "j"),
-            "v_is_m": equal(v_keys, "m"),
+            "v_is_m": looked_up(v_keys, "m"),
             "s_keys": ", ".join(s_keys),
             "s_keys_as_places": ", ".join(
                 f"{key} as {place}" for key, place in zip(s_keys, places, strict=True)
