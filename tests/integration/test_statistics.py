@@ -145,18 +145,18 @@ def test_searches_use_the_old_version_until_the_new_one_is_whole(
     source = source_of(article, "article")
     terms = list(true_frequencies(article))
     asked = [source.id, terms]
-    idf = article.execute("select embed._term_counts(%s, %s)", asked).fetchone()
+    counts = article.execute("select embed._term_counts(%s, %s)", asked).fetchone()
     steps = count(lane.connection, source)
     next(steps)
     seen = 0
     while state(article) == before:
-        assert article.execute("select embed._term_counts(%s, %s)", asked).fetchone() == idf
+        assert article.execute("select embed._term_counts(%s, %s)", asked).fetchone() == counts
         assert list(count(article, source)) == [], "one at a time"
         next(steps)
         seen += 1
     assert seen > len(terms)
     for _ in steps:
-        assert article.execute("select embed._term_counts(%s, %s)", asked).fetchone() != idf
+        assert article.execute("select embed._term_counts(%s, %s)", asked).fetchone() != counts
     assert stored(article) == true_frequencies(article)
     assert len(list(count(article, source))) > 1, "the lock was let go"
 
