@@ -296,13 +296,17 @@ def one(connection: Connection, query: str, parameters: Sequence[Any] = ()) -> A
 
 
 def wait_until(
-    condition: Callable[[], T], *, check: Callable[[], object] = bool, pause: float = 0.0
+    condition: Callable[[], T],
+    *,
+    check: Callable[[], object] = bool,
+    pause: float = 0.0,
+    patience: float = PATIENCE,
 ) -> T:
-    """Call until true, with a pause between; raises TimeoutError after ten minutes."""
-    deadline = time.monotonic() + PATIENCE
+    """Call until true, with a pause between; raises TimeoutError after ``patience`` seconds."""
+    deadline = time.monotonic() + patience
     while not (seen := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {PATIENCE:g} s; last: {seen!r}")
+            raise TimeoutError(f"not within {patience:g} s; last: {seen!r}")
         check()
         time.sleep(pause)
     return seen

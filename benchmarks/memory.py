@@ -29,6 +29,7 @@ from texts import texts
 from worker.database.connect import connect
 from worker.model.catalog import BUNDLED_MODEL
 
+ROUND = 3600.0  # seconds; on two processors a text of a million characters takes minutes
 PENDING = "select sum(pending) from embed.status"
 
 
@@ -67,7 +68,12 @@ def main() -> None:
             seed = 0
             while len(samples) < 2 or time.monotonic() - begun < 60 * given.minutes:
                 change(connection, lengths, seed)
-                wait_until(lambda: one(connection, PENDING) == 0, check=running.check, pause=0.5)
+                wait_until(
+                    lambda: one(connection, PENDING) == 0,
+                    check=running.check,
+                    pause=0.5,
+                    patience=ROUND,
+                )
                 one(connection, "select embed.query(%s) is null", [f"question {seed}"])
                 samples.append((time.monotonic() - begun, running.memory()))
                 print(f"round {seed}: {samples[-1][0]:.0f} s, {samples[-1][1]}", flush=True)

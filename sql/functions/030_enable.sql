@@ -546,6 +546,25 @@ begin
         raise exception 'vectors in % have % dimensions, but the model makes %', vectors, dims, source.dimensions
             using errcode = 'EW005', hint = 'Drop or rename that table, or enable with a model of its dimensions.';
     end if;
+    -- Its owner could have put a trigger on it, which would run as the worker, and reads past row
+    -- security. So it must be of somebody who could do that anyhow.
+    if not exists (
+        select
+        from pg_class c
+        join pg_roles o on o.oid = c.relowner
+        where c.oid = vectors
+        and (
+            o.rolsuper
+            or o.rolname = current_user
+            or o.oid = (select r.relowner from pg_class r where r.oid = source.relation)
+            or o.oid = (select n.nspowner from pg_namespace n where n.nspname = 'embed')
+        )
+    ) then
+        raise exception 'table % exists and belongs to somebody else', vectors
+            using errcode = '42501',
+            detail = format('Its owner is %s, that of %s another.', (select c.relowner::regrole from pg_class c where c.oid = vectors), source.relation),
+            hint = 'Give it to the owner of the table with ALTER TABLE … OWNER TO if its triggers and vectors can be trusted, or drop or rename it.';
+    end if;
     if exists (select from embed.source s where s.vectors = _check_adoptable.vectors and s.id <> source.id) then
         raise exception 'table % holds the vectors of another source', vectors
             using errcode = '42P07', hint = 'Call embed.enable with another name => ….';

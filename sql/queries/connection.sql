@@ -1,6 +1,6 @@
 -- connection_prepare
--- Bound the wait for locks on this connection, have dates written in the one unambiguous form (keys
--- travel as text), have the server notice within a minute that we are gone, and say which types of
+-- Bound the wait for locks on this connection, have dates and numbers written so that they can be read
+-- back (keys travel as text), have backslashes in our functions' patterns mean what they say, have the server notice within a minute that we are gone, and say which types of
 -- pgvector exist, in whatever schema. Row security is off where every row must be seen: an error
 -- then, instead of rows that are missing in silence. Not for members of embed_worker, whom policies
 -- let see all; where one does not, embed._hidden_rows says so.
@@ -23,6 +23,8 @@ settled as materialized (
     case when own then pg_catalog.set_config('lock_timeout', %(lock_timeout)s, false) end as lock_timeout,
     case when own then pg_catalog.set_config('row_security', row_security, false) end as row_security_set,
     case when own then pg_catalog.set_config('DateStyle', 'ISO', false) end as date_style,
+    case when own then pg_catalog.set_config('extra_float_digits', '1', false) end as float_digits,
+    case when own then pg_catalog.set_config('standard_conforming_strings', 'on', false) end as strings,
     case when own then pg_catalog.set_config('tcp_keepalives_idle', '30', false) end as idle,
     case when own then pg_catalog.set_config('tcp_keepalives_interval', '10', false) end as interval,
     case when own then pg_catalog.set_config('tcp_keepalives_count', '3', false) end as count
@@ -47,7 +49,9 @@ left join (
 select
   pg_catalog.set_config('lock_timeout', %(lock_timeout)s, true),
   pg_catalog.set_config('row_security', %(row_security)s, true),
-  pg_catalog.set_config('DateStyle', 'ISO', true);
+  pg_catalog.set_config('DateStyle', 'ISO', true),
+  pg_catalog.set_config('extra_float_digits', '1', true),
+  pg_catalog.set_config('standard_conforming_strings', 'on', true);
 
 -- connection_at_work
 -- Whether the server is at work for a connection that hears nothing.

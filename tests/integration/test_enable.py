@@ -499,6 +499,60 @@ def test_adoption(article: Connection, drain: Drain) -> None:
     assert set(after) == {1, 3, 4, 5, 6}
 
 
+def test_vectors_of_somebody_else_are_not_adopted(article: Connection) -> None:
+    """Their owner's triggers would run as the worker, and row security does not hold for him."""
+    article.execute(ENABLE)
+    article.execute("select embed.disable('article')")
+    article.execute("create role of_another_team")
+    try:
+        article.execute("alter table article_embedding owner to of_another_team")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="somebody else"):
+            article.execute(ENABLE)
+        article.execute("alter table article_embedding owner to current_user")
+        article.execute(ENABLE)
+    finally:
+        article.execute("reassign owned by of_another_team to current_user")
+        article.execute("drop owned by of_another_team; drop role of_another_team")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("standard_conforming_strings", "off"), ("extra_float_digits", "-15")]
+)
+def test_settings_of_the_database_that_change_what_is_written(
+    article: Connection, shared_database: str, setting: str, value: str
+) -> None:
+    """Keys went astray with rounded numbers, and templates lost their columns, without an error."""
+    article.execute("create table measured (at float8 primary key, title text)")
+    article.execute("insert into measured values (0.1::float8 + 0.2, 'one'), (1e22 / 3, 'two')")
+    article.execute(
+        "select embed.enable('measured', array['title'], template => 'Measured: {title}')"
+    )
+    row = article.execute("select quote_ident(current_database())").fetchone()
+    assert row is not None
+    article.execute(f"alter database {row[0]} set {setting} = {value}")
+    try:
+        assert drain_url(shared_database) == []
+    finally:
+        article.execute(f"alter database {row[0]} reset {setting}")
+    assert article.execute(
+        "select m.title from measured m join measured_embedding e using (at) order by title"
+    ).fetchall() == [("one",), ("two",)]
+    assert article.execute("select count(distinct hash) from measured_embedding").fetchone() == (2,)
+
+
+def test_the_error_of_an_earlier_worker(article: Connection, drain: Drain) -> None:
+    """What it failed at was mended before another came: the table is not in trouble for ever."""
+    article.execute(ENABLE)
+    article.execute(
+        "update embed.source_state set error = 'of an earlier worker', error_at = now()"
+        " where source in (select id from embed.source where relation = 'article'::regclass)"
+    )
+    left = "select error from embed.status where error is not null"
+    assert article.execute(left).fetchall()
+    assert drain() == []
+    assert article.execute(left).fetchall() == []
+
+
 def test_vectors_of_an_earlier_installation(two_phase: str) -> None:
     """The schema was dropped: the number of a fingerprint must not stand for another model then."""
     from worker.database.migrate import migrate

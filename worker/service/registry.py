@@ -44,6 +44,7 @@ class Registry:
         self._verdicts: dict[int, str] = {}
         self._refreshed_at: float | None = None
         self._troubles: dict[int, tuple[float, Patience, str]] = {}
+        self._cleared: set[int] = set()
         self._failed: dict[int, set[Callable[..., object]]] = defaultdict(set)
         self._pauses: dict[tuple[int, Callable[..., object]], float] = {}
         self.on_trouble: Callable[[Source], None] = lambda _: None
@@ -132,6 +133,13 @@ class Registry:
         """Nothing is left to do for a source: what failed and need not be done again is over."""
         if source.id in self._troubles:
             self._passed(source, self._failed[source.id] - self.beside - {self.final})
+        elif source.id not in self._cleared and self._verdicts.get(source.id) in (
+            "same",
+            "changed",
+        ):
+            # What an earlier worker left there, or this one before it forgot (a pause, say).
+            self._set_error(source.id, None)
+            self._cleared.add(source.id)
 
     def load(self, source: Source) -> Loaded:
         """Return the source's model, and make its fingerprint the active one.
@@ -194,6 +202,7 @@ class Registry:
 
     def _forget(self, number: int) -> None:
         del self._troubles[number]
+        self._cleared.discard(number)
         self._failed.pop(number, None)
         for key in [key for key in self._pauses if key[0] == number]:
             del self._pauses[key]
