@@ -1,9 +1,10 @@
 -- connection_prepare
--- Bound the wait for locks on this connection, have dates and numbers written so that they can be read
--- back (keys travel as text), have backslashes in our functions' patterns mean what they say, have the server notice within a minute that we are gone, and say which types of
--- pgvector exist, in whatever schema. Row security is off where every row must be seen: an error
--- then, instead of rows that are missing in silence. Not for members of embed_worker, whom policies
--- let see all; where one does not, embed._hidden_rows says so.
+-- Bound the wait for locks on this connection, have the server notice within a minute that we are
+-- gone, and say which types of pgvector exist, in whatever schema. Dates and numbers are written so
+-- that they can be read back, since keys travel as text, and a backslash in a pattern of our
+-- functions means what it says, whatever the database has set. Row security is off where every row
+-- must be seen: an error then, instead of rows that are missing in silence. Not for members of
+-- embed_worker, whom policies let see all; where one does not, embed._hidden_rows says so.
 -- Only in a session of our own. A pooler makes up process numbers, since it has to route what cancels
 -- a statement; what is set here would go to whoever gets the session next.
 with session as materialized (

@@ -26,6 +26,7 @@ log = logging.getLogger("embedworker.sources")
 REFRESH = 60.0  # seconds between looks at whether tables have changed
 RETRY = 2.0  # seconds until the next look where one failed
 LONGEST = 60.0  # seconds a source in trouble is left alone at most
+WELL = ("same", "changed")  # what a look at a table may find without trouble
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,7 +73,7 @@ class Registry:
             for source in self._sources.values()
             if source.usable
             and not source.paused
-            and self._verdicts.get(source.id) in ("same", "changed")
+            and self._verdicts.get(source.id) in WELL
             and self._troubles.get(source.id, (0.0, None, ""))[0] <= now
         ]
 
@@ -87,7 +88,7 @@ class Registry:
     def _reasons(self, troubled: Iterable[int]) -> dict[int, tuple[str, str]]:
         reasons = {n: self._troubles[n][2] for n in troubled}
         # What a look at the table says is nearer to the cause than the statement that failed.
-        reasons |= {n: why for n, why in self._verdicts.items() if why not in ("same", "changed")}
+        reasons |= {n: why for n, why in self._verdicts.items() if why not in WELL}
         return {n: (str(self._sources[n]), why) for n, why in reasons.items() if n in self._sources}
 
     def follow(self, versions: dict[int, int]) -> None:
@@ -133,10 +134,7 @@ class Registry:
         """Nothing is left to do for a source: what failed and need not be done again is over."""
         if source.id in self._troubles:
             self._passed(source, self._failed[source.id] - self.beside - {self.final})
-        elif source.id not in self._cleared and self._verdicts.get(source.id) in (
-            "same",
-            "changed",
-        ):
+        elif source.id not in self._cleared and self._verdicts.get(source.id) in WELL:
             # What an earlier worker left there, or this one before it forgot (a pause, say).
             self._set_error(source.id, None)
             self._cleared.add(source.id)
@@ -185,10 +183,10 @@ class Registry:
             log.info("source %s is gone with its table", known)
         elif verdict == "changed" and before is not None:
             log.info("source %s: the triggers follow the table's new form", known)
-        elif verdict not in ("same", "changed") and verdict != before:
+        elif verdict not in WELL and verdict != before:
             log.error("source %s: %s", known, verdict)
             self._set_error(number, verdict)
-        elif verdict in ("same", "changed") and before not in (None, "same", "changed"):
+        elif verdict in WELL and before not in (None, *WELL):
             self._set_error(number, None)
         return looked
 
