@@ -88,6 +88,36 @@ begin
 end
 $$;
 
+-- What a domain is made of, through any number of domains; another type is itself.
+create or replace function embed._base_type(type oid) returns oid
+language sql stable
+set search_path = pg_catalog, pg_temp
+begin atomic
+    with recursive base as (
+        select t.oid, t.typtype, t.typbasetype from pg_type t where t.oid = _base_type.type
+        union all
+        select t.oid, t.typtype, t.typbasetype from base b join pg_type t on b.typtype = 'd' and t.oid = b.typbasetype
+    )
+    select b.oid from base b where b.typtype <> 'd';
+end;
+
+-- An SQL expression for a column as text, '' where it is null. By the output function of its type, never
+-- by a cast: whoever owns a type may write a cast for it, which would then run with the rights of
+-- whoever reads the row, a worker or a trigger among them. format makes of no null an error and of a
+-- text itself; only the blanks behind a char(n) are its own doing.
+create or replace function embed._column_sql(relation regclass, attnum smallint, alias text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select format(
+        case when embed._base_type(a.atttypid) = 'bpchar'::regtype then 'pg_catalog.rtrim(pg_catalog.format(%L, %I.%I))'
+            else 'pg_catalog.format(%L, %I.%I)' end,
+        '%s', alias, a.attname
+    )
+    from pg_attribute a
+    where a.attrelid = relation and a.attnum = _column_sql.attnum and not a.attisdropped
+);
+
 -- An SQL expression for the text of a row of the source called alias; null where there is nothing
 -- to embed. NFC, since Korean typed on one system is decomposed on another and must still be found.
 create or replace function embed._text_sql(source embed.source, alias text) returns text
@@ -100,7 +130,7 @@ declare
     piece text;
     composed text;
     names text[] := array(
-        select quote_ident(alias) || '.' || quote_ident(embed._column_name(source.relation, c.attnum)) || '::text'
+        select embed._column_sql(source.relation, c.attnum, alias)
         from unnest(source.column_attnums) with ordinality as c (attnum, place)
         order by c.place
     );
@@ -147,8 +177,25 @@ begin
 end
 $$;
 
+-- The type of a column of the filter that can be cast by a function that is no superuser's; null where
+-- there is none. The filter's own functions were named by whoever enabled the table, a cast's need not
+-- be: with one from an enum to text, ("{3}")::text runs a function that was not there before.
+create or replace function embed._foreign_cast(source embed.source) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select format_type(c.castsource, null)
+    from regexp_matches(source.filter, '"\{(\d+)\}"', 'g') as m
+    join pg_attribute a on a.attrelid = source.relation and a.attnum = m[1]::smallint and not a.attisdropped
+    join pg_cast c on c.castsource = embed._base_type(a.atttypid)
+    join pg_proc p on p.oid = c.castfunc
+    join pg_roles r on r.oid = p.proowner
+    where not r.rolsuper
+    limit 1
+);
+
 -- The filter with the names that its columns have now; it is stored with their numbers, as "{3}".
--- Null without a filter, and where one of its columns was dropped.
+-- Null without a filter, where one of its columns was dropped, and where a cast forbids to use it.
 create or replace function embed._filter_sql(source embed.source) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -157,6 +204,9 @@ declare
     result text := source.filter;
     place text;
 begin
+    if embed._foreign_cast(source) is not null then
+        return null;
+    end if;
     for place in select distinct m[1] from regexp_matches(source.filter, '"\{(\d+)\}"', 'g') as m loop
         result := replace(
             result, format('"{%s}"', place), quote_ident(embed._column_name(source.relation, place::smallint))

@@ -131,13 +131,14 @@ end
 $$;
 
 -- Columns of a table as text that declares them again: "k1 bigint, k2 text collate …". Without
--- length limits, which the table may widen later.
+-- length limits, which the table may widen later, and without domains: a CHECK that a domain gets
+-- would run as whoever puts a key in, and where it raises nothing of the key could be written.
 create or replace function embed._declared(relation regclass, attnums smallint[], names text[]) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 return (
     select string_agg(
-        format('%I %s', names[k.place], format_type(a.atttypid, -1))
+        format('%I %s', names[k.place], format_type(t.oid, -1))
             || coalesce(
                 (
                     select format(' collate %I.%I', n.nspname, c.collname)
@@ -150,7 +151,7 @@ return (
     )
     from unnest(attnums) with ordinality as k (attnum, place)
     join pg_attribute a on a.attrelid = relation and a.attnum = k.attnum
-    join pg_type t on t.oid = a.atttypid
+    join pg_type t on t.oid = embed._base_type(a.atttypid)
 );
 
 -- A virtual generated column has no value of its own in a trigger; what it is computed from has.
@@ -263,14 +264,12 @@ begin
             using errcode = 'EW003', hint = 'Leave it out, or give false for one vector a row however long its text.';
     end if;
 
-    select c.name, a.attnum, format_type(a.atttypid, a.atttypmod) as type_name,
-        coalesce(nullif(t.typbasetype, 0), t.oid) as base
+    select c.name, a.attnum, format_type(a.atttypid, a.atttypmod) as type_name
     into bad
     from unnest(columns) as c (name)
     left join pg_attribute a
         on a.attrelid = a_relation and a.attname = c.name and a.attnum > 0 and not a.attisdropped
-    left join pg_type t on t.oid = a.atttypid
-    left join pg_type b on b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+    left join pg_type b on b.oid = embed._base_type(a.atttypid)
     where a.attnum is null or b.typcategory <> 'S'
     limit 1;
     if found then
@@ -314,22 +313,30 @@ begin
     );
     new.key_attnums := embed._key_attnums(a_relation, key);
     select array_agg(a.attname::text order by k.place),
-        array_agg(format_type(a.atttypid, -1) order by k.place)
+        array_agg(format_type(embed._base_type(a.atttypid), -1) order by k.place)
     into new.keys, new.key_types
     from unnest(new.key_attnums) with ordinality as k (attnum, place)
     join pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum;
-    select format('%I', a.attname) as name, format_type(a.atttypid, a.atttypmod) as type_name into bad
+    select format('%I', a.attname) as name, format_type(a.atttypid, a.atttypmod) as type_name,
+        case t.typcategory when 'A' then 'array' else 'composite' end as kind
+    into bad
     from unnest(new.key_attnums) as k (attnum)
     join pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum
-    join pg_type t on t.oid = a.atttypid
-    where t.typcategory = 'A';
+    join pg_type t on t.oid = embed._base_type(a.atttypid)
+    where t.typcategory in ('A', 'C');
     if found then
-        raise exception 'the key column % of % is of the array type %', bad.name, a_relation, bad.type_name
+        raise exception 'the key column % of % is of the % type %', bad.name, a_relation, bad.kind, bad.type_name
             using errcode = 'EW003', hint = 'Give another unique key with key => …, or add one of a plain type.';
     end if;
     new.template := embed._template_normalise(template, columns);
     select f.stored, new.column_attnums || f.attnums into new.filter, new.watch_attnums
     from embed._read_filter(a_relation, filter) as f;
+    if embed._foreign_cast(new) is not null then
+        raise exception 'filter % reads a column of type %, which has a cast that is no superuser''s', quote_literal(filter), embed._foreign_cast(new)
+            using errcode = 'EW003',
+            detail = 'It would run with the rights of whoever reads the table, the worker among them.',
+            hint = 'Drop the cast, or filter by a generated column of a plain type.';
+    end if;
     new.watch_attnums := embed._stored_attnums(a_relation, new.watch_attnums);
     new.chunk := chunk and into_column is null;
     new.model := _enable.model;
@@ -619,9 +626,7 @@ begin
         source.id,
         -- Not as _declared has them: a parameter has no collation of its own, but that of the argument.
         (
-            select string_agg(format('k%s %s', k.place, format_type(a.atttypid, -1)), ', ' order by k.place)
-            from unnest(source.key_attnums) with ordinality as k (attnum, place)
-            join pg_attribute a on a.attrelid = source.relation and a.attnum = k.attnum
+            select string_agg(format('%s %s', x.queue_name, x.type_name), ', ' order by x.place) from embed._keys(source) as x
         ),
         format(
             'begin return exists (select %s from %s s where %s); end',
@@ -632,7 +637,9 @@ begin
     );
     if not guarded then
         execute format('alter table %s enable row level security', source.vectors);
-        execute format('drop policy if exists embed_source on %s', source.vectors);
+        if exists (select from pg_policy p where p.polrelid = source.vectors and p.polname = 'embed_source') then
+            execute format('drop policy embed_source on %s', source.vectors);
+        end if;
         execute format(
             'create policy embed_source on %s for select using ((select embed.source_%s_open()) or embed.source_%2$s_visible(%s))',
             source.vectors, source.id, embed._each('%1$I', source.keys, ', ')

@@ -90,6 +90,12 @@ begin
     select string_agg(n.name, ', ' order by n.name) into lost
     from unnest(source.keys || source.columns || source.into_column, source.key_attnums || source.column_attnums || source.into_attnum) as n (name, attnum)
     where n.name is not null and embed._column_name(source.relation, n.attnum) is null;
+    if lost is null and embed._foreign_cast(source) is not null then
+        return format(
+            'the filter of %s reads a column of type %s, which has a cast that is no superuser''s: it would run with the rights of whoever reads the table; drop the cast, or filter by a generated column of a plain type',
+            source.relation, embed._foreign_cast(source)
+        );
+    end if;
     if lost is null and (source.filter is not null and embed._filter_sql(source) is null
         or exists (select from unnest(source.watch_attnums) as w (attnum) where embed._column_name(source.relation, w.attnum) is null))
     then
@@ -102,9 +108,17 @@ begin
     from unnest(source.key_attnums) with ordinality as k (attnum, place)
     join pg_attribute a on a.attrelid = source.relation and a.attnum = k.attnum
     join pg_attribute i on i.attrelid = format('embed.inbox_%s', source.id)::regclass and i.attname = 'k' || k.place
-    where a.atttypid <> i.atttypid;
+    where embed._base_type(a.atttypid) <> i.atttypid;
     if lost is not null then
         return format('the key of %s changed its type, %s; %s', source.relation, lost, again);
+    end if;
+    select string_agg(format('%s is now of type %s', a.attname, format_type(a.atttypid, -1)), ', ') into lost
+    from unnest(source.column_attnums) as c (attnum)
+    join pg_attribute a on a.attrelid = source.relation and a.attnum = c.attnum
+    join pg_type t on t.oid = embed._base_type(a.atttypid)
+    where t.typcategory <> 'S';
+    if lost is not null then
+        return format('%s of %s, which is no text; make it text, varchar, char or citext again, or %s', lost, source.relation, again);
     end if;
     return null;
 end

@@ -2,7 +2,8 @@
 --
 -- Everything that touches the application's data runs with the caller's rights, so row security
 -- applies by itself. What must be known of embed's own tables is read by _search_plan, which runs as
--- its owner and returns statements, not data. The functions that run those statements have no
+-- its owner and returns statements, not data: it reads no table of anybody else, whose owner could give a
+-- column a type that is cast by a function of his. The functions that run those statements have no
 -- search_path of their own: a policy of the table may call functions that rely on the caller's.
 -- Instead every name in the statements is qualified, operators too.
 
@@ -50,6 +51,12 @@ begin
     if not exists (select from pg_class where oid = source.vectors) then
         raise exception 'the vector table of % was dropped', source.relation
             using errcode = 'EW004', hint = again;
+    end if;
+    if embed._foreign_cast(source) is not null then
+        raise exception 'the filter of % reads a column of type %, which has a cast that is no superuser''s', source.relation, embed._foreign_cast(source)
+            using errcode = 'EW004',
+            detail = 'It would run with the rights of whoever reads the table.',
+            hint = 'Drop the cast, or filter by a generated column of a plain type.';
     end if;
     if exists (
         select
@@ -116,11 +123,12 @@ $$;
 --              $6 shares of the scripts in the question, $7 weight
 --   counted    how many passages were found, and how many of them have each term: $1 places, $2 terms
 --   of_row     the mean of a row's own vectors, and whether the row has text: $1 key
+--   awaiting   how many in a hundred vectors are of another model: between the places $1 and $2
 create or replace function embed._search_plan(
     row_type regtype, name text, k integer, leave_out boolean,
     out source integer, out lexical real,
     out relation text, out vectors regclass, out model text, out dimensions integer, out depth integer,
-    out by_index text, out by_scan text, out hits text, out rescored text, out counted text, out of_row text,
+    out by_index text, out by_scan text, out hits text, out rescored text, out counted text, out of_row text, out awaiting text,
     out key_names text[], out key_types text[]
 )
 language plpgsql stable security definer
@@ -129,10 +137,7 @@ as $plan$
 declare
     s embed.source;
     active integer;
-    awaiting integer;
     class record;
-    pages bigint;
-    page bigint;
     of_keys record;
     distance text;
     template text;
@@ -258,7 +263,7 @@ from scored as hit
 join %4$s%2$s on %5$s
 order by hit.score desc, %6$s$q$,
         class.alias, class.full_name,
-        embed._text_sql(s, (select c.relname from pg_class c where c.oid = s.relation)),
+        embed._text_sql(s, (select c.relname::text from pg_class c where c.oid = s.relation)),
         class.only_it, of_keys.row_is_hit,
         'hit.' || replace(of_keys.list, ', ', ', hit.')
     );
@@ -344,26 +349,37 @@ from (select %5$s%6$s, %7$s is not null as has_text from %8$s%9$s where (%10$s) 
             s.vectors, active, of_keys.row_is_vector, of_keys.of_rows,
             case when s.into_column is null then ''
                 else format(', %s.%I as embedding', class.alias, embed._column_name(s.relation, s.into_attnum)) end,
-            embed._text_sql(s, (select c.relname from pg_class c where c.oid = s.relation)),
+            embed._text_sql(s, (select c.relname::text from pg_class c where c.oid = s.relation)),
             class.only_it, class.full_name, coalesce(embed._filter_sql(s), 'true'), of_keys.row_is_given
         );
     end if;
 
-    -- After a change of the model, what is not embedded anew yet cannot be compared. Sixteen pages
-    -- anywhere in the table tell about how much that is (80 vectors of 384 dimensions, 0.1 ms).
-    pages := pg_relation_size(s.vectors) / current_setting('block_size')::integer;
-    page := floor(random() * greatest(pages - 15, 1));
-    execute format(
-        'select (100 * count(*) filter (where v.fingerprint <> $1) / greatest(count(*), 1))::integer from %s v where v.ctid >= $2 and v.ctid < $3',
-        s.vectors
-    ) into awaiting using active, format('(%s,0)', page)::tid, format('(%s,0)', page + 16)::tid;
-    if awaiting > 0 then
+    awaiting := format(
+        'select (100 operator(pg_catalog.*) pg_catalog.count(*) filter (where v.fingerprint operator(pg_catalog.<>) %s) operator(pg_catalog./) greatest(pg_catalog.count(*), 1))::integer from %s v where v.ctid operator(pg_catalog.>=) $1 and v.ctid operator(pg_catalog.<) $2',
+        active, s.vectors
+    );
+end
+$plan$;
+
+-- After a change of the model, what is not embedded anew yet cannot be compared. Sixteen pages
+-- anywhere in the table tell about how much that is (80 vectors of 384 dimensions, 0.1 ms).
+create or replace function embed._notice_awaiting(plan record) returns void
+language plpgsql stable
+as $$
+declare
+    pages constant bigint := pg_catalog.pg_relation_size(plan.vectors) operator(pg_catalog./) pg_catalog.current_setting('block_size')::bigint;
+    page constant bigint := pg_catalog.floor(pg_catalog.random() operator(pg_catalog.*) greatest(pages operator(pg_catalog.-) 15, 1));
+    share integer;
+begin
+    execute plan.awaiting into share
+    using pg_catalog.format('(%s,0)', page)::tid, pg_catalog.format('(%s,0)', page operator(pg_catalog.+) 16)::tid;
+    if share operator(pg_catalog.>) 0 then
         raise notice 'about % %% of the vectors of % are of another model and are not compared until they are embedded anew',
-            awaiting, s.relation
+            share, plan.relation
             using hint = 'The view embed.status shows how many are left.';
     end if;
 end
-$plan$;
+$$;
 
 -- Refuses a question's vector that cannot be compared.
 create or replace function embed._check_question(question @extschema:vector@.vector, dimensions integer, relation text) returns void
@@ -419,6 +435,7 @@ begin
             detail = 'Everybody may read the vectors of rows whose text he may read, but here it was revoked.',
             hint = pg_catalog.format('As the owner: grant select on %s to public.', plan.vectors);
     end if;
+    perform embed._notice_awaiting(plan);
     loop
         execute statement into seen, rows_found, places, distances
         using question, look_at, wanted, leave_out, case when rescored then wanted else 1 end;

@@ -192,6 +192,34 @@ begin
 end
 $$;
 
+-- Stands before every reading of a source's rows by a worker, in the same transaction: from here to its end
+-- the name stands for the table that was enabled, and row security hides nothing of it. Both are also
+-- looked at from time to time (embed._refresh_source), but in between whoever owns the table could put a
+-- view in its place, or a policy on it, whose functions would run as the worker.
+--
+-- The lock comes of PREPARE, which reads the statement and runs nothing of it; LOCK wants a right to the
+-- whole table, and planning a statement may already run a policy's function.
+create or replace function embed._hold(source_id integer, named text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s embed.source;
+    hidden text;
+begin
+    execute format('prepare embed_held as select from %s', named);
+    deallocate embed_held;
+    select * into s from embed.source x where x.id = source_id;
+    if to_regclass(named) is distinct from s.relation then
+        raise exception '% is not the table that was enabled', named using errcode = 'undefined_table';
+    end if;
+    hidden := embed._hidden_rows(s);
+    if hidden is not null then
+        raise exception '%', hidden using errcode = 'insufficient_privilege';
+    end if;
+end
+$$;
+
 -- Everybody who can connect may ask questions, each of which costs a worker some milliseconds.
 create or replace function embed.restrict_questions(restricted boolean default true) returns void
 language plpgsql

@@ -31,6 +31,10 @@ order by s.id;
 -- Bring a source in line with its table and say how it went.
 select embed._refresh_source(%(source)s);
 
+-- source_hold
+-- Have the name stand for the enabled table, all of whose rows are seen, until the transaction ends.
+select embed._hold(%(source)s, %(relation)s);
+
 -- source_error
 -- Remember, or forget, what stops a source; written only when it changes, and not while somebody
 -- disables the source in an open transaction.

@@ -61,15 +61,18 @@ declare
         select quote_ident(embed._column_name(source.relation, w.attnum))
         from unnest(source.watch_attnums) as w (attnum)
     );
-    -- As text, byte for byte: json has no equality, and citext's would miss a change of case.
+    -- As text, byte for byte: json has no equality, and citext's would miss a change of case. By output
+    -- functions (see embed._column_sql): a cast to text may be the function of whoever owns the type,
+    -- and ran as the owner of these functions, who can be a superuser.
     changed constant text := embed._each(
-        '(old_row.%1$s)::text collate "C" is distinct from (new_row.%1$s)::text collate "C"', watched, ' or '
+        '(old_row.%1$s is null) <> (new_row.%1$s is null) or format(''%%s'', old_row.%1$s) collate "C" <> format(''%%s'', new_row.%1$s) collate "C"',
+        watched, ' or '
     );
     -- A row inserted with nothing to read needs no work. A virtual column is not computed yet in a
     -- trigger, so nothing is known of its text there.
     present constant text := coalesce(
         (
-            select string_agg(format('(new_row.%I)::text <> %L', a.attname, ''), ' or ')
+            select format('concat(%s) <> %L', string_agg(format('new_row.%I', a.attname), ', '), '')
             from pg_attribute a
             where a.attrelid = source.relation and a.attnum = any (source.column_attnums)
             having not bool_or(a.attgenerated::text = 'v')
@@ -90,11 +93,12 @@ declare
 begin
     select
         array_agg(x.row_name order by x.place),
-        array_agg(x.type_name order by x.place),
+        array_agg(format_type(a.atttypid, -1) order by x.place),
         array_agg(x.equal order by x.place),
         string_agg(x.queue_name, ', ' order by x.place)
     into names, types, equals, places
-    from embed._keys(source) as x;
+    from embed._keys(source) as x
+    left join pg_attribute a on a.attrelid = source.relation and a.attnum = source.key_attnums[x.place];
     if array_position(names, null) is not null or array_position(watched, null) is not null then
         raise exception 'a key or text column of % was dropped', source.relation
             using errcode = 'EW004',
@@ -112,10 +116,17 @@ declare
     wanted boolean := true;
 begin
     begin
+        -- A key of another type would be cast to ours.
         if tg_op <> 'DELETE' then
+            if %11$s then
+                raise datatype_mismatch;
+            end if;
             %2$s
         end if;
         if tg_op <> 'INSERT' then
+            if %12$s then
+                raise datatype_mismatch;
+            end if;
             %3$s
         end if;
         if tg_op = 'INSERT' then
@@ -148,7 +159,9 @@ end$b$,
             give_up,
             places,
             embed._each('o.k%2$s', names, ', '),
-            embed._each('n.k%2$s', names, ', ')
+            embed._each('n.k%2$s', names, ', '),
+            (select string_agg(format('pg_typeof(new.%s) <> %L::regtype', k.name, k.type), ' or ') from unnest(names, types) as k (name, type)),
+            (select string_agg(format('pg_typeof(old.%s) <> %L::regtype', k.name, k.type), ' or ') from unnest(names, types) as k (name, type))
         ));
         -- The table was captured by statements before it got a parent; dropping those triggers
         -- would lock it against readers.

@@ -173,10 +173,12 @@ def read(connection: Connection, jobs: Sequence[Job], *, fingerprint: int) -> No
     if not jobs:
         return
     source = jobs[0].source
-    rows = connection.execute(
-        source.render("queue_read"),
-        {**source.key_parameters([job.key for job in jobs]), "fingerprint": fingerprint},
-    ).fetchall()
+    with connection.transaction():
+        source.hold(connection)
+        rows = connection.execute(
+            source.render("queue_read"),
+            {**source.key_parameters([job.key for job in jobs]), "fingerprint": fingerprint},
+        ).fetchall()
     for position, text, text_hash, current in rows:
         job = jobs[position]
         job.text, job.hash, job.current = text, bytes(text_hash), current

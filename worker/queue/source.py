@@ -64,12 +64,20 @@ class Source:
             for place in range(1, len(self.key_types) + 1)
         }
 
+    def hold(self, connection: Connection) -> None:
+        """See to it that its rows can be read, all of them, until the current transaction ends.
+
+        Raises psycopg.errors.UndefinedTable where its name stands for something else by now, and
+        InsufficientPrivilege where row security hides rows.
+        """
+        connection.execute(statement("source_hold"), {"source": self.id, "relation": self.relation})
+
     def after(self, columns: list[str], cursor: Sequence[str] | None) -> sql.Composable:
         """Return the condition "behind the key ``cursor``" over ``columns`` in key order."""
         if cursor is None:
             return sql.SQL("true")
         values = (
-            sql.SQL("{}::text::{}").format(value, _trusted(kind))
+            sql.SQL("{}::{}").format(value, _trusted(kind))
             for value, kind in zip(cursor, self.key_types, strict=True)
         )
         return sql.SQL("({}) > ({})").format(
@@ -106,12 +114,15 @@ class Source:
             return " and ".join(f"{one} = any (array[{alias}.{place}])" for one, place in pairs)
 
         def texts(alias: str) -> str:
-            return f"array[{', '.join(f'{alias}.{place}::text' for place in places)}]"
+            # By output functions: a cast to text may be a function of whoever owns the type.
+            shown = (f"pg_catalog.format('%s', {alias}.{place})" for place in places)
+            return f"array[{', '.join(shown)}]"
 
         q_keys = [f"q.{place}" for place in places]
-        # Keys travel as text, so that every type of key takes the same road.
+        # Keys travel as text of no type, so that every type of key takes the same road, that of its
+        # input function; from the type text it would be a cast, which its owner may have written.
         arrays = sql.SQL(", ").join(
-            sql.SQL("{}::text[]::{}[]").format(sql.Placeholder(f"k{place}"), _trusted(kind))
+            sql.SQL("{}::{}[]").format(sql.Placeholder(f"k{place}"), _trusted(kind))
             for place, kind in enumerate(self.key_types, 1)
         )
         text: dict[str, str] = {

@@ -116,10 +116,12 @@ class Sweep:
 
     def _run(self, name: str, columns: list[str], limit: int) -> tuple[Any, ...]:
         source = self._source
-        cursor = self._connection.execute(
-            source.render(name, after=source.after(columns, self._cursor)),
-            {"fingerprint": self._fingerprint, "limit": limit, "repair": self._repair},
-        )
+        with self._connection.transaction():
+            source.hold(self._connection)
+            cursor = self._connection.execute(
+                source.render(name, after=source.after(columns, self._cursor)),
+                {"fingerprint": self._fingerprint, "limit": limit, "repair": self._repair},
+            )
         return one(cursor)
 
 
