@@ -329,9 +329,12 @@ $$;
 -- would not be found again.
 --
 -- Lease the oldest unanswered questions; whoever asks waits, so nothing is waited for here.
+--
+-- With a lock for each that embed.await can wait for, where this session is the worker's own from one
+-- statement to the next (keep_lock): behind a transaction pooler it would stay with somebody else.
 create or replace function embed._claim_questions(
-    most integer, lease double precision, worker integer,
-    out id uuid, out model text, out text text, out role text, out hash bytea, out waited double precision
+    most integer, lease double precision, worker integer, keep_lock boolean,
+    out id uuid, out model text, out text text, out role text, out hash bytea, out waited double precision, out locked boolean
 ) returns setof record
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -356,7 +359,26 @@ begin
     from waiting w
     where q.id = w.id
     returning q.id, q.model, q.text, q.role, embed.text_hash(q.text),
-        extract(epoch from clock_timestamp() - q.asked_at)::double precision;
+        extract(epoch from clock_timestamp() - q.asked_at)::double precision,
+        keep_lock and pg_try_advisory_lock(embed._question_lock(q.id));
+end
+$$;
+
+-- The lock of a question that is being answered. In the answer's transaction, and gone with its end: whoever
+-- waited sees the answer then. The transaction's own takes the place of the session's.
+create or replace function embed._question_lock(id uuid) returns bigint
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return uuid_hash_extended(id, 1701667433);
+
+create or replace function embed._unlock_questions(ids uuid[], locked boolean[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pg_advisory_xact_lock(embed._question_lock(a.id)), pg_advisory_unlock(embed._question_lock(a.id))
+    from unnest(ids, locked) as a (id, locked)
+    where a.locked;
 end
 $$;
 
@@ -393,7 +415,7 @@ $$;
 -- for the disk. Arrays of unequal length, which an array of arrays cannot hold, travel as text.
 create or replace function embed._answer_questions(
     ids uuid[], hashes bytea[], vectors @extschema:vector@.vector[], terms text[], shares text[], lost integer[],
-    fingerprint integer, keep boolean, worker integer
+    fingerprint integer, keep boolean, worker integer, locked boolean[]
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -401,6 +423,7 @@ as $$
 #variable_conflict use_column
 begin
     perform set_config('synchronous_commit', 'off', true);
+    perform embed._unlock_questions(ids, locked);
     if keep then
         perform embed._keep_answers(hashes, vectors, terms, shares, lost, fingerprint);
     end if;

@@ -1,13 +1,13 @@
 -- questions_claim
 -- Lease the oldest unanswered questions.
-select id, model, text, role, hash, waited
-from embed._claim_questions(%(limit)s, %(lease)s, %(worker)s);
+select id, model, text, role, hash, waited, locked
+from embed._claim_questions(%(limit)s, %(lease)s, %(worker)s, %(keep_lock)s);
 
 -- questions_answer
 -- Write vectors, and keep those of questions for the next who asks the same.
 select embed._answer_questions(
     %(ids)s::uuid[], %(hashes)s::bytea[], %(vectors)b, %(terms)s::text[], %(shares)s::text[], %(lost)s::integer[],
-    %(fingerprint)s, %(keep)s, %(worker)s
+    %(fingerprint)s, %(keep)s, %(worker)s, %(locked)s::boolean[]
 );
 
 -- questions_fail
@@ -19,6 +19,10 @@ where q.id = a.id
 and q.claimed_by = %(worker)s
 and q.embedding is null
 and q.error is null;
+
+-- questions_unlock
+-- Have whoever asked look at once.
+select embed._unlock_questions(%(ids)s::uuid[], %(locked)s::boolean[]);
 
 -- questions_evict
 -- Forget the oldest of the kept vectors, a bounded number at a time. By their place, since what is

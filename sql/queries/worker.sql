@@ -55,6 +55,11 @@ select
 from embed.worker_session w
 where w.id <> %(worker)s;
 
+-- worker_quiet
+-- For a moment nobody notifies: the lock that embed.wake tries for is held. Where another worker holds it,
+-- there is nothing to hold.
+select case when pg_catalog.pg_try_advisory_xact_lock(1701667428, 1) then pg_catalog.pg_sleep(%(seconds)s) end;
+
 -- worker_poll
 -- Every source, and whether there is work; at is a time before the next claim.
 select source, version, paused, work, sweep, now() as at from embed._poll(%(after)s);

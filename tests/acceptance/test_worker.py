@@ -111,6 +111,22 @@ def test_changes_without_a_notification(shop: Connection, workers: Workers) -> N
     assert judge(shop, "article").good
 
 
+def test_writers_after_one_that_notified_do_not(shop: Connection, workers: Workers) -> None:
+    """Each NOTIFY wakes processes that would have been awake for the one before."""
+    article(shop)
+    workers.start()
+    wait_settled(shop, "article")
+    with psycopg.connect(workers.url, autocommit=True) as listening:
+        listening.execute("listen embed")
+        wait_until(lambda: shop.execute("select 1 from embed.worker where lock_held").fetchone())
+        for number in range(200):
+            shop.execute("insert into article (content) values (%s)", [f"글 {number}"])
+        heard = list(listening.notifies(timeout=0.5))
+    assert 1 <= len(heard) < 100
+    wait_settled(shop, "article")
+    assert judge(shop, "article").good
+
+
 def test_several_columns_and_a_template(shop: Connection, workers: Workers) -> None:
     shop.execute(
         """

@@ -69,7 +69,7 @@ def test_question_of_a_slow_worker_goes_to_another(
     leave(owner, "x")
 
     def claim(worker: int) -> int:
-        chosen = {"limit": 8, "lease": 60, "worker": worker}
+        chosen = {"limit": 8, "lease": 60, "worker": worker, "keep_lock": True}
         return owner.execute(statement("questions_claim"), chosen).rowcount
 
     def load_slowly(connection: Connection, name: str) -> Any:

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 
 from worker.database.connect import connect
+from worker.database.statements import statement
 from worker.errors import EmbedworkerError
 from worker.queue.lease import Identity, hold
 from worker.queue.source import Connection
@@ -27,6 +28,10 @@ log = logging.getLogger("embedworker.listener")
 
 SELF_TEST = 2.0  # seconds in which our own NOTIFY must have come back
 LISTEN = 0.25  # seconds in which an end is noticed; costs no round trip
+CHANGES = "embed"  # the channel of the triggers
+# Seconds in which the writers after one that notified do not: of many, one after the other would, and
+# each NOTIFY wakes two processes of the server and this thread.
+QUIET = 0.02
 LOOK = 5.0  # seconds between looks at whether the connection still lives
 RETRY_LOCK = 1.0  # seconds
 DEAF = 60.0  # seconds until it is tried again; the server may just have been slow
@@ -138,11 +143,18 @@ class Listener(threading.Thread):
         patience.success()
         for event in self._channels.values():
             event.set()
+        quiet = False
         while not self._stopped.is_set():
-            for notification in connection.notifies(timeout=LISTEN):
+            for notification in connection.notifies(timeout=LISTEN, stop_after=1):
                 event_of = self._channels.get(notification.channel)
                 if event_of is not None:
                     event_of.set()
+                if notification.channel == CHANGES:
+                    quiet = True
+            if quiet:
+                connection.execute(statement("worker_quiet"), {"seconds": QUIET})
+                self._channels[CHANGES].set()  # what was committed meanwhile came without a NOTIFY
+                quiet = False
             now = time.monotonic()
             if not self.holds and now >= look_at:
                 self.holds = hold(connection, self._worker)

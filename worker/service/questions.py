@@ -39,6 +39,7 @@ class _Question(NamedTuple):
     role: Literal["query", "passage"]
     hash: bytes
     waited: float
+    locked: bool
 
 
 class QuestionLane:
@@ -67,7 +68,13 @@ class QuestionLane:
         below ``BATCH`` says that nothing else was waiting.
         """
         claimed = connection.execute(
-            statement("questions_claim"), {"limit": BATCH, "lease": LEASE, "worker": worker_id}
+            statement("questions_claim"),
+            {
+                "limit": BATCH,
+                "lease": LEASE,
+                "worker": worker_id,
+                "keep_lock": not getattr(connection, "pooled", False),
+            },
         ).fetchall()
         self._claimed_at = time.monotonic()
         for batch in _batches(_Question(*row) for row in claimed):
@@ -99,6 +106,10 @@ class QuestionLane:
                 statement("questions_fail"),
                 {"ids": [batch[0].id], "errors": [reason(error)], "worker": worker},
             )
+            connection.execute(
+                statement("questions_unlock"),
+                {"ids": [batch[0].id], "locked": [batch[0].locked]},
+            )
             self._telemetry.metrics.questions.labels("failed").inc()
             self._telemetry.health.failed(1, "at the model")
             return
@@ -118,6 +129,7 @@ class QuestionLane:
                 "fingerprint": model.fingerprint,
                 "keep": keep,
                 "worker": worker,
+                "locked": [q.locked for q in batch],
             },
         )
         self._kept += len(batch) if keep else 0
