@@ -32,7 +32,7 @@ as $$
 declare
     mark text;
     memo refcursor;
-    asked text := question;
+    asked text;
     chosen text := model;
     patience interval;
     lost integer;
@@ -58,9 +58,7 @@ begin
             using errcode = 'EW003',
             hint = 'Ask with at least one character that can be read; test for an empty search field first.';
     end if;
-    if getdatabaseencoding() = 'UTF8' then
-        asked := normalize(question, NFC);
-    end if;
+    asked := embed._nfc(question);
     if chosen is null then
         select s.value into chosen from embed.setting s where s.name = 'default_model';
     end if;

@@ -4,11 +4,14 @@ Every test changes an enabled table whose vectors are current, says how many cha
 and compares the vectors with the texts after the worker has run.
 """
 
+import sys
 import unicodedata
 
 import psycopg
 import pytest
 from fix_drain import Connection, Drain, assert_current, captured, drain_url, make_dead
+
+from worker.normalization import normalized
 
 TABLE = """
 create table article (id integer primary key, title text, body text, views integer default 0);
@@ -342,6 +345,69 @@ def test_decomposed_korean_is_composed(article: Connection, drain: Drain) -> Non
     article.execute("update article set body = %s where id = 1", [decomposed])
     assert drain() == []
     assert bodies(article)[("1",)] == "한국어 검색"
+
+
+ORDINARY = (
+    "여권을 잃어버렸어요. 김치는 김치냉장고에 넣어 차갑게 보관합니다.",
+    "Tôi muốn học tiếng Việt để đọc sách của các nhà văn nổi tiếng.",
+    "بِسْمِ ٱللَّهِ ٱلرَّحْمَٰنِ ٱلرَّحِيمِ",
+    "בְּרֵאשִׁ֖ית בָּרָ֣א אֱלֹהִ֑ים אֵ֥ת הַשָּׁמַ֖יִם וְאֵ֥ת הָאָֽרֶץ",
+    "ที่นี่มีน้ำผึ้งอยู่ทุกหมู่บ้าน",
+    "हिन्दी में लिखा हुआ ज़रूरी वाक्य",
+    "བོད་སྐད་ཀྱི་ཡི་གེ",
+    "x" + "\u0323\u0301" * 15,  # as many marks as the standard allows
+)
+
+
+def test_a_run_of_marks_holds_up_nothing(article: Connection, drain: Drain) -> None:
+    """PostgreSQL's normalize() takes a minute for these, and a statement_timeout cannot end it."""
+    article.execute("update article set body = 'x' || repeat(U&'\\0301\\0323', 50000) where id = 1")
+    assert drain() == []
+    # Sorted and composed within a run; the two in front are of the first 30.
+    first, others = "\u0323" * 14 + "\u0301" * 15, "\u0323" * 15 + "\u0301" * 15
+    rest = 100_000 - 30 * 3333
+    assert bodies(article)[("1",)] == "\u034f".join(
+        ["x\u0323" + first, *[others] * 3332, "\u0323" * (rest // 2) + "\u0301" * (rest // 2)]
+    )
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_ordinary_text_is_composed_and_nothing_else(app: Connection, form: str) -> None:
+    for text in ORDINARY:
+        given = unicodedata.normalize(form, text)  # type: ignore[arg-type]  # one of the two
+        assert app.execute("select embed._nfc(%s)", [given]).fetchone() == (
+            unicodedata.normalize("NFC", text),
+        )
+        assert normalized("NFC", given) == unicodedata.normalize("NFC", text)
+
+
+def test_sql_and_python_break_the_same_runs(app: Connection) -> None:
+    """Each character 31 times in a row: the two must agree on which are combining ones."""
+    assigned = [
+        chr(code)
+        for code in range(0x20, sys.maxunicode + 1)
+        if unicodedata.category(chr(code)) not in ("Cn", "Co", "Cs")
+        and not unicodedata.name(chr(code), "").startswith(("CJK", "HANGUL SYL", "TANGUT"))
+    ]
+    combining = [c for c in assigned if unicodedata.combining(unicodedata.normalize("NFKD", c)[0])]
+    assert len(combining) > 900
+    broken = 0
+    for at in range(0, len(assigned), 1000):
+        # The first two are in the wrong order: what is NFC already is left as it is.
+        text = "x\u0301\u0323" + "".join(f"x{c * 31}" for c in assigned[at : at + 1000])
+        made = app.execute("select embed._nfc(%s)", [text]).fetchone()
+        assert made == (normalized("NFC", text),), assigned[at]
+        broken += made[0].count("\u034f") - text.count("\u034f")
+        again = app.execute("select embed._nfc(%s)", made).fetchone()
+        assert again == made
+    assert broken == len(combining)
+
+
+def test_a_run_of_marks_where_a_backslash_escapes(app: Connection) -> None:
+    """Plain strings of applications of long ago; so are those in functions that they call."""
+    app.execute("set standard_conforming_strings = off; set escape_string_warning = off")
+    query = "select length(embed._nfc('x' || repeat(chr(769) || chr(803), 30)))"
+    assert app.execute(query).fetchone() == (62,)
 
 
 def test_application_role_needs_no_rights_of_ours(article: Connection, drain: Drain) -> None:

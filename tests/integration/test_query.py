@@ -18,6 +18,7 @@ from waiting import wait_until
 
 from worker.database.connect import connect
 from worker.database.statements import statement
+from worker.normalization import normalized
 from worker.queue.source import Connection
 from worker.service import questions as lane
 
@@ -65,6 +66,15 @@ def test_decomposed_korean_is_the_same_question(
     for text in [decomposed, "한국어"]:
         assert ask(owner, text) == pytest.approx(question_vector("한국어"), abs=1e-7)
     assert questions.encoded == 1
+
+
+@pytest.mark.usefixtures("questions")
+def test_a_run_of_marks_is_a_question_like_another(owner: Connection) -> None:
+    """Unbroken, it would be a minute in normalize(), which cannot be cancelled."""
+    text = "x" + "\u0301\u0323" * 45_000
+    broken = normalized("NFC", text)
+    assert broken.count("\u034f") == 2999
+    assert ask(owner, text) == ask(owner, broken)
 
 
 @pytest.mark.usefixtures("questions")

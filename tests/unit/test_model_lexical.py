@@ -5,6 +5,7 @@ import unicodedata
 import pytest
 
 from worker.model.lexical import DIMENSIONS, LENGTH, length, question_terms, term_vector
+from worker.normalization import normalized
 
 
 def values(text: str, average: float = 10.0) -> dict[int, float]:
@@ -47,6 +48,22 @@ def test_runs_of_letters_and_digits_give_bigrams(text: str, terms: int) -> None:
 )
 def test_the_same_terms(one: str, other: str) -> None:
     assert places(one) == places(other)
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        "\u0301\u0323",
+        "\u0344\u0323",  # of two marks
+        "\u0f73\u0f71",  # a starter that is none when it is decomposed
+        "\uff9e\u0301",  # in order, and out of it in NFKC
+    ],
+)
+def test_a_million_marks_take_no_longer_than_as_many_letters(marks: str) -> None:
+    """Sorted all together, they would take hours."""
+    text = "서울 x" + marks * 500_000
+    assert places(text) >= places("서울")
+    assert normalized("NFKC", text).count("\u034f") == 33_333
 
 
 def test_a_number_is_not_another() -> None:

@@ -1,6 +1,5 @@
 """The small interface between the worker and any engine that makes vectors."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -10,6 +9,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from worker.model.fingerprint import Fingerprint
+from worker.normalization import normalized
 
 __all__ = ["DType", "Encoder", "EngineName", "Tokens", "Vectors", "prefixed"]
 
@@ -95,4 +95,4 @@ def prefixed(prefix: str, text: str) -> str:
     A text that already starts with the prefix gets it all the same: what a user typed is text.
     Decomposed Korean (macOS file names) must give the vector of the composed form.
     """
-    return prefix + unicodedata.normalize("NFC", text)
+    return prefix + normalized("NFC", text)

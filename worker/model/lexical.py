@@ -8,13 +8,14 @@ inner product with the question's idf weights is the BM25 score.
 """
 
 import re
-import unicodedata
 import zlib
 from collections import Counter
 from functools import lru_cache
 from typing import Final
 
 from pgvector import SparseVector
+
+from worker.normalization import normalized
 
 __all__ = ["DIMENSIONS", "LENGTH", "SCRIPTS", "length", "question_terms", "term_vector"]
 
@@ -70,7 +71,7 @@ def question_terms(text: str) -> tuple[list[int], list[float]]:
 
 
 def _runs(text: str) -> list[str]:
-    return _RUN.findall(unicodedata.normalize("NFKC", text).lower())
+    return _RUN.findall(normalized("NFKC", text).lower())
 
 
 def _terms(text: str) -> list[str]:

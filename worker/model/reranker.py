@@ -4,7 +4,6 @@ Not part of an index: every pair costs a pass of the model, so they only order w
 """
 
 import json
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -21,6 +20,7 @@ from worker.model.cpu import has_bfloat16
 from worker.model.encoder import DType
 from worker.model.folder import missing_reranker_files
 from worker.model.hub import hub_folder
+from worker.normalization import normalized
 
 __all__ = ["Reranker", "open_reranker"]
 
@@ -48,11 +48,11 @@ class Reranker:
         Scores are float32 of shape (places,), larger for what fits better; they are what
         ``CrossEncoder.predict`` gives. Raises ModelError when one is not a finite number.
         """
-        asked = unicodedata.normalize("NFC", question)
+        asked = normalized("NFC", question)
         order = sorted(range(len(passages)), key=lambda place: len(passages[place]))
         for at in range(0, len(order), self._batch):
             places = order[at : at + self._batch]
-            pairs = [(asked, unicodedata.normalize("NFC", passages[place])) for place in places]
+            pairs = [(asked, normalized("NFC", passages[place])) for place in places]
             scores = np.asarray(
                 self._model.predict(pairs, batch_size=len(pairs), show_progress_bar=False),
                 np.float32,

@@ -1,6 +1,5 @@
 """The table that is asked in an evaluation: a benchmark's, made for it, or one that is there."""
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from worker.database.connection import keeps_session
 from worker.database.rows import one
 from worker.database.statements import render, statement
 from worker.errors import ConfigurationError, DatabaseError, SourceError
+from worker.normalization import normalized
 from worker.search.beir import Collection, OwnQuestion
 
 __all__ = [
@@ -176,7 +176,7 @@ def own_collection(
     questions: dict[str, str] = {}
     relevance: dict[str, dict[str, int]] = {}
     for line, row in zip(own, rows, strict=True):
-        number = unicodedata.normalize("NFC", line.question)
+        number = normalized("NFC", line.question)
         questions.setdefault(number, line.question)
         relevance.setdefault(number, {})[source.document(row)] = 1
     return Collection(name, questions, relevance)

@@ -7,7 +7,6 @@ Nothing here knows a model: the questions are answered by a running worker.
 """
 
 import time
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +16,7 @@ import psycopg
 from worker.database.rows import one
 from worker.database.statements import render, statement
 from worker.errors import ConfigurationError, DatabaseError
+from worker.normalization import normalized
 from worker.search.beir import Collection
 from worker.search.collection import Searched, quoted
 from worker.search.metrics import DEEP
@@ -180,7 +180,7 @@ class _Asking:
             self._chosen = road
 
     def forget(self, question: str) -> None:
-        composed = unicodedata.normalize("NFC", question)
+        composed = normalized("NFC", question)
         self._connection.execute(statement("evaluate_forget"), {"question": composed})
 
     def search(self, setting: Setting, question: str, k: int) -> list[tuple[Any, ...]]:

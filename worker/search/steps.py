@@ -4,7 +4,6 @@ A generator yields statements with their parameters, several being one transacti
 rows of the last, or thrown the error; what it returns is the answer.
 """
 
-import unicodedata
 import uuid
 import warnings
 from collections.abc import Generator, Sequence
@@ -17,6 +16,7 @@ from psycopg import sql
 
 from worker.database.statements import render, statement
 from worker.errors import DatabaseError, SearchWarning
+from worker.normalization import normalized
 
 __all__ = ["Hit", "Rows", "Step", "Steps", "ask_steps", "query_steps", "search_steps", "warn"]
 
@@ -104,7 +104,7 @@ def query_steps(question: str, model: str | None, *, timeout: float) -> Steps[Ve
 def ask_steps(question: str, model: str, *, timeout: float) -> Steps[Vector]:
     """Have a question's vector computed over this connection, without dblink."""
     request = uuid.uuid4()
-    composed = unicodedata.normalize("NFC", question)
+    composed = normalized("NFC", question)
     ((known, lost),) = yield [
         (statement("search_ask"), {"id": request, "model": model, "question": composed})
     ]
