@@ -4,21 +4,27 @@ import asyncio
 import base64
 import json
 import re
+import select
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
-from fix_serve import ServerProcess, Serving
+from fix_serve import SLOW, ServerProcess, Serving
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import wait_until
 
 from worker.model import open_encoder
 from worker.model.catalog import DEFAULT_MODEL, TESTING_MODEL
 from worker.model.testing import MAX_TOKENS, hash_vector
+from worker.serving.connection import CONNECTIONS, HEAD_TIMEOUT
 
 TOKEN = "a-token-that-is-long-enough"
 TOLERANCE = 1e-7
@@ -330,6 +336,80 @@ def test_too_many_and_a_model_that_hangs(serving: Serving, tmp_path: Path) -> No
             thread.join(60)
         assert answers == [1, 1]
         wait_until(lambda: server.get("/readyz")[0] == 200, 60)
+
+
+def test_clients_that_only_connect_keep_nobody_out(embeddings_server: ServerProcess) -> None:
+    """Without a limit, these few more than `ulimit -n` were all it took, and no token."""
+    with ExitStack() as opened:
+        asked = opened.enter_context(closing(connected(embeddings_server)))
+        asked.sendall(HEAD)
+        assert_answered(asked)
+        silent = [
+            opened.enter_context(closing(connected(embeddings_server)))
+            for _ in range(CONNECTIONS + 20)
+        ]
+        assert embeddings_server.get("/healthz")[0] == 200
+        for connection in (asked, *silent[:20]):
+            assert is_closed(connection), "those that have been idle for the longest"
+        assert not is_closed(silent[-1])
+
+
+@pytest.mark.slow
+def test_a_head_that_is_never_finished(serving: Serving, tmp_path: Path) -> None:
+    """One may be kept open between requests; one that waits for the model is in no hurry."""
+    gate = tmp_path / "gate"
+    with serving(testing_gate=str(gate)) as server, ExitStack() as opened:
+        silent, begun, again, kept, waits = (
+            opened.enter_context(closing(connected(server))) for _ in range(5)
+        )
+        for connection in (again, kept):
+            connection.sendall(HEAD)
+            assert_answered(connection)
+        body = json.dumps({"model": TESTING_MODEL, "input": "<<hang>>"}).encode()
+        waits.sendall(
+            b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        started = time.monotonic()
+        begun.sendall(HEAD[:20])
+
+        def too_late() -> bool:
+            with suppress(OSError):
+                again.sendall(b"G")  # a byte at a time makes it no better
+            return all(map(is_closed, (silent, begun, again)))
+
+        wait_until(too_late, SLOW)
+        assert time.monotonic() - started > HEAD_TIMEOUT / 2
+        assert not is_closed(kept)
+        kept.sendall(HEAD)
+        assert_answered(kept)
+        assert not is_closed(waits)
+        gate.touch()
+        assert_answered(waits)
+
+
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def connected(server: ServerProcess) -> socket.socket:
+    host, _, port = server.url.removeprefix("http://").rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=SLOW)
+
+
+def assert_answered(connection: socket.socket) -> None:
+    answer = HTTPResponse(connection)
+    answer.begin()
+    assert answer.status == 200
+    assert answer.read()
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """By the server; what it still had to say is left to be read."""
+    readable, _, _ = select.select([connection], [], [], 0)
+    try:
+        return bool(readable) and connection.recv(1, socket.MSG_PEEK) == b""
+    except ConnectionError:
+        return True
 
 
 def test_sigterm_answers_what_is_under_way(serving: Serving, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from worker.model.cpu import cpu_quota
 from worker.service.health import Telemetry
 from worker.serving.access import Access
 from worker.serving.application import application
+from worker.serving.connection import Connection
 from worker.serving.engine import LANE, Engine
 from worker.settings import Settings
 
@@ -26,7 +27,7 @@ log = logging.getLogger("embedworker.serve")
 
 GRACE = 30  # seconds that requests under way have when the process is asked to end
 KEEP_ALIVE = 75  # seconds; longer than clients and proxies keep an idle connection
-BACKLOG = 128
+BACKLOG = 128  # and so many are accepted before the first of them is counted
 WATCH = 0.2  # seconds between looks at whether the model's thread still lives
 
 
@@ -53,6 +54,9 @@ def serve(settings: Settings) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
+            http=Connection,
+            ws="none",
+            backlog=BACKLOG,
             log_config=None,
             access_log=False,
             server_header=False,
