@@ -173,10 +173,12 @@ def test_what_is_not_a_request(embeddings_server: ServerProcess) -> None:
     assert "half a surrogate" in refusal(
         400, path, json.dumps({"model": TESTING_MODEL, "input": "\ud800"}).encode()
     )
+    assert r"'mod\ud800el'" in refusal(400, path, rb'{"mod\ud800el": 1}')
     assert "application/json" in refusal(415, path, b"{}", Content_Type="text/plain")
     assert "longer than 8388608 bytes" in refusal(413, path, b" " * (8 * 1024 * 1024 + 1))
     assert "not allowed" in refusal(405, path)
     assert "does not exist" in refusal(404, "/v1/nothing")
+    assert "does not exist" in refusal(404, "/metrics/", Host="elsewhere.example")
 
 
 def test_many_at_once(embeddings_server: ServerProcess) -> None:

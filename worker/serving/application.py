@@ -267,7 +267,10 @@ def application(
         what = "method is not allowed" if status == 405 else "path does not exist"
         return _refused(Refusal(status, f"this {what}; there is POST /v1/embeddings"))
 
-    return Starlette(routes=service.routes(), exception_handlers={HTTPException: not_a_route})
+    app = Starlette(routes=service.routes(), exception_handlers={HTTPException: not_a_route})
+    # /metrics/ would lead to wherever the client's Host header says.
+    app.router.redirect_slashes = False
+    return app
 
 
 _GONE = Refusal(499, "the client has gone")

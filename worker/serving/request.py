@@ -62,7 +62,7 @@ def parse(body: bytes, *, model: str, dimensions: int, limits: Limits) -> Reques
     unknown = sorted(set(sent) - set(FIELDS))
     if unknown:
         raise _bad(
-            f"unrecognized request argument: {', '.join(unknown)[:200]}; there are:"
+            f"unrecognized request argument: {', '.join(map(repr, unknown))[:200]}; there are:"
             f" {', '.join(FIELDS)}"
         )
     for name in ("model", "encoding_format", "user", "input_type"):
