@@ -12,6 +12,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -27,7 +28,7 @@ class Base(DeclarativeBase):
 
 
 class Recipe(Base):
-    __tablename__ = "recipe"
+    __tablename__ = "web_recipe"
     id: Mapped[int] = mapped_column(primary_key=True)
     title: Mapped[str]
     steps: Mapped[str]
@@ -74,7 +75,12 @@ async def add(recipe: NewRecipe, database: Database) -> int:
 
 @app.get("/search")
 async def find(q: str, database: Database, k: int = 5) -> list[Found]:
-    hits = await search_async(database, Recipe, q, k)
+    try:
+        hits = await search_async(database, Recipe, q, k)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != "EW003":
+            raise
+        return []  # the question is blank, or far too long
     return [Found(title=hit.row.title, passage=hit.passage, score=hit.score) for hit in hits]
 
 
