@@ -306,6 +306,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert server.process.wait(300) == 1
     assert "does not exist" in server.output()
     assert "Traceback" not in server.output()
+    assert "listening" not in server.output()
 
 
 def test_too_many_and_a_model_that_hangs(serving: Serving, tmp_path: Path) -> None:

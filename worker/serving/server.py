@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 
 from worker.errors import ConfigurationError
 from worker.model import Encoder, open_encoder
+from worker.model.availability import availability
 from worker.model.cpu import cpu_quota
 from worker.service.health import Telemetry
 from worker.serving.access import Access
@@ -39,6 +40,8 @@ def serve(settings: Settings) -> None:
         ModelError: the model cannot be loaded.
     """
     access = Access(settings)
+    if availability(settings.model, settings.cache_dir) == "missing":
+        _open(settings)  # says what is missing, before anything says that this listens
     telemetry = Telemetry(LANE)
     engine = Engine(lambda: _open(settings), waiting=settings.serve_waiting, telemetry=telemetry)
 
