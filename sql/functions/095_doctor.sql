@@ -13,6 +13,7 @@ begin
     return query select 'database'::text, d.* from embed._doctor_extensions() as d;
     return query select 'questions'::text, d.* from embed._doctor_questions() as d;
     return query select 'workers'::text, d.* from embed._doctor_workers() as d;
+    return query select 'workers'::text, d.* from embed._doctor_locks() as d;
     return query
     select s.relation::text || case when s.name = c.relname then '' else format(' (%s)', s.name) end, d.*
     from embed.source s
@@ -192,6 +193,78 @@ begin
     advice := case when strangers is not null then
         'They seem to connect through a transaction pooler. Rows of one that dies wait for the end of its lease; name the server itself in EMBEDWORKER_DATABASE_URL.' end;
     return next;
+end
+$$;
+
+-- Advisory locks can be taken by every login, ours among them. Whoever keeps one stops a part of the
+-- work, and nobody waits for long or fails, so it shows nowhere else.
+--
+-- An ordinary holder has a role that may write to the schema embed, and is one of our programs or is
+-- done within seconds. The wake-up is held by transactions of the application, for as long as they last.
+create or replace function embed._doctor_locks() returns table ("check" text, state text, detail text, advice text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    "check" := 'locks';
+    state := 'problem';
+    for detail, advice in
+        with held as (
+            select
+                l.pid,
+                l.classid::bigint = 1701667428 and l.objid = 1 as wake_up,
+                case l.classid::bigint
+                    when 1701667428 then case l.objid::bigint
+                        when 1 then 'waking workers up'
+                        when 2 then 'embed.enable, embed.disable and triggers'
+                        when 3 then 'embedworker migrate'
+                        when 4 then 'workers that start'
+                    end
+                    when 1701667429 then format('the sign of life of worker %s', l.objid)
+                    when 1701667430 then 'sweeps of ' || s.relation
+                    when 1701667431 then 'changes of ' || s.relation
+                    when 1701667432 then 'word counts of ' || s.relation
+                end as work
+            from pg_locks l
+            left join embed.source s on s.id = l.objid::bigint
+            where l.locktype = 'advisory' and l.granted and l.objsubid = 2
+            and l.database = (select d.oid from pg_database d where d.datname = current_database())
+            and l.pid <> pg_backend_pid()
+        ),
+        holder as (
+            select
+                a.pid, a.usename, a.application_name, a.state, h.wake_up, h.work,
+                -- When a lock was taken is not kept: at the latest as the session fell idle, or when the
+                -- statement came that it is at. Null where this role may not see it.
+                case when a.state = 'active' then a.query_start else a.state_change end as since,
+                has_table_privilege(a.usesysid, 'embed.sweep_state', 'insert') as trusted
+            from held h
+            join pg_stat_activity a on a.pid = h.pid
+            where h.work is not null
+            and not exists (select from embed.worker w where w.backend = a.pid)
+        )
+        select
+            format(
+                'process %s (role %s, application %s) holds up %s%s',
+                h.pid, quote_ident(h.usename), quote_literal(h.application_name), string_agg(h.work, ', ' order by h.work),
+                ', at least since ' || date_trunc('second', h.since)
+            ),
+            format('It is no worker. If it is not about to end, end it, as its role or a superuser: select pg_terminate_backend(%s);', h.pid)
+        from holder h
+        where not (h.trusted and h.application_name like 'embedworker%')
+        and (not h.wake_up or h.state = 'idle')
+        and coalesce(h.since < clock_timestamp() - interval '10 s', not h.trusted)
+        group by h.pid, h.usename, h.application_name, h.since
+        order by h.pid
+    loop
+        return next;
+    end loop;
+    if not found then
+        state := 'ok';
+        detail := 'held by nobody else';
+        advice := null;
+        return next;
+    end if;
 end
 $$;
 

@@ -1,9 +1,13 @@
 """``embed.doctor()``: well where all is well, and each trouble found and told apart."""
 
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
+import psycopg
 import pytest
-from fix_drain import Connection, Drain
+from fix_drain import Connection, Drain, Lane, source_of
+from psycopg.conninfo import make_conninfo
+from waiting import wait_until
 
 Findings = dict[str, tuple[str, str, str | None]]
 
@@ -167,3 +171,68 @@ def restored(app: Connection) -> Iterator[None]:
     yield
     app.execute("set default_transaction_read_only = off")
     app.execute("insert into embed.setting select * from kept on conflict do nothing")
+
+
+@contextmanager
+def login(url: str, name: str, *grants: str) -> Iterator[Connection]:
+    """A session of a login of its own, which has the given rights and no others."""
+    with psycopg.connect(url, autocommit=True) as boss:
+        boss.execute(f"create role {name} login password 'made up' {' '.join(grants)}".encode())
+        try:
+            with psycopg.connect(
+                make_conninfo(url, user=name, password="made up"), autocommit=True
+            ) as connection:
+                yield connection
+        finally:
+            boss.execute(f"drop owned by {name}; drop role {name}".encode())
+
+
+def held_up(connection: Connection) -> list[tuple[str, str]]:
+    return connection.execute(
+        "select detail, advice from embed.doctor() where \"check\" = 'locks' and state = 'problem'"
+    ).fetchall()
+
+
+def test_a_stranger_who_holds_a_lock_of_the_worker(
+    article: Connection, shared_database: str
+) -> None:
+    source = source_of(article, "article").id
+    with login(shared_database, "t_intruder") as intruder:
+        intruder.execute("set application_name = 'psql'")
+        intruder.execute("select pg_advisory_lock(1701667431, %s)", [source])
+        intruder.execute("select pg_advisory_lock(1701667428, 3)")
+        intruder.execute("select pg_advisory_lock(4711, 1)")
+        ((detail, advice),) = wait_until(lambda: held_up(article), 30)
+        pid = intruder.info.backend_pid
+        assert detail.startswith(
+            f"process {pid} (role t_intruder, application 'psql') holds up"
+            " changes of shop.article, embedworker migrate, at least since 2"
+        )
+        assert f"select pg_terminate_backend({pid})" in advice
+        with login(shared_database, "t_looker", "in role embed_worker") as looker:
+            ((seen, _),) = held_up(looker)  # a stranger's sessions are not for it to see into
+            assert seen + ", at least since" == detail[: len(seen) + 16]
+
+
+def test_ordinary_holders_of_locks(article: Connection, shared_database: str) -> None:
+    """A worker, a transaction that wakes workers, and a sweep from the command line: no trouble."""
+    with (
+        closing(Lane(shared_database)) as lane,
+        login(shared_database, "t_clerk") as clerk,
+        login(shared_database, "t_mate", "in role embed_worker") as mate,
+        login(shared_database, "t_looker", "in role embed_worker") as looker,
+    ):
+        number = source_of(article, "article").id
+        lane.connection.execute("select pg_advisory_lock(1701667432, %s)", [number])
+        clerk.execute("begin; select pg_advisory_xact_lock(1701667428, 1)")
+        mate.execute("set application_name = 'embedworker cli'")
+        mate.execute("select pg_advisory_lock(1701667430, %s)", [number])
+        # Had it been trouble, it would be after ten seconds.
+        held = "select now() - state_change > interval '11 s' from pg_stat_activity where pid = %s"
+        pid = mate.info.backend_pid
+        wait_until(lambda: article.execute(held, [pid]).fetchone() == (True,), 30)
+        for reader in (article, looker):
+            assert held_up(reader) == []
+        clerk.execute("commit; select pg_advisory_lock(1701667428, 1)")
+        ((detail, _),) = wait_until(lambda: held_up(article), 30)
+        assert "holds up waking workers up" in detail
