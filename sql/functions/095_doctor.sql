@@ -63,6 +63,12 @@ begin
 end
 $$;
 
+-- The schema of pgvector that these functions name, quoted. It may have been moved since.
+create or replace function embed._vector_schema() returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$ select '@extschema:vector@' $$;
+
 create or replace function embed._doctor_extensions() returns table ("check" text, state text, detail text, advice text)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -70,7 +76,9 @@ as $$
 declare
     e record;
 begin
-    select x.extversion as installed, a.default_version as available, n.nspname as place into e
+    select x.extversion as installed, a.default_version as available, n.nspname as place,
+        n.oid is distinct from to_regnamespace(embed._vector_schema()) as moved
+    into e
     from pg_extension x
     join pg_namespace n on n.oid = x.extnamespace
     left join pg_available_extensions a on a.name = x.extname
@@ -88,6 +96,10 @@ begin
     if string_to_array(e.installed, '.')::integer[] < array[0, 8] then
         state := 'problem';
         advice := 'pgvector 0.8 is needed: install its package, then alter extension vector update.';
+    elsif e.moved then
+        state := 'problem';
+        detail := format('%s, and the functions of embed look for it in %s', detail, embed._vector_schema());
+        advice := 'Run embedworker migrate, which writes them anew; until then searches and embed.enable fail.';
     elsif e.available <> e.installed then
         state := 'warning';
         detail := format('%s, and %s is there', detail, e.available);
@@ -282,6 +294,9 @@ declare
     largest bigint;
     built text;
     plan text;
+    moved constant boolean := (
+        select x.extnamespace is distinct from to_regnamespace(embed._vector_schema()) from pg_extension x where x.extname = 'vector'
+    );
 begin
     "check" := 'table';
     state := 'ok';
@@ -373,7 +388,7 @@ begin
             'A worker that owns the table builds one by itself. As the owner: create index concurrently on %s using hnsw (%s vector_cosine_ops) with (m = 24, ef_construction = 128);',
             case when source.into_column is null then source.vectors else source.relation end, coalesce(quote_ident(source.into_column), 'embedding')
         );
-    elsif built = 'valid' and largest > 10000 then
+    elsif built = 'valid' and largest > 10000 and not moved then
         plan := embed._plan_of_search(source);
         state := case when plan like '%"Index Name"%' then 'ok' else 'warning' end;
         detail := case when state = 'ok' then 'valid and used' else 'valid, but the planner does not use it' end;

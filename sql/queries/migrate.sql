@@ -33,6 +33,23 @@ where e.extname = %(name)s;
 -- Load pgvector's library, so that its settings (hnsw.*) are known to the functions that set them.
 select pg_catalog.count(*) from pg_catalog.pg_extension where '[1]'::{vector} is not null;
 
+-- migrate_follow_vector
+-- The functions that name the schema of pgvector, as they have to be where it was moved since. Those
+-- that name dblink, perhaps of the same schema, are written by every migrate; those of one source
+-- name that of its table.
+select replace(pg_get_functiondef(p.oid), x.before, %(schema)s)
+from (
+    select substring(f.prosrc from '''(.*)''') as before
+    from pg_proc f
+    where f.oid = to_regprocedure('embed._vector_schema()')
+) x
+join pg_proc p on strpos(p.prosrc, x.before) > 0
+where x.before <> %(schema)s
+and p.pronamespace = 'embed'::regnamespace
+and p.prokind = 'f'
+and strpos(p.prosrc, '.dblink') = 0
+and p.proname !~ '^source_[0-9]+_';
+
 -- migrate_model
 -- Make a model of the catalog known to the database.
 insert into embed.model (name, dimensions, max_tokens, query_prefix, passage_prefix, pooling)

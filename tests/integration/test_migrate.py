@@ -1,10 +1,11 @@
 """Setting a database up: what is checked first, and what stays when it is done again or undone."""
 
+from contextlib import closing
 from typing import Any
 
 import psycopg
 import pytest
-from fix_drain import assert_current, drain_url
+from fix_drain import Lane, assert_current, drain_url
 
 from worker.database.migrate import downgrade, migrate
 from worker.errors import UnsupportedServer
@@ -63,3 +64,46 @@ def test_up_twice_down_and_up_again(two_phase: str) -> None:
         assert [row for row in state(connection) if row in before] == before[1:]
         downgrade(two_phase)
         migrate(two_phase, model=TESTING_MODEL)
+
+
+def test_pgvector_that_was_moved_to_another_schema(two_phase: str) -> None:
+    """Search and enable fail, the doctor says why, and migrate mends both under a live worker."""
+    pgvector = "select state, detail, advice from embed.doctor() where \"check\" = 'pgvector'"
+    search = (
+        'select (s."row").id from embed.search(null::article,'
+        " (select embedding from article_embedding where id = 3), k => 1) s"
+    )
+    with psycopg.connect(two_phase, autocommit=True) as connection:
+        connection.execute(
+            "create table article (id integer primary key, body text);"
+            "create table note (id integer primary key, body text);"
+            "insert into article select n, 'text ' || n from generate_series(1, 5) n;"
+            "insert into note values (1, 'a note');"
+            "select embed.enable('article', array['body'])"
+        )
+        with closing(Lane(two_phase)) as lane:
+            assert lane.drain() == []
+            for schema in ("Ext", "public", "ext"):
+                connection.execute(
+                    f'create schema if not exists "{schema}";'
+                    f'alter extension vector set schema "{schema}"'.encode()
+                )
+                state, detail, advice = connection.execute(pgvector).fetchone() or ()
+                assert state == "problem"
+                assert f"in schema {schema}, and the functions of embed look for it in" in detail
+                assert "Run embedworker migrate" in advice
+                with pytest.raises(psycopg.errors.UndefinedFunction):
+                    connection.execute(search.encode())
+                migrate(two_phase)
+                assert connection.execute(pgvector).fetchone()[0] == "ok"
+                assert connection.execute(search.encode()).fetchall() == [(3,)]
+                connection.execute("select embed.enable('note', array['body'])")
+                connection.execute("update article set body = body || '!'")
+                lane.a_minute_later()
+                assert lane.drain() == []
+                assert len(assert_current(connection, "article")) == 5
+                assert len(assert_current(connection, "note")) == 1
+                connection.execute("select * from embed.sweep('article')")
+                connection.execute("select embed.disable('note', drop_vectors => true)")
+            road = "select state from embed.doctor() where \"check\" = 'embed.query'"
+            assert connection.execute(road).fetchone() == ("ok",)

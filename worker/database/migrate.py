@@ -67,6 +67,7 @@ def migrate(url: str, *, model: str | None = None, loopback_host: str | None = N
                 _ensure_vector(c)
                 c.execute(statement("migrate_schema"))
                 _run_alembic(c, "upgrade", "head")
+                _follow_vector(c)
                 _seed(c, model)
                 remarks = _set_up_roles(c) + set_up_loopback(c, host=loopback_host)
                 c.execute(statement("migrate_document"))
@@ -179,6 +180,17 @@ def _run_alembic(c: Connection, verb: str, revision: str) -> None:
         raise getattr(error, "orig", None) or error from None
     finally:
         c.autocommit = True
+
+
+def _follow_vector(c: Connection) -> None:
+    """Have the functions name the schema that pgvector is in now.
+
+    They were written for the one of their day; ``alter extension vector set schema`` tells nobody.
+    """
+    schema = sql.Identifier(extension_schema(c, "vector") or "").as_string(c)
+    with c.transaction():
+        for (definition,) in c.execute(statement("migrate_follow_vector"), {"schema": schema}):
+            c.execute(definition.encode())
 
 
 def _set_up_roles(c: Connection) -> list[str]:
