@@ -290,6 +290,7 @@ declare
     s record;
     unfit text;
     disabled text;
+    enabling text;
     others bigint;
     largest bigint;
     built text;
@@ -303,7 +304,20 @@ begin
     detail := format('%s', source.columns);
     begin
         perform embed._check_structure(source);
-        unfit := coalesce(embed._obstacle(source), embed._hidden_rows(source), t.error);
+        unfit := coalesce(embed._obstacle(source), embed._hidden_rows(source));
+        -- Such a sentence goes on with what to do.
+        advice := substring(unfit from '; (.*)');
+        unfit := substring(unfit from '^(.*?)(?:; |$)');
+        if unfit is null and t.error is not null then
+            unfit := split_part(t.error, E'\n', 1);
+            advice := concat_ws(
+                ' ', substring(t.error from '\nHINT:\s+([^\n]+)'),
+                format(
+                    'That is how the work of a worker on it ended (%s). Mend what it names; a worker that runs tries again within a minute, and its log says more.',
+                    date_trunc('second', t.error_at)
+                )
+            );
+        end if;
     exception when others then
         get stacked diagnostics unfit = message_text, advice = pg_exception_hint;
     end;
@@ -316,15 +330,24 @@ begin
     return next;
 
     "check" := 'triggers';
-    select string_agg(format('%s on %s', g.tgname, g.tgrelid::regclass), ', ' order by g.tgname) into disabled
-    from pg_trigger g
-    where g.tgname ~ format('^embed_%s_(insert|update|delete|row|truncate)$', source.id) and g.tgenabled not in ('O', 'A');
+    -- Each by name: ALL would be the foreign keys', too, which only a superuser may.
+    select string_agg(r.names || ' on ' || r.relation, ', '), string_agg(r.statement, ' ') into disabled, enabling
+    from (
+        select
+            g.tgrelid::regclass::text as relation,
+            string_agg(g.tgname, ', ' order by g.tgname) as names,
+            format('alter table %s %s;', g.tgrelid::regclass, string_agg(format('enable trigger %I', g.tgname), ', ' order by g.tgname)) as statement
+        from pg_trigger g
+        where g.tgname ~ format('^embed_%s_(insert|update|delete|row|truncate)$', source.id) and g.tgenabled not in ('O', 'A')
+        group by g.tgrelid
+        order by g.tgrelid::regclass::text
+    ) as r;
     select string_agg(m.trigger_name, ', ') into unfit from embed._missing_triggers(source) as m;
     state := case when disabled is null and unfit is null then 'ok' else 'problem' end;
     detail := coalesce('missing: ' || unfit, 'disabled: ' || disabled, 'present and enabled');
     advice := case
         when unfit is not null then 'A running worker puts them back within a minute, once no transaction holds the table.'
-        when disabled is not null then format('alter table %s enable trigger all; then select embed.sweep(%L), which finds what was missed.', source.relation, source.relation::text)
+        when disabled is not null then format('As the owner: %s then select embed.sweep(%L), which finds what was missed.', enabling, source.relation::text)
     end;
     return next;
 

@@ -45,7 +45,7 @@ def test_a_table_that_is_well(article: Connection) -> None:
 @pytest.mark.parametrize(
     ("statement", "check", "state", "advice"),
     [
-        ("alter table article disable trigger all", "triggers", "problem", "enable trigger all"),
+        ("alter table article disable trigger all", "triggers", "problem", "enable trigger embed_"),
         (
             "alter table article disable trigger user",
             "triggers",
@@ -83,6 +83,69 @@ def test_trouble_is_found(
     said = findings(article)[check][2]
     assert said is not None
     assert advice in said
+
+
+def test_advice_on_triggers_can_be_followed_by_an_owner(app: Connection, drain: Drain) -> None:
+    """No superuser, so not those of foreign keys; partitions have some of their own."""
+    app.execute(
+        """
+        create table author (id int primary key);
+        create table "Book" (id int primary key, author int references author, title text)
+            partition by range (id);
+        create table book_1 partition of "Book" for values from (0) to (100);
+        select embed.enable('"Book"', array['title']);
+        create role t_bookseller;
+        grant usage on schema shop to t_bookseller;
+        alter table "Book" owner to t_bookseller;
+        alter table book_1 owner to t_bookseller;
+        """
+    )
+    try:
+        assert drain() == []
+        app.execute('alter table "Book" disable trigger user')
+        app.execute("insert into \"Book\" values (1, null, 'missed')")
+        state, detail, advice = findings(app, 'shop."Book"')["triggers"]
+        assert state == "problem"
+        assert "_row on shop.book_1" in detail
+        assert advice is not None
+        enable, sweep = advice.removeprefix("As the owner: ").split(" then ")
+        app.execute("set role t_bookseller")
+        app.execute(enable.encode())
+        app.execute("reset role")
+        assert troubles(app, 'shop."Book"').keys() == set()
+        assert app.execute(sweep.partition(",")[0].encode()).rowcount == 1
+        assert drain() == []
+        found = app.execute('select title from "Book" join "Book_embedding" using (id)')
+        assert found.fetchall() == [("missed",)]
+    finally:
+        app.execute(
+            'reset role; drop table "Book" cascade;'
+            "drop owned by t_bookseller; drop role t_bookseller"
+        )
+
+
+def test_a_stored_error_is_told_with_what_to_do(article: Connection, drain: Drain) -> None:
+    article.execute(
+        "create function shop.refuse() returns trigger language plpgsql as"
+        " $$ begin raise 'no vectors on Sundays' using hint = 'Wait for Monday.'; end $$;"
+        "create trigger refuse before insert or update on article_embedding"
+        " execute function shop.refuse();"
+        "update article set title = 'other'"
+    )
+    assert drain() != []
+    state, detail, advice = findings(article)["table"]
+    assert (state, detail) == ("problem", "no vectors on Sundays")
+    assert advice is not None
+    assert advice.startswith("Wait for Monday. That is how the work of a worker on it ended")
+
+
+def test_what_an_obstacle_says_to_do_is_the_advice(article: Connection) -> None:
+    article.execute("alter table article alter id type bigint")
+    assert findings(article)["table"] == (
+        "problem",
+        "the key of shop.article changed its type, id from integer to bigint",
+        "call embed.disable('shop.article', drop_vectors => true) and enable it again",
+    )
 
 
 def test_a_model_that_no_worker_has_loaded(article: Connection) -> None:
