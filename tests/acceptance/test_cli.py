@@ -10,7 +10,9 @@ import pytest
 from fix_cli import Cli, embedworker
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from typer.testing import CliRunner
 
+from worker.cli.app import app
 from worker.database.cluster import Cluster
 from worker.model import BUNDLED_MODEL, DEFAULT_MODEL, catalog
 
@@ -116,6 +118,11 @@ def test_a_wrong_url_or_a_server_that_is_down(url: str, said: str, code: int) ->
     assert "cret" not in error
 
 
+def test_a_server_that_is_down_is_told_in_whole_sentences() -> None:
+    error = Cli("postgresql://me@127.0.0.1:1/shop").refused("status")
+    assert "accepting TCP/IP connections? What to do: start the server" in error
+
+
 def test_a_wrong_password_or_database(cli: Cli) -> None:
     error = cli.refused("status", EMBEDWORKER_DATABASE_URL=url_of(cli.url, password="not-this"))
     assert "check user and password" in error
@@ -164,6 +171,19 @@ def test_what_cannot_be_enabled(
     error = cli.refused("enable", *arguments)
     assert said in error
     assert "hint: " in error
+
+
+def test_hints_name_flags_as_the_command_line_has_them(
+    cli: Cli, articles: psycopg.Connection[Any]
+) -> None:
+    articles.execute(
+        "create table tagged (tags text[] primary key, body text);"
+        "create table article_embedding (x integer)"
+    )
+    said = cli.refused("enable", "tagged", "body")
+    assert "hint: Give another unique key with --key, or add one of a plain type." in said
+    said = cli.refused("enable", "article", "title")
+    assert "hint: Rename it, or run `embedworker enable` with another --name." in said
 
 
 def test_a_model_of_other_dimensions_is_refused_and_the_vectors_stay(
@@ -412,6 +432,20 @@ def test_models_shows_the_whole_catalogue(tmp_path: Path) -> None:
     assert by_name[BUNDLED_MODEL]["query_prefix"] == "query: "
     shown = embedworker("models", **environment).stdout
     assert all(name in shown for name in catalog())
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("enable", "embedworker enable [OPTIONS] TABLE COLUMN..."),
+        ("sweep", "embedworker sweep [OPTIONS] [TABLE]"),
+        ("retry", "embedworker retry [OPTIONS] [TABLE]"),
+        ("run", "embedworker run [OPTIONS]"),
+    ],
+)
+def test_usage_is_written_as_everywhere(command: str, usage: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"], prog_name="embedworker").output
+    assert usage in map(str.strip, shown.replace("Usage: ", "").splitlines())
 
 
 def test_help_answers_without_loading_what_is_heavy() -> None:

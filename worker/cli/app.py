@@ -6,9 +6,10 @@ A group is a module with ``register(app)``; add it to ``_GROUPS``. Modules here 
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from worker.cli import db, demo, doctor, migrate, models, run, search, serve, source, status
 from worker.cli import eval as evaluation
@@ -23,7 +24,22 @@ _EPILOG = (
     "PostgreSQL is used. Exit codes: 0 done, 1 failed, 2 wrong use."
 )
 
-app = typer.Typer(
+
+class _Command(TyperCommand):
+    """Its usage says TABLE COLUMN...; newer versions of typer would say {TABLE} {COLUMN...}..."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        options = [self.options_metavar] if self.options_metavar else []
+        return options + [p.metavar or str(p.name).upper() for p in arguments]
+
+
+class _Commands(typer.Typer):
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        return super().command(name, cls=_Command, **options)
+
+
+app = _Commands(
     name="embedworker",
     help="Text columns of PostgreSQL tables, searchable by meaning.",
     epilog=_EPILOG,

@@ -1,6 +1,7 @@
 """A command's connection, the table it was told, and the server's own words when it refuses."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ _ADVICE = {
     "55P03": "An open transaction holds the table: end it (see pg_stat_activity), or try again.",
     "57014": "The statement was cancelled: try again.",
     "53300": "Close connections or raise max_connections.",
+}
+# What the database calls an argument, and the command line a flag.
+_SPELLINGS = {
+    "with key => …": "with --key",
+    "call embed.enable with another name => …": "run `embedworker enable` with another --name",
 }
 _NAME_TROUBLE = (errors.InvalidName, errors.SyntaxError, errors.FeatureNotSupported)
 
@@ -128,6 +134,8 @@ def _explain(error: psycopg.Error) -> str:
         error, (errors.UndefinedFunction, errors.UndefinedTable, errors.UndefinedColumn)
     ) and ("embed." in diag.message_primary):
         hint = "The schema embed is of another version: run `embedworker migrate`."
+    for spelling, ours in _SPELLINGS.items():
+        hint = hint and re.sub(re.escape(spelling), ours, hint, flags=re.IGNORECASE)
     lines = [diag.message_primary]
     lines += [f"  detail: {diag.message_detail}"] if diag.message_detail else []
     lines += [f"  hint: {hint}"] if hint else []

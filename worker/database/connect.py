@@ -198,5 +198,6 @@ _GENERAL_ADVICE = "check that the server runs and that host, port, user and data
 
 def _explain(url: str, error: psycopg.OperationalError) -> str:
     said = " ".join(str(error).split())
+    end = "" if said.endswith(("?", "!", ".")) else "."  # libpq may ask: is the server running …?
     advice = next((advice for words, advice in _ADVICE if words in said), _GENERAL_ADVICE)
-    return f"cannot connect to {obfuscate(url)}: {said}. What to do: {advice}"
+    return f"cannot connect to {obfuscate(url)}: {said}{end} What to do: {advice}"
