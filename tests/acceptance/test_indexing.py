@@ -58,6 +58,35 @@ def test_one_that_was_left_invalid_is_built_again(shop: Connection, workers: Wor
     assert shop.execute("select to_regclass('broken')").fetchone() == (None,)
 
 
+def test_run_once_builds_one_after_the_other(shop: Connection, workers: Workers) -> None:
+    """It does not end with the first that it has begun; an old transaction makes that take long."""
+    articles(shop, 60)
+    shop.execute(
+        "create table note (id integer primary key, content text);"
+        "insert into note select n, 'note ' || n from generate_series(1, 60) n;"
+        "select embed.enable('note', array['content'])"
+    )
+    assert workers.start("--once", up=False).wait(60) == 0
+    shop.execute(
+        "create index broken on article_embedding using hnsw (embedding vector_cosine_ops);"
+        "create index broken_too on note_embedding using hnsw (embedding vector_cosine_ops);"
+        "update pg_index set indisvalid = false where indexrelid in"
+        " ('broken'::regclass, 'broken_too'::regclass)"
+    )
+    with psycopg.connect(workers.url) as app:
+        app.execute("set transaction isolation level repeatable read")
+        app.execute("select count(*) from article").fetchone()
+        worker = workers.start("--once", up=False, index_after_rows="50")
+        idle = (
+            "select from pg_stat_activity where application_name like 'embedworker passages %'"
+            " and state = 'idle' and state_change < now() - interval '0.5 s'"
+        )
+        wait_until(lambda: shop.execute(idle).fetchone() is not None, 30)
+        app.commit()
+    assert worker.wait(60) == 0
+    assert [valid for _, valid in shop.execute(INDEXES)] == [True, True]
+
+
 def test_a_small_table_stays_without(shop: Connection, workers: Workers) -> None:
     articles(shop, 40)
     workers.start(index_after_rows="50")

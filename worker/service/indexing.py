@@ -85,10 +85,13 @@ class Indexer:
         )
         self._thread.start()
 
-    def wait(self) -> None:
-        """Wait for a build that is under way."""
-        if self._thread is not None:
-            self._thread.join()
+    def wait(self) -> bool:
+        """Wait for a build that is under way; say whether one was begun since the last wait."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return False
+        thread.join()
+        return True
 
     def _build(self, source: Source, table: str, column: str, broken: str | None) -> None:
         started = time.monotonic()

@@ -191,6 +191,9 @@ class Worker:
                         idle = 0
                     elif lane.drained or registry.troubles():
                         idle += 1
+                        # One index at a time: other sources may need one, too.
+                        if idle == 2 and indexer.wait():
+                            idle = 0
                     else:
                         current.wake.wait(self._settings.poll_min)
             indexer.wait()
