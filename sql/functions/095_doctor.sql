@@ -183,6 +183,8 @@ declare
     lane text;
     alive bigint;
     strangers text;
+    logins text;
+    superusers text;
 begin
     foreach lane in array array['passages', 'questions'] loop
         select count(*) into alive from embed.worker w where lane = any (w.lanes);
@@ -204,6 +206,32 @@ begin
     detail := coalesce('no lock shows that these are alive: ' || strangers, 'shown to be alive by a lock');
     advice := case when strangers is not null then
         'They seem to connect through a transaction pooler. Rows of one that dies wait for the end of its lease; name the server itself in EMBEDWORKER_DATABASE_URL.' end;
+    return next;
+
+    -- The login that a worker's own session has; behind a pooler the session may be anybody's.
+    select string_agg(distinct quote_ident(a.usename), ', '), string_agg(distinct quote_ident(a.usename), ', ') filter (where r.rolsuper)
+    into logins, superusers
+    from embed.worker w
+    join pg_stat_activity a on a.pid = w.backend
+    join pg_roles r on r.oid = a.usesysid
+    where w.lock_held;
+    if logins is null then
+        return;
+    end if;
+    select string_agg(distinct s.relation::text, ', ') into strangers
+    from embed.source s
+    join pg_class c on c.oid = s.relation
+    join pg_roles o on o.oid = c.relowner
+    where not o.rolsuper;
+    "check" := 'login';
+    state := 'ok';
+    detail := logins;
+    advice := null;
+    if superusers is not null and strangers is not null then
+        state := 'warning';
+        detail := format('workers log in as the superuser %s, and %s belongs to a role that is none', superusers, strangers);
+        advice := 'What the owner of a table has put on it (triggers, policies, casts, its filter) runs with a superuser''s rights there. Give workers a login of their own: create role embedder login password ''…'' in role embed_worker;';
+    end if;
     return next;
 end
 $$;

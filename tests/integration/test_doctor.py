@@ -299,3 +299,27 @@ def test_ordinary_holders_of_locks(article: Connection, shared_database: str) ->
         clerk.execute("commit; select pg_advisory_lock(1701667428, 1)")
         ((detail, _),) = wait_until(lambda: held_up(article), 30)
         assert "holds up waking workers up" in detail
+
+
+def test_a_superuser_works_on_tables_of_others(article: Connection, shared_database: str) -> None:
+    """What their owners put on them would run with its rights; a login of its own is the advice."""
+    with closing(Lane(shared_database)) as lane:
+        lane.connection.execute(
+            "update embed.worker_session set lock_held = true where id = %s", [lane.worker.id]
+        )
+        lane.connection.execute("select pg_advisory_lock(1701667429, %s)", [lane.worker.id])
+        boss = lane.connection.info.user
+        assert findings(article, "workers")["login"] == ("ok", boss, None)
+        article.execute("create role t_bookseller; alter table article owner to t_bookseller")
+        try:
+            state, detail, advice = findings(article, "workers")["login"]
+            assert (state, detail) == (
+                "warning",
+                f"workers log in as the superuser {boss},"
+                " and shop.article belongs to a role that is none",
+            )
+            assert advice is not None
+            assert "in role embed_worker" in advice
+        finally:
+            article.execute("drop owned by t_bookseller cascade; drop role t_bookseller")
+    assert "login" not in findings(article, "workers"), "no worker whose login can be seen"
