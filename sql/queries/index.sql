@@ -1,8 +1,16 @@
 -- index_facts
--- Whether a source's vectors have an HNSW index, and whether it can be used.
+-- Whether a source's vectors have an HNSW index, whether it can be used, and whether somebody is at it:
+-- until a concurrent build is through, its index is not valid either.
 select
     format('%%I.%%I', n.nspname, i.relname) as index,
-    x.indisvalid as valid
+    x.indisvalid as valid,
+    exists (
+        select
+        from pg_catalog.pg_stat_progress_create_index p
+        join pg_catalog.pg_locks l on l.pid = p.pid
+        where l.relation = x.indrelid
+        and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
+    ) as building
 from pg_catalog.pg_index x
 join pg_catalog.pg_class i on i.oid = x.indexrelid
 join pg_catalog.pg_namespace n on n.oid = i.relnamespace

@@ -1,5 +1,6 @@
 """The HNSW index of a table comes by itself, after the rows, and nobody waits for it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -7,6 +8,8 @@ import pytest
 from fix_worker import Workers
 from oracle import wait_settled
 from waiting import wait_until
+
+from worker.database.connect import connect
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -85,6 +88,41 @@ def test_run_once_builds_one_after_the_other(shop: Connection, workers: Workers)
         app.commit()
     assert worker.wait(60) == 0
     assert [valid for _, valid in shop.execute(INDEXES)] == [True, True]
+
+
+@pytest.mark.parametrize("arguments", [["--once"], ["--only-passages"]])
+def test_a_broken_one_of_a_small_table_is_built_again(
+    shop: Connection, workers: Workers, arguments: list[str]
+) -> None:
+    """Somebody wanted it; and the doctor says of a broken one that a worker builds it anew."""
+    articles(shop, 40)
+    shop.execute(
+        "create index broken on article_embedding using hnsw (embedding vector_cosine_ops);"
+        "update pg_index set indisvalid = false where indexrelid = 'broken'::regclass"
+    )
+    workers.start(*arguments, up=False, index_after_rows="50")
+    wait_until(lambda: [valid for _, valid in shop.execute(INDEXES)] == [True], 30)
+
+
+def test_one_that_its_owner_is_building_is_left_alone(shop: Connection, workers: Workers) -> None:
+    """It is not valid until it is done; to drop it would wait for that, and drop a good one."""
+    articles(shop, 60)
+    assert workers.start("--once", up=False).wait(60) == 0
+    with (
+        connect(workers.url, lock_timeout=0) as owner,
+        psycopg.connect(workers.url) as app,
+        ThreadPoolExecutor() as beside,
+    ):
+        app.execute("set transaction isolation level repeatable read")
+        app.execute("select count(*) from article").fetchone()
+        mine = "create index concurrently mine on article_embedding"
+        built = beside.submit(owner.execute, f"{mine} using hnsw (embedding vector_cosine_ops)")
+        wait_until(lambda: [valid for _, valid in shop.execute(INDEXES)] == [False], 30)
+        assert workers.start("--once", up=False, index_after_rows="50").wait(60) == 0
+        app.commit()
+        built.result(30)
+    mine = "select indisvalid from pg_index where indexrelid = 'mine'::regclass"
+    assert shop.execute(mine).fetchall() == [(True,)]
 
 
 def test_a_small_table_stays_without(shop: Connection, workers: Workers) -> None:

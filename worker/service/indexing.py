@@ -50,7 +50,10 @@ class Indexer:
         return self._thread is not None and self._thread.is_alive()
 
     def consider(self, connection: Connection, source: Source) -> None:
-        """Start a build if the source has enough vectors and no valid index."""
+        """Start a build if the source has enough vectors and no valid index.
+
+        One that was left broken is built anew however few there are: it costs every write.
+        """
         now = time.monotonic()
         if self.busy or now - self._looked.get(source.id, -CONSIDER) < CONSIDER:
             return
@@ -61,25 +64,20 @@ class Indexer:
             statement("index_facts"),
             {"table": table, "column": column.strip('"').replace('""', '"')},
         ).fetchone()
-        if facts is not None and facts[1]:
+        broken, valid, building = facts or (None, False, False)
+        if valid:
             self._note(connection, source, "valid")
             return
-        enough = connection.execute(
-            # With parameters, a percent sign in a name has to be doubled.
-            render(
-                "index_count",
-                table=_quoted(table.replace("%", "%%")),
-                column=_quoted(column.replace("%", "%%")),
-            ),
-            {"enough": max(self._after_rows, 1)},
-        ).fetchone()
-        if enough is None or enough[0] < max(self._after_rows, 1):
+        if building:  # by its owner, or another worker
+            self._note(connection, source, "building")
+            return
+        if broken is None and not self._has_enough(connection, table, column):
             self._note(connection, source, "none: few rows")
             return
         self._note(connection, source, "building")
         self._thread = threading.Thread(
             target=self._build,
-            args=(source, table, column, None if facts is None else facts[0]),
+            args=(source, table, column, broken),
             name="indexer",
             daemon=True,
         )
@@ -92,6 +90,19 @@ class Indexer:
             return False
         thread.join()
         return True
+
+    def _has_enough(self, connection: Connection, table: str, column: str) -> bool:
+        enough = max(self._after_rows, 1)
+        row = connection.execute(
+            # With parameters, a percent sign in a name has to be doubled.
+            render(
+                "index_count",
+                table=_quoted(table.replace("%", "%%")),
+                column=_quoted(column.replace("%", "%%")),
+            ),
+            {"enough": enough},
+        ).fetchone()
+        return row is not None and row[0] >= enough
 
     def _build(self, source: Source, table: str, column: str, broken: str | None) -> None:
         started = time.monotonic()
