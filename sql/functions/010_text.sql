@@ -144,15 +144,16 @@ end;
 
 -- An SQL expression for a column as text, '' where it is null. By the output function of its type, never
 -- by a cast: whoever owns a type may write a cast for it, which would then run with the rights of
--- whoever reads the row, a worker or a trigger among them. format makes of no null an error and of a
--- text itself; only the blanks behind a char(n) are its own doing.
+-- whoever reads the row, a worker or a trigger among them. The blanks that a char(n) is filled up with are
+-- shown by its output function only. Columns may have different collations, and joined under them they
+-- could not be compared with anything.
 create or replace function embed._column_sql(relation regclass, attnum smallint, alias text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 return (
     select format(
-        case when embed._base_type(a.atttypid) = 'bpchar'::regtype then 'pg_catalog.rtrim(pg_catalog.format(%L, %I.%I))'
-            else 'pg_catalog.format(%L, %I.%I)' end,
+        case when embed._base_type(a.atttypid) = 'bpchar'::regtype then '(pg_catalog.rtrim(pg_catalog.format(%L, %I.%I)) collate pg_catalog."C")'
+            else '(pg_catalog.format(%L, %I.%I) collate pg_catalog."C")' end,
         '%s', alias, a.attname
     )
     from pg_attribute a

@@ -72,7 +72,7 @@ declare
     -- trigger, so nothing is known of its text there.
     present constant text := coalesce(
         (
-            select format('concat(%s) <> %L', string_agg(format('new_row.%I', a.attname), ', '), '')
+            select format('concat(%s) collate "C" <> %L', string_agg(format('new_row.%I', a.attname), ', '), '')
             from pg_attribute a
             where a.attrelid = source.relation and a.attnum = any (source.column_attnums)
             having not bool_or(a.attgenerated::text = 'v')

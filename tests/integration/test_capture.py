@@ -482,3 +482,20 @@ def test_prepared_transaction(two_phase: str) -> None:
         connection.execute("begin; update article set body = 'x' where id = 1")
         with pytest.raises(psycopg.errors.FeatureNotSupported, match="NOTIFY"):
             connection.execute("prepare transaction 'three'")
+
+
+def test_columns_of_different_collations(app: Connection, drain: Drain) -> None:
+    """Of two put together, none can be derived to compare them under."""
+    app.execute(
+        """
+        create table mixed (id int primary key, name text collate "C", body text collate "POSIX", kind char(5));
+        insert into mixed values (1, 'one', 'first', 'a');
+        select embed.enable('mixed', array['name', 'body', 'kind']);
+        """
+    )
+    assert drain() == []
+    app.execute("insert into mixed values (2, 'two', 'second', 'b')")
+    assert captured(app, "mixed") == [("2",)]
+    app.execute("update mixed set body = 'erster' where id = 1")
+    assert drain() == []
+    assert assert_current(app, "mixed") == {("1",): "one\nerster\na", ("2",): "two\nsecond\nb"}

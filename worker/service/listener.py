@@ -29,8 +29,8 @@ log = logging.getLogger("embedworker.listener")
 SELF_TEST = 2.0  # seconds in which our own NOTIFY must have come back
 LISTEN = 0.25  # seconds in which an end is noticed; costs no round trip
 CHANGES = "embed"  # the channel of the triggers
-# Seconds in which the writers after one that notified do not: of many, one after the other would, and
-# each NOTIFY wakes two processes of the server and this thread.
+# Seconds in which the writers after one that notified do not: of many, one after the other would,
+# and each NOTIFY wakes two processes of the server and this thread.
 QUIET = 0.02
 LOOK = 5.0  # seconds between looks at whether the connection still lives
 RETRY_LOCK = 1.0  # seconds
