@@ -488,7 +488,8 @@ def test_columns_of_different_collations(app: Connection, drain: Drain) -> None:
     """Of two put together, none can be derived to compare them under."""
     app.execute(
         """
-        create table mixed (id int primary key, name text collate "C", body text collate "POSIX", kind char(5));
+        create table mixed
+            (id int primary key, name text collate "C", body text collate "POSIX", kind char(5));
         insert into mixed values (1, 'one', 'first', 'a');
         select embed.enable('mixed', array['name', 'body', 'kind']);
         """
