@@ -343,6 +343,26 @@ set due = now() + %(delay)s * interval '1 second', attempts = greatest(q.attempt
 from mine m
 where {q_is_m};
 
+-- queue_release_held
+-- The same where the keys may not be read back from text: the domain that a key is of may have got a
+-- check since that raises an error for every value. Looks at all that is held or was tried, so it is
+-- for what a source in trouble holds.
+with job as (
+    select * from unnest(%(seqs)s::bigint[], %(priorities)s::smallint[]) as j (seq, priority)
+),
+mine as materialized (
+    select {q_places}, j.priority
+    from {queue} q
+    join job j on j.seq = q.seq
+    where q.priority between 11 and 19 and q.claimed_by = %(worker)s and q.due < 'infinity'
+    order by {q_places}
+    for update of q
+)
+update {queue} q
+set due = now(), attempts = greatest(q.attempts - 1, 0), priority = m.priority, claimed_by = null
+from mine m
+where {q_is_m};
+
 -- queue_extend
 -- Keep the lease of everything this worker holds, which has one of these priorities. A row that is
 -- locked is about to be no longer held.

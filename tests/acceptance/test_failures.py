@@ -305,6 +305,45 @@ def test_rows_that_could_not_be_handed_back_at_once(
     assert "forgotten" not in worker.output(), "they are known, and their attempts given back"
 
 
+def test_keys_that_can_no_longer_be_read(shop: Connection, workers: Workers) -> None:
+    """The key's domain gets a check that raises: that table stands still, and no other.
+
+    Its rows could not be handed back either, and the lane began anew again and again.
+    """
+    articles(shop, "하나")
+    shop.execute("create domain number as integer")
+    shop.execute("create table broken (id number primary key, content text)")
+    shop.execute("insert into broken select n, '글 ' || n from generate_series(1, 3) n")
+    shop.execute("select embed.enable('broken', array['content'])")
+    worker = workers.start(max_attempts="2")
+    wait_settled(shop, "article")
+    wait_settled(shop, "broken")
+    shop.execute(
+        """
+        create function judge(n integer) returns boolean language plpgsql as $$
+        begin
+            raise exception 'no number is good enough';
+        end $$;
+        alter domain number add constraint judged check (judge(value)) not valid
+        """
+    )
+    shop.execute("update broken set content = content || ' 새로'")
+    error = "select error from embed.status where source = 'broken'::regclass"
+    wait_until(lambda: "good enough" in str(shop.execute(error).fetchone()), 20)
+    query = sql.SQL("select count(*) from {} where claimed_by is not null").format(
+        queue_of(shop, "broken")
+    )
+    for number in range(2, 7):
+        shop.execute("insert into article values (%s, '다른 글')", [number])
+        wait_settled(shop, "article")
+    wait_until(lambda: shop.execute(query).fetchone() == (0,), 20, "rows that are handed back")
+    assert "lane" not in worker.output()
+    shop.execute("alter domain number drop constraint judged")
+    wait_settled(shop, "broken", timeout=60)
+    assert judge(shop, "broken").good, "nothing of it is dead: no attempt was counted"
+    wait_until(lambda: shop.execute(error).fetchone() == (None,))
+
+
 def test_a_row_that_is_held_and_forgotten(shop: Connection, workers: Workers) -> None:
     """Whatever the reason: a worker with nothing at hand holds nothing."""
     articles(shop, "먼저 있던 글")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from worker.queue.claim import Job
 from worker.queue.source import Connection
 
-__all__ = ["LOCKED", "backoff", "fail", "release"]
+__all__ = ["LOCKED", "backoff", "fail", "release", "release_held"]
 
 ERROR_LENGTH = 1000  # characters kept of an error's text
 LOCKED = 0.2  # seconds until a row that the application holds locked is tried again
@@ -72,3 +72,16 @@ def release(
             "delay": delay,
         },
     )
+
+
+def release_held(connection: Connection, jobs: Sequence[Job], *, worker: int) -> None:
+    """Hand jobs of one source back whose keys may be what its trouble is."""
+    if jobs:
+        connection.execute(
+            jobs[0].source.render("queue_release_held"),
+            {
+                "seqs": [job.seq for job in jobs],
+                "priorities": [job.priority for job in jobs],
+                "worker": worker,
+            },
+        )

@@ -17,7 +17,7 @@ from worker.queue.claim import BACKFILL, FRESH, RETRIES, Job, claim, move, poll,
 from worker.queue.compact import Compactor
 from worker.queue.complete import Passage, Result, complete
 from worker.queue.cursor import FRONT, Cursor
-from worker.queue.failure import LOCKED, fail, release
+from worker.queue.failure import LOCKED, fail, release, release_held
 from worker.queue.lease import Identity, free
 from worker.queue.source import Connection, Source
 from worker.queue.statistics import Statistics
@@ -142,7 +142,10 @@ class PassageLane:
         """Give back every claimed row untried, for another worker or the next start."""
         self._statistics.drop()
         jobs = self._pool.clear() + self._loose + self._owed
-        self._release(jobs)
+        self._loose, self._owed = [], []
+        error = self._release_held(jobs)
+        if error is not None:
+            raise error
         self._progress.holding = False
         if jobs:
             log.info("handed %s rows back", len(jobs))
@@ -193,7 +196,7 @@ class PassageLane:
     def _give_back_owed(self, source: Source) -> None:
         jobs = [job for job in self._owed if job.source.id == source.id]
         if jobs:
-            release(self._connection, jobs, worker=self._worker.id)
+            release_held(self._connection, jobs, worker=self._worker.id)
             self._owed = [job for job in self._owed if job.source.id != source.id]
 
     def _give_back_forgotten(self, source: Source) -> None:
@@ -338,7 +341,7 @@ class PassageLane:
         characters = 0
         for at in range(0, len(jobs), SLICE):
             if characters > CHARACTERS:
-                self._release(jobs[at:])
+                release(self._connection, jobs[at:], worker=self._worker.id)
                 return jobs[:at]
             some = jobs[at : at + SLICE]
             read(self._connection, some, fingerprint=loaded.fingerprint)
@@ -463,8 +466,11 @@ class PassageLane:
             # Rows that were locked at that moment (by the application, whose row holds the vector;
             # by our own keeper, which extended their leases) are still ours: hand them back. Left
             # alone they would wait for their lease, and it is extended as long as there is work.
-            self._release(
-                [result.job for result in results], delay=LOCKED if source.into_column else 0.0
+            release(
+                self._connection,
+                [result.job for result in results],
+                worker=self._worker.id,
+                delay=LOCKED if source.into_column else 0.0,
             )
         return count
 
@@ -513,19 +519,28 @@ class PassageLane:
         """A source is in trouble: what is held of it is handed back."""
         jobs = self._pool.clear(source.id) + [j for j in self._loose if j.source.id == source.id]
         self._loose = [job for job in self._loose if job.source.id != source.id]
-        try:
-            self._release(jobs)
-        except psycopg.errors.LockNotAvailable:
-            self._owed += jobs
-        except psycopg.errors.UndefinedTable:
-            pass  # dropped with its queue: nothing is held any more
+        self._release_held(jobs)
 
-    def _release(self, jobs: Sequence[Job], *, delay: float = 0.0) -> None:
+    def _release_held(self, jobs: Sequence[Job]) -> psycopg.Error | None:
+        """Hand back what is held, source by source; where that fails now, it is owed.
+
+        Whatever the reason is, it is that source's: the others go on. Returns the last one.
+        """
         by_source: dict[int, list[Job]] = defaultdict(list)
         for job in jobs:
             by_source[job.source.id].append(job)
+        failure = None
         for some in by_source.values():
-            release(self._connection, some, worker=self._worker.id, delay=delay)
+            try:
+                release_held(self._connection, some, worker=self._worker.id)
+            except psycopg.errors.UndefinedTable:
+                pass  # dropped with its queue: nothing is held any more
+            except psycopg.Error as error:
+                if self._connection.closed:
+                    raise
+                self._owed += some
+                failure = error
+        return failure
 
     # Sweeping
 
