@@ -71,6 +71,14 @@ begin
                 using errcode = 'EW003',
                 hint = 'See embed.model for what is, or add it with embed.add_model(…).';
         end if;
+        -- Everybody may ask, and a worker loads what it is asked for: gigabytes for a model of which
+        -- nobody here has a vector.
+        if chosen <> embed.default_model() and not exists (select from embed.source s where s.model = chosen) then
+            raise exception 'the model % is in use nowhere here; expected % or that of an enabled table',
+                quote_literal(chosen), quote_literal(embed.default_model())
+                using errcode = 'EW003',
+                hint = 'Enable a table with it, embed.enable(…, model => …), or make it the default with embed.use_model(…).';
+        end if;
         patience := embed._query_timeout();
         perform embed._require_loopback();
         select a.embedding, a.terms, a.shares, a.lost into embedding, terms, shares, lost

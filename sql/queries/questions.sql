@@ -24,6 +24,13 @@ and q.error is null;
 -- Have whoever asked look at once.
 select embed._unlock_questions(%(ids)s::uuid[], %(locked)s::boolean[]);
 
+-- questions_put_back
+-- Leave questions to other workers for a moment, while their model is being loaded here.
+update embed.question q
+set due = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => %(delay)s), claimed_by = null
+where q.id = any (%(ids)s::uuid[])
+and q.claimed_by = %(worker)s;
+
 -- questions_evict
 -- Forget the oldest of the kept vectors, a bounded number at a time. By their place, since what is
 -- found by the primary key is counted as a hit.

@@ -79,6 +79,12 @@ from (select pg_advisory_xact_lock(1701667428, 4)) as turn
 on conflict (digest) do update set notes = excluded.notes, created_at = now()
 returning id;
 
+-- models_in_use
+-- The models that questions and rows may need.
+select s.model from embed.source s where s.model is not null
+union
+select embed.default_model();
+
 -- model_card
 -- What the database knows of a model.
 select name, dimensions, max_tokens, query_prefix, passage_prefix, pooling from embed.model where name = %(name)s;

@@ -319,6 +319,17 @@ def test_unknown_model(owner: Connection) -> None:
     assert "no/such" in said.message_primary
 
 
+def test_model_that_nothing_uses(owner: Connection) -> None:
+    """Whoever asks with it would have every worker load it."""
+    other = "intfloat/multilingual-e5-base"
+    said = refused(owner, "EW003", "select embed.query('x', model => %s)", other)
+    assert f"'{other}' is in use nowhere here; expected 'testing:hash'" in said.message_primary
+    owner.execute("create table note (id integer primary key, body text)")
+    owner.execute("select embed.enable('note', array['body'], model => %s)", [other])
+    owner.execute("set embed.query_timeout = '200ms'")
+    refused(owner, "EW001", "select embed.query('x', model => %s)", other)
+
+
 @pytest.mark.parametrize("value", ["soon", "-1s", "0", "2min", "1e99 years"])
 def test_wrong_timeout(owner: Connection, value: str) -> None:
     owner.execute("select set_config('embed.query_timeout', %s, false)", [value])

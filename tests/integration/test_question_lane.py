@@ -1,5 +1,11 @@
 """The query lane: batches, failures, leases and what is left behind."""
 
+import gc
+import os
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,21 +13,55 @@ from fix_questions import (
     QuestionRunner,
     question_vector,
 )
+from waiting import wait_until
 
+from worker import settings
 from worker.database.statements import statement
 from worker.errors import ModelError
+from worker.model.catalog import TESTING_MODEL
 from worker.queue.source import Connection
-from worker.service.questions import QuestionLane
+from worker.service.models import Models
+from worker.service.questions import BATCH, QuestionLane
 
 
-def leave(c: Connection, *texts: str, age: str = "0") -> None:
+def leave(c: Connection, *texts: str, age: str = "0", model: str | None = None) -> None:
     for text in texts:
         c.execute(
             "insert into embed.question (id, model, text, asked_at)"
-            " values (gen_random_uuid(), embed.default_model(), %s,"
+            " values (gen_random_uuid(), coalesce(%s, embed.default_model()), %s,"
             " clock_timestamp() - %s::interval)",
-            [text, age],
+            [model, text, age],
         )
+
+
+def enable_note(c: Connection, model: Path) -> str:
+    """Make a table with a tiny model of its own."""
+    c.execute("select embed.add_model(%s, 32, 64, '', '')", [str(model)])
+    c.execute("create table note (id integer primary key, body text)")
+    c.execute("select embed.enable('note', array['body'], model => %s)", [str(model)])
+    return str(model)
+
+
+def held_up(model: Path) -> Callable[[], None]:
+    """Let whoever loads this model wait at its first file; returns what lets it go on."""
+    listed, whole = model / "modules.json", model / "whole"
+    content = listed.read_text()
+    listed.unlink()
+    os.mkfifo(listed)
+
+    def opened() -> int | None:
+        with suppress(OSError):  # nobody reads yet
+            return os.open(listed, os.O_WRONLY | os.O_NONBLOCK)
+        return None
+
+    def go_on() -> None:
+        pipe = wait_until(opened, 100, "somebody who loads the model")
+        whole.write_text(content)
+        whole.replace(listed)
+        os.write(pipe, content.encode())
+        os.close(pipe)
+
+    return go_on
 
 
 def test_one_bad_question_does_not_spoil_its_batch(
@@ -92,3 +132,51 @@ def test_requests_of_lost_askers_are_deleted(testing_database: str, owner: Conne
     leave(owner, "recent", age="1 minute")
     QuestionLane(runner.load).answer_once(owner, 1)
     assert owner.execute("select text from embed.question").fetchall() == [("recent",)]
+
+
+def test_questions_do_not_wait_for_the_model_of_others(
+    owner: Connection, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was loaded between them: over twenty seconds for a large one, with a time-out of five."""
+    monkeypatch.setenv("EMBEDWORKER_DEVICE", "cpu")
+    name = enable_note(owner, tiny_model)
+    go_on = held_up(tiny_model)
+    models = Models(settings.load(), threads=1)
+    lane = QuestionLane(models.ready)
+    models.get(owner, TESTING_MODEL)
+    leave(owner, *["slow"] * BATCH, model=name)
+    leave(owner, "quick")
+    answered = "select text from embed.question where embedding is not null"
+    try:
+        assert lane.answer_once(owner, 1) == BATCH
+        assert models.loading
+        assert lane.put_back == BATCH
+        assert lane.answer_once(owner, 1) == 1, "the others are put back, not in the way"
+        assert owner.execute(answered).fetchall() == [("quick",)]
+        assert not owner.execute(
+            "select from embed.question where claimed_by = 1 and text = 'slow'"
+        ).rowcount
+    finally:
+        go_on()
+
+    def all_answered() -> bool:
+        lane.answer_once(owner, 1)
+        return owner.execute(answered).rowcount == BATCH + 1
+
+    wait_until(all_answered, 30)
+    assert not models.loading
+    assert owner.execute("select from embed.question where error is not null").rowcount == 0
+
+
+def test_model_that_is_used_no_more_is_forgotten(owner: Connection, tiny_model: Path) -> None:
+    name = enable_note(owner, tiny_model)
+    models = Models(settings.load(device="cpu"), threads=1)
+    kept = weakref.ref(models.get(owner, name).encoder)
+    models.get(owner, TESTING_MODEL)
+    gc.collect()
+    assert kept() is not None, "a table uses it"
+    owner.execute("select embed.disable('note', drop_vectors => true)")
+    models.renew()
+    models.get(owner, TESTING_MODEL)
+    gc.collect()
+    assert kept() is None

@@ -1,8 +1,10 @@
 """The encoders of a process, loaded when first needed, and their numbers in the database."""
 
 import logging
+import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from psycopg.types.json import Jsonb
@@ -11,6 +13,7 @@ from worker.database.rows import one
 from worker.database.statements import statement
 from worker.errors import ConfigurationError, ModelError
 from worker.model import Encoder, open_encoder
+from worker.model.cpu import cpu_quota, set_threads
 from worker.queue.source import Connection
 from worker.service.health import Telemetry
 from worker.service.logs import sayable
@@ -32,7 +35,10 @@ class Loaded:
 
 
 class Models:
-    """Loads each model once. One that fails is tried again, less and less often."""
+    """Loads each model once. One that fails is tried again, less and less often.
+
+    When another is loaded, those that nothing in the database uses any longer are forgotten.
+    """
 
     def __init__(
         self, settings: Settings, *, threads: int | None, telemetry: Telemetry | None = None
@@ -44,6 +50,24 @@ class Models:
         self._encoders: dict[str, Encoder] = {}
         self._loaded: dict[str, Loaded] = {}
         self._failed: dict[str, tuple[float, Exception, Patience]] = {}
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._opening: dict[str, Future[Encoder]] = {}
+
+    @property
+    def loading(self) -> bool:
+        """Whether :meth:`ready` will have another model soon."""
+        return not all(opening.done() for opening in self._opening.values())
+
+    def ready(self, connection: Connection, name: str) -> Loaded | None:
+        """Do what :meth:`get` does, but load in another thread: None until that is over."""
+        opening = self._opening.get(name)
+        tried_at = self._failed[name][0] if name in self._failed else 0.0
+        if opening is None and name not in self._encoders and time.monotonic() >= tried_at:
+            card = self._card(connection, name)
+            opening = self._opening[name] = self._opener.submit(self._open, name, *card)
+        if opening is not None and not opening.done():
+            return None
+        return self.get(connection, name)
 
     def get(self, connection: Connection, name: str) -> Loaded:
         """Return the model, loading it if need be.
@@ -77,13 +101,16 @@ class Models:
             self._loaded.clear()
 
     def _load(self, connection: Connection, name: str) -> Loaded:
-        card = connection.execute(statement("model_card"), {"name": name}).fetchone()
-        if card is None:
-            raise ConfigurationError(
-                f"the database does not know the model {name!r}; add it with embed.add_model(…)"
-            )
-        encoder = self._encoders.get(name) or self._open(name, *card[1:5])
-        self._encoders[name] = encoder
+        card = self._card(connection, name)
+        opening = self._opening.pop(name, None)
+        if opening is not None:
+            self._encoders[name] = opening.result()
+            if "torch" in sys.modules:  # the thread that loaded it has the number, not yet this one
+                set_threads(self._threads or cpu_quota())
+        elif name not in self._encoders:
+            self._encoders[name] = self._open(name, *card)
+        self._forget_unused(connection, name)
+        encoder = self._encoders[name]
         fingerprint = encoder.fingerprint
         (number,) = one(
             connection.execute(
@@ -97,9 +124,25 @@ class Models:
         )
         return Loaded(name, encoder, int(number))
 
-    def _open(
-        self, name: str, dimensions: int, _: int, query_prefix: str, passage_prefix: str
-    ) -> Encoder:
+    @staticmethod
+    def _card(connection: Connection, name: str) -> tuple[int, str, str]:
+        card = connection.execute(statement("model_card"), {"name": name}).fetchone()
+        if card is None:
+            raise ConfigurationError(
+                f"the database does not know the model {name!r}; add it with embed.add_model(…)"
+            )
+        _, dimensions, _, query_prefix, passage_prefix, *_ = card
+        return dimensions, query_prefix, passage_prefix
+
+    def _forget_unused(self, connection: Connection, name: str) -> None:
+        used = {row[0] for row in connection.execute(statement("models_in_use"))}
+        for other in (self._encoders.keys() | self._opening.keys()) - used - {name}:
+            self._encoders.pop(other, None)
+            self._opening.pop(other, None)
+            self._loaded.pop(other, None)
+            log.info("model %s is used by nothing any more; it is forgotten", other)
+
+    def _open(self, name: str, dimensions: int, query_prefix: str, passage_prefix: str) -> Encoder:
         started = time.monotonic()
         chosen = self._settings
         telemetry = self._telemetry

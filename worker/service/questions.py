@@ -17,10 +17,11 @@ from worker.queue.source import Connection
 from worker.service.health import Telemetry
 from worker.service.models import Loaded
 
-__all__ = ["BATCH", "QuestionLane", "reason"]
+__all__ = ["BATCH", "PUT_BACK", "QuestionLane", "reason"]
 
 LEASE = 5.0  # seconds until another worker may take a question over
 BATCH = 8  # questions in one forward; also what one claim takes, so that other workers share
+PUT_BACK = 0.2  # seconds until a question is looked at again whose model is being loaded
 SHORT = 200  # characters; longer ones go alone, or short ones would pay for their padding
 CACHE_KEEP = 10_000  # vectors
 CACHE_STEP = 256  # vectors kept between two evictions, of up to twice as many
@@ -45,18 +46,21 @@ class _Question(NamedTuple):
 class QuestionLane:
     """Answers questions, a handful at a time. Not for use from several threads at once.
 
-    ``load`` returns the model of a name, :meth:`worker.service.models.Models.get`; what it raises
-    becomes the answer.
+    ``load`` returns the model of a name, :meth:`worker.service.models.Models.ready`; what it raises
+    becomes the answer. With None, the questions wait: those of other models are answered meanwhile,
+    and another worker may have it.
     """
 
     def __init__(
-        self, load: Callable[[Connection, str], Loaded], telemetry: Telemetry | None = None
+        self, load: Callable[[Connection, str], Loaded | None], telemetry: Telemetry | None = None
     ) -> None:
         self._load = load
         self._telemetry = telemetry or Telemetry("questions")
         self._claimed_at = 0.0
         self._kept = 0
         self._next_look = 0.0
+        self.put_back = 0
+        """How many of the questions of the last call are still to be answered."""
 
     def __repr__(self) -> str:
         return f"<QuestionLane kept={self._kept}>"
@@ -77,6 +81,7 @@ class QuestionLane:
             },
         ).fetchall()
         self._claimed_at = time.monotonic()
+        self.put_back = 0
         for batch in _batches(_Question(*row) for row in claimed):
             self._answer(connection, worker_id, batch)
         if self._kept >= CACHE_STEP:
@@ -92,6 +97,14 @@ class QuestionLane:
     def _answer(self, connection: Connection, worker: int, batch: Sequence[_Question]) -> None:
         try:
             model = self._load(connection, batch[0].model)
+            if model is None:
+                connection.execute(
+                    statement("questions_put_back"),
+                    {"ids": [q.id for q in batch], "delay": PUT_BACK, "worker": worker},
+                )
+                _unlock(connection, batch)
+                self.put_back += len(batch)
+                return
             vectors = self._encode(model.encoder, batch)
         except psycopg.Error:
             raise  # the connection's trouble, not the question's: the lease brings it round again
@@ -106,10 +119,7 @@ class QuestionLane:
                 statement("questions_fail"),
                 {"ids": [batch[0].id], "errors": [reason(error)], "worker": worker},
             )
-            connection.execute(
-                statement("questions_unlock"),
-                {"ids": [batch[0].id], "locked": [batch[0].locked]},
-            )
+            _unlock(connection, batch)
             self._telemetry.metrics.questions.labels("failed").inc()
             self._telemetry.health.failed(1, "at the model")
             return
@@ -152,6 +162,13 @@ class QuestionLane:
             telemetry.health.at_model(False)
             telemetry.metrics.batches.labels(telemetry.lane).inc()
             telemetry.metrics.passages.labels(telemetry.lane).inc(len(batch))
+
+
+def _unlock(connection: Connection, batch: Sequence[_Question]) -> None:
+    connection.execute(
+        statement("questions_unlock"),
+        {"ids": [q.id for q in batch], "locked": [q.locked for q in batch]},
+    )
 
 
 def _batches(questions: Iterable[_Question]) -> Iterator[list[_Question]]:

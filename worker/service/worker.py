@@ -21,7 +21,7 @@ from worker.service.metrics import Metrics
 from worker.service.models import Models
 from worker.service.passages import PassageLane
 from worker.service.patience import Patience
-from worker.service.questions import QuestionLane
+from worker.service.questions import PUT_BACK, QuestionLane
 from worker.service.registry import Registry
 from worker.service.reranking import CHANNEL, Rerankers, reranking
 from worker.service.session import Session, session
@@ -255,17 +255,18 @@ class Worker:
             with suppress(ModelError, ConfigurationError):  # models has said it, and tries again
                 models.get(current.connection, name)
                 current.progress.model = name
-        lane = QuestionLane(models.get, current.progress.telemetry)
+        lane = QuestionLane(models.ready, current.progress.telemetry)
         self._ready["questions"].set()
         while not self._stopped.is_set():
             current.progress.telemetry.health.seen()
             current.wake.clear()
             answered = lane.answer_once(current.connection, current.worker.id)
-            current.progress.embedded += answered
+            current.progress.embedded += answered - lane.put_back
             patience.success()
             if not answered and not self._stopped.is_set():
                 heard = current.listener.notified.is_set()
-                current.wake.wait(QUESTION_POLL if heard else QUESTION_POLL_DEAF)
+                pause = PUT_BACK if models.loading else QUESTION_POLL
+                current.wake.wait(pause if heard else QUESTION_POLL_DEAF)
 
     def _beside(self, lane: Lane, current: Session) -> AbstractContextManager[None]:
         if lane != "questions":
