@@ -338,6 +338,39 @@ def test_a_statement_that_takes_long_is_not_given_up(hash_database: str) -> None
 # What the role may see
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("transaction_timeout", "20ms"),
+        ("idle_in_transaction_session_timeout", "1ms"),
+        ("idle_session_timeout", "300ms"),
+    ],
+)
+def test_what_the_database_sets_for_sessions_of_others(
+    setting: str, value: str, shop: Connection, workers: Workers
+) -> None:
+    """The worker waits for work, counts, and builds an index under a lock, as if it were not so."""
+    if shop.execute("select current_setting(%s, true)", [setting]).fetchone() == (None,):
+        pytest.skip(f"this server has no {setting}")
+    articles(shop)
+    shop.execute(
+        sql.SQL("alter database {} set {} = {}").format(
+            sql.Identifier(shop.info.dbname), sql.Identifier(setting), sql.Literal(value)
+        )
+    )
+    worker = workers.start(index_after_rows="100")
+    shop.execute("insert into article (content) select '글 ' || n from generate_series(1, 200) n")
+    caught_up(shop)
+    index = "select index_state from embed.status where source = 'article'::regclass"
+    wait_until(lambda: shop.execute(index).fetchone() == ("valid",), LONG)
+    seen = "select lock_held from embed.worker where seen_at > started_at + interval '6 s'"
+    wait_until(lambda: shop.execute(seen).fetchone() == (True,), LONG)
+    add(shop)
+    caught_up(shop)
+    assert warnings(worker) == []
+    assert worker.terminate() == 0
+
+
 @pytest.fixture
 def clerk(shop: Connection, workers: Workers) -> Iterator[str]:
     """URL of a role that may nothing yet; ``grant postgres to clerk`` lets it work."""
