@@ -2,10 +2,12 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from fix_worker import Workers
 from monitored import Monitored
 from oracle import wait_settled
@@ -13,8 +15,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from psycopg import sql
 from waiting import wait_until
 
+from worker import settings
 from worker.model.catalog import TESTING_MODEL
 from worker.search.client import query_vector
+from worker.service import observer, readiness
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -131,6 +135,28 @@ def test_a_database_that_is_away(shop: Connection, workers: Workers, hash_databa
         assert "embedworker_queue_rows" not in seen.get("/metrics")[2], "what is not known"
         admin.execute(sql.SQL("alter database {} allow_connections true").format(name))
     seen.wait_ready()
+
+
+def test_a_database_that_is_asked_seldom(
+    hash_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a look of a second the next one is 20 s away: it was taken for away after ten."""
+    monkeypatch.setattr(observer, "SHARE", 1e-6)
+    monkeypatch.setattr(readiness, "AWAY", 0.2)
+    verdict = readiness.Readiness(settings.load(), {})
+    assert "it was not asked yet" in str(verdict.reasons())
+    watching = observer.Observer(hash_database, verdict, answer_timeout=15)
+    watching.start()
+    try:
+        wait_until(lambda: verdict.fresh)
+        later = time.monotonic() + 1
+        wait_until(lambda: time.monotonic() > later)
+        assert verdict.reasons() == []
+    finally:
+        watching.stop()
+        watching.join()
+    verdict.answered([], 0.1)  # the next answer does not come
+    wait_until(lambda: "it is still being asked" in str(verdict.reasons()))
 
 
 def test_a_source_in_trouble_while_rows_wait(shop: Connection, workers: Workers) -> None:

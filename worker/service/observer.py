@@ -47,9 +47,9 @@ class Observer(threading.Thread):
                     answer_timeout=self._answer_timeout,
                 ) as connection:
                     while not self._stopped.is_set():
-                        took = self._look(connection)
+                        pause = self._look(connection)
                         patience.success()
-                        self._stopped.wait(max(INTERVAL, took / SHARE))
+                        self._stopped.wait(pause)
             except (psycopg.Error, EmbedworkerError) as error:
                 self._readiness.away(sayable(error))
                 patience.wait(error, self._stopped)
@@ -63,13 +63,16 @@ class Observer(threading.Thread):
         return self._seen if self._readiness.fresh else []
 
     def _look(self, connection: Connection) -> float:
+        """Look, and return the seconds until the next time."""
         started = time.monotonic()
         with connection.cursor(row_factory=class_row(Backlog)) as cursor:
             backlog = cursor.execute(statement("observer_backlog")).fetchall()
         questions = one(connection.execute(statement("observer_questions")))
         self._seen = _families(backlog, *questions)
-        self._readiness.answered(backlog)
-        return time.monotonic() - started
+        took = time.monotonic() - started
+        pause = max(INTERVAL, took / SHARE)
+        self._readiness.answered(backlog, pause + took)
+        return pause
 
 
 def _families(backlog: list[Backlog], questions: int, cached: int, hits: int) -> list[Family]:

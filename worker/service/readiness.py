@@ -16,7 +16,7 @@ from worker.settings import Settings
 __all__ = ["Backlog", "Readiness", "Reason"]
 
 DATABASE = "database"
-AWAY = 10.0  # seconds without an answer of the database
+AWAY = 10.0  # seconds without the answer of the database that was expected
 FAILING = 32  # texts in a row; fewer may just be poisonous ones
 STEADY = 3.0  # seconds; a lane comes by about once a second when there is nothing to do
 
@@ -62,14 +62,16 @@ class Readiness:
         self._stalled_after = settings.stalled_after
         self._backlog: Sequence[Backlog] = ()
         self._answered_at: float | None = None
-        self._error = "it was not asked yet"
+        self._expected_at = 0.0
+        self._error: str | None = "it was not asked yet"
         self._stalled_since: float | None = None
         self._done = -1
 
-    def answered(self, backlog: Sequence[Backlog]) -> None:
-        """The database told what waits."""
+    def answered(self, backlog: Sequence[Backlog], again: float) -> None:
+        """The database told what waits; it is expected to answer again in so many seconds."""
         now = time.monotonic()
         self._backlog, self._answered_at = backlog, now
+        self._expected_at, self._error = now + again, None
         state = self._state("passages")
         done = state.done if isinstance(state, LaneState) else self._done
         stopped = {t.source for t in state.troubles} if isinstance(state, LaneState) else set()
@@ -86,8 +88,11 @@ class Readiness:
 
     @property
     def fresh(self) -> bool:
-        """Whether the database has answered lately."""
-        return self._answered_at is not None and time.monotonic() - self._answered_at <= AWAY
+        """Whether the database has answered when it was expected to.
+
+        It is asked less often where answers take long: after one of a second for 20 s not at all.
+        """
+        return self._answered_at is not None and time.monotonic() - self._expected_at <= AWAY
 
     def reasons(self) -> list[Reason]:
         """Return why the worker is not ready; nothing where it is."""
@@ -95,7 +100,8 @@ class Readiness:
         if not self.fresh:
             since = self._answered_at
             age = "" if since is None else f" for {time.monotonic() - since:.0f} s"
-            reasons.append(Reason(DATABASE, f"the database has not answered{age}: {self._error}"))
+            error = self._error or "it is still being asked what waits"
+            reasons.append(Reason(DATABASE, f"the database has not answered{age}: {error}"))
         for lane in self.lanes:
             state = self._state(lane)
             said = [state] if isinstance(state, str) else self._complaints(state)
