@@ -59,6 +59,10 @@ DEFAULT_SERVE_CHARACTERS = 1_000_000  # characters
 DEFAULT_SERVE_WAITING = 64  # requests
 DEFAULT_STALLED_AFTER = 60.0  # seconds
 
+# Beyond these a claim fails in the database, or holds more text than any memory.
+MOST_WINDOW = 100_000  # texts
+LONGEST_LEASE = 86_400.0  # seconds
+
 _HIDDEN = "***"
 _PASSWORD_IN_DSN = re.compile(r"(\b(?:ssl)?password\s*=\s*)('(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])+)")
 # A URL without its "://" is neither form, and is shown in the error that says so.
@@ -159,7 +163,10 @@ class Settings(BaseSettings):
         description="Priority given up by the bulk process, so that questions stay quick",
     )
     window: int = Field(
-        default=DEFAULT_WINDOW, ge=1, description="Texts claimed at once and sorted by length"
+        default=DEFAULT_WINDOW,
+        ge=1,
+        le=MOST_WINDOW,
+        description="Texts claimed at once and sorted by length",
     )
     batch_tokens: int | None = Field(
         default=None,
@@ -169,6 +176,7 @@ class Settings(BaseSettings):
     lease: float = Field(
         default=DEFAULT_LEASE,
         ge=1,
+        le=LONGEST_LEASE,
         description="How long a claimed row stays with a worker that has gone silent",
     )
     poll_min: float = Field(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker import settings
+from worker.database.connect import dsn
 from worker.errors import ConfigurationError
 from worker.settings import describe, load, misspelt, obfuscate
 
@@ -65,7 +66,9 @@ def test_folders_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ("variable", "value", "said"),
     [
         ("EMBEDWORKER_LEASE", "0", "greater than or equal to 1"),
+        ("EMBEDWORKER_LEASE", "1e12", "less than or equal to 86400"),
         ("EMBEDWORKER_WINDOW", "many", "valid integer"),
+        ("EMBEDWORKER_WINDOW", "3000000000", "less than or equal to 100000"),
         ("EMBEDWORKER_DTYPE", "int8", "'auto', 'float32' or 'bfloat16'"),
         ("EMBEDWORKER_DEVICE", "gpu", "auto|cpu"),
         ("EMBEDWORKER_POLL_MIN", "3", "greater than EMBEDWORKER_POLL_MAX (2 s)"),
@@ -130,6 +133,21 @@ def test_password_is_not_in_repr_or_str() -> None:
 )
 def test_obfuscate_keeps_all_but_the_password(url: str, shown: str) -> None:
     assert obfuscate(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "host=h password=my hunter2 dbname=d",
+        "host=h passwrd=hunter2",
+        "passwrd = hunter2 host=h",
+        "postgresql://u@h/d?passwrd=hunter2",
+    ],
+)
+def test_what_cannot_be_read_shows_no_value(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be read") as caught:
+        dsn(url)
+    assert "hunter2" not in str(caught.value)
 
 
 @given(st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=4, max_size=12))

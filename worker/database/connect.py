@@ -140,8 +140,11 @@ def dsn(url: str, **defaults: Any) -> str:
 
 
 def _unreadable(url: str, reason: str) -> str:
+    # What cannot be read may have its password anywhere: after passwrd=, or after a blank in it.
+    keyword, equals, _ = obfuscate(url).partition("=")
+    shown = f"{keyword}=***" if equals else keyword
     return (
-        f"the database URL {obfuscate(url)} cannot be read: {reason}. Expected {_URL_FORMS}; "
+        f"the database URL {shown} cannot be read: {reason}. Expected {_URL_FORMS}; "
         "in a URL, write special characters of the password as %40 for @, %2F for /, %3A for :"
     )
 
