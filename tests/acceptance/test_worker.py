@@ -1,5 +1,7 @@
 """A worker process keeps up with an application: the ordinary days."""
 
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -425,6 +427,27 @@ def test_both_lanes_end_together(shop: Connection, workers: Workers) -> None:
     lanes = "select array_agg(distinct l order by l) from embed.worker_session, unnest(lanes) l"
     wait_until(lambda: shop.execute(lanes).fetchone() == (["passages", "questions"],))
     assert worker.terminate() == 0
+    assert shop.execute("select count(*) from embed.worker_session").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_terminal_ends_both_processes_in_order(
+    number: int, shop: Connection, workers: Workers, gate: Path
+) -> None:
+    """It signals the child, too, which then gets the parent's SIGTERM: not the second, a first."""
+    article(shop, ["하나"])
+    worker = workers.start(both_lanes=True, up=False, **failpoint("after-embed", gate))
+    wait_reached(gate)
+    (child,) = shop.execute(
+        "select pid from embed.worker_session where 'passages' = any (lanes)"
+    ).fetchone() or (0,)
+    os.kill(child, number)
+    worker.signal(number)
+    wait_until(lambda: "ending in order" in worker.output())
+    gate.touch()
+    assert worker.wait() == 0, worker
+    assert worker.output().count("ending in order") == 1
+    assert judge(shop, "article").good, "the batch at the model was finished"
     assert shop.execute("select count(*) from embed.worker_session").fetchone() == (0,)
 
 

@@ -56,7 +56,7 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Keep vectors current and answer questions, until SIGTERM or Ctrl-C.
+    """Keep vectors current and answer questions, until SIGTERM, SIGHUP or Ctrl-C.
 
     A first signal ends in order: the batch at the model is finished, the rest handed back. A second
     one ends at once; nothing is lost either way.
@@ -70,7 +70,7 @@ def run(
         )
     chosen = settings(context, metrics_port=metrics_port, metrics_host=metrics_host)
     set_up_logs(chosen)
-    end_with_parent()
+    is_child = end_with_parent()
     url = database_url(context)
     if chosen.database_url is None:
         # The embedded server is ours to set up; its port, which the road of questions needs, may
@@ -84,7 +84,8 @@ def run(
     elif only_queries or only_passages:
         if only_passages:
             os.nice(chosen.nice)
-        _serve(url, chosen, "passages" if only_passages else "questions")
+        lane: Lane = "passages" if only_passages else "questions"
+        _serve(url, chosen, lane, is_child=is_child)
     else:
         _serve(url, chosen, "questions", _environment(context, url))
 
@@ -102,7 +103,12 @@ def _run_once(url: str, chosen: "Settings") -> None:
 
 
 def _serve(
-    url: str, chosen: "Settings", lane: "Lane", for_child: dict[str, str] | None = None
+    url: str,
+    chosen: "Settings",
+    lane: "Lane",
+    for_child: dict[str, str] | None = None,
+    *,
+    is_child: bool = False,
 ) -> None:
     """Serve a lane here and, given an environment for it, that of passages in a child process."""
     from worker.service.metrics import Metrics
@@ -132,7 +138,7 @@ def _serve(
             if child is not None:  # now: this process may be loading its model for a while yet
                 child.ask_to_end()
 
-        _stop_on_signals(stop)
+        _stop_on_signals(stop, is_child=is_child)
         if child is not None:
             child.start()
             stack.callback(child.stop)
@@ -140,15 +146,25 @@ def _serve(
             worker.run()
 
 
-def _stop_on_signals(stop: "Callable[[], None]") -> None:
+def _stop_on_signals(stop: "Callable[[], None]", *, is_child: bool = False) -> None:
+    """End in order at the first signal, at once at the second; a child at those of its parent.
+
+    A terminal sends Ctrl-C, and SIGHUP when it is closed, to both.
+    """
+
     def on_signal(number: int, _: FrameType | None) -> None:
-        log.info("%s: ending in order", signal.Signals(number).name)
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
-        signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+        if not is_child:  # the parent has said it
+            log.info("%s: ending in order", signal.Signals(number).name)
+        for heard in (signal.SIGTERM, *([] if is_child else terminal)):
+            signal.signal(heard, lambda *_: os._exit(1))
         stop()
 
+    terminal = [signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        terminal.append(signal.SIGHUP)
     signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    for number in terminal:
+        signal.signal(number, signal.SIG_IGN if is_child else on_signal)
 
 
 @contextmanager

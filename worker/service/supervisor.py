@@ -109,10 +109,13 @@ class Child(threading.Thread):
         self.join()
 
 
-def end_with_parent() -> None:
-    """In a child: end at once when the parent is gone, so that its rows are free for others."""
+def end_with_parent() -> bool:
+    """In a child: end at once when the parent is gone, so that its rows are free for others.
+
+    Returns whether this is one.
+    """
     if os.environ.get(PARENT) != "1":
-        return
+        return False
 
     def watch() -> None:
         # Not sys.stdin: its lock, held by a daemon thread, aborts the interpreter at its end.
@@ -120,3 +123,4 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
+    return True
