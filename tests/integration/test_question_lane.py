@@ -4,6 +4,7 @@ import gc
 import os
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from fix_questions import (
 from waiting import wait_until
 
 from worker import settings
+from worker.database.connect import connect
 from worker.database.statements import statement
 from worker.errors import ModelError
 from worker.model.catalog import TESTING_MODEL
 from worker.queue.source import Connection
 from worker.service.models import Models
 from worker.service.questions import BATCH, QuestionLane
+
+WAIT = "select embedding, error from embed.await(%s, '10s')"
 
 
 def leave(c: Connection, *texts: str, age: str = "0", model: str | None = None) -> None:
@@ -180,3 +184,58 @@ def test_model_that_is_used_no_more_is_forgotten(owner: Connection, tiny_model: 
     models.get(owner, TESTING_MODEL)
     gc.collect()
     assert kept() is None
+
+
+def test_lock_is_held_while_the_model_runs_and_no_longer(
+    testing_database: str, owner: Connection
+) -> None:
+    """However the question ends: answered, failed, put back. One that is left makes askers wait."""
+    runner = QuestionRunner(testing_database)
+    locks = "select count(*) from pg_locks where locktype = 'advisory' and objsubid = 1"
+    held: list[Any] = []
+
+    def fails(*_: object) -> Any:
+        raise ModelError("it was made up")
+
+    def noting(outcome: Callable[..., Any]) -> Callable[..., Any]:
+        def load(connection: Connection, name: str) -> Any:
+            held.append(owner.execute(locks).fetchone())
+            return outcome(connection, name)
+
+        return load
+
+    for outcome in (runner.load, fails, lambda *_: None):
+        leave(owner, "x", "y")
+        with connect(testing_database) as connection:
+            assert QuestionLane(noting(outcome)).answer_once(connection, 1) == 2
+            assert owner.execute(locks).fetchone() == (0,)
+        owner.execute("truncate embed.question")
+    assert held == [(2,), (2,), (2,), (1,), (2,)], "of two that failed, each is tried alone"
+
+
+def test_asker_wakes_when_the_answer_is_committed(testing_database: str, owner: Connection) -> None:
+    """By the lock: no look comes between, of which there were a thousand a second."""
+    runner = QuestionRunner(testing_database)
+    (left,) = owner.execute(
+        "insert into embed.question (id, model, text) values (gen_random_uuid(), %s, 'x')"
+        " returning id",
+        [TESTING_MODEL],
+    ).fetchone() or ("",)
+    waiting = "select 1 from pg_locks where locktype = 'advisory' and objsubid = 1 and not granted"
+    with (
+        connect(testing_database) as asker,
+        connect(testing_database) as connection,
+        ThreadPoolExecutor(1) as other,
+    ):
+
+        def load(connection: Connection, name: str) -> Any:
+            answer.append(other.submit(asker.execute, WAIT, [left]))
+            wait_until(lambda: owner.execute(waiting).fetchone(), 10)
+            return runner.load(connection, name)
+
+        answer: list[Any] = []
+        assert QuestionLane(load).answer_once(connection, 1) == 1
+        vector, error = answer[0].result(10).fetchone()
+    assert error is None
+    assert vector.to_list() == pytest.approx(question_vector("x"), abs=1e-7)
+    assert owner.execute("select 1 from embed.question").fetchone() is None
