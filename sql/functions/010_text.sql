@@ -144,7 +144,7 @@ end;
 
 -- An SQL expression for a column as text, '' where it is null. By the output function of its type, never
 -- by a cast: whoever owns a type may write a cast for it, which would then run with the rights of
--- whoever reads the row, a worker or a trigger among them. The blanks that a char(n) is filled up with are
+-- whoever reads the row. The blanks that a char(n) is filled up with are
 -- shown by its output function only. Columns may have different collations, and joined under them they
 -- could not be compared with anything.
 create or replace function embed._column_sql(relation regclass, attnum smallint, alias text) returns text
@@ -219,25 +219,8 @@ begin
 end
 $$;
 
--- The type of a column of the filter that can be cast by a function that is no superuser's; null where
--- there is none. The filter's own functions were named by whoever enabled the table, a cast's need not
--- be: with one from an enum to text, ("{3}")::text runs a function that was not there before.
-create or replace function embed._foreign_cast(source embed.source) returns text
-language sql stable
-set search_path = pg_catalog, pg_temp
-return (
-    select format_type(c.castsource, null)
-    from regexp_matches(source.filter, '"\{(\d+)\}"', 'g') as m
-    join pg_attribute a on a.attrelid = source.relation and a.attnum = m[1]::smallint and not a.attisdropped
-    join pg_cast c on c.castsource = embed._base_type(a.atttypid)
-    join pg_proc p on p.oid = c.castfunc
-    join pg_roles r on r.oid = p.proowner
-    where not r.rolsuper
-    limit 1
-);
-
 -- The filter with the names that its columns have now; it is stored with their numbers, as "{3}".
--- Null without a filter, where one of its columns was dropped, and where a cast forbids to use it.
+-- Null without a filter, and where one of its columns was dropped.
 create or replace function embed._filter_sql(source embed.source) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -246,9 +229,6 @@ declare
     result text := source.filter;
     place text;
 begin
-    if embed._foreign_cast(source) is not null then
-        return null;
-    end if;
     for place in select distinct m[1] from regexp_matches(source.filter, '"\{(\d+)\}"', 'g') as m loop
         result := replace(
             result, format('"{%s}"', place), quote_ident(embed._column_name(source.relation, place::smallint))

@@ -35,7 +35,10 @@ begin
         raise exception 'table % has no usable key%', relation, coalesce(' ' || wanted::text, '')
             using errcode = 'EW003',
             detail = 'Rows must be known by a primary key, or by a unique index whose columns are all not null (not partial, not on an expression, not deferrable).',
-            hint = format('Add one: alter table %s add primary key (…);', relation);
+            hint = case
+                when wanted is null then format('Add one: alter table %s add primary key (…);', relation)
+                else 'Leave the key out to take the primary key, or make these columns unique and not null.'
+            end;
     end if;
     return found_key;
 end
@@ -318,25 +321,22 @@ begin
     from unnest(new.key_attnums) with ordinality as k (attnum, place)
     join pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum;
     select format('%I', a.attname) as name, format_type(a.atttypid, a.atttypmod) as type_name,
-        case t.typcategory when 'A' then 'array' else 'composite' end as kind
+        case t.typcategory when 'A' then 'array type' when 'C' then 'composite type' else 'domain' end as kind,
+        case when t.typcategory in ('A', 'C') then '' else format(' over %s', format_type(t.oid, null)) end as more
     into bad
     from unnest(new.key_attnums) as k (attnum)
     join pg_attribute a on a.attrelid = a_relation and a.attnum = k.attnum
     join pg_type t on t.oid = embed._base_type(a.atttypid)
-    where t.typcategory in ('A', 'C');
+    where t.typcategory in ('A', 'C')
+    -- Whose operators want two of the very same type, and the domain is another.
+    or t.typtype in ('e', 'r', 'm') and t.oid <> a.atttypid;
     if found then
-        raise exception 'the key column % of % is of the % type %', bad.name, a_relation, bad.kind, bad.type_name
+        raise exception 'the key column % of % is of the % %', bad.name, a_relation, bad.kind, bad.type_name || bad.more
             using errcode = 'EW003', hint = 'Give another unique key with key => …, or add one of a plain type.';
     end if;
     new.template := embed._template_normalise(template, columns);
     select f.stored, new.column_attnums || f.attnums into new.filter, new.watch_attnums
     from embed._read_filter(a_relation, filter) as f;
-    if embed._foreign_cast(new) is not null then
-        raise exception 'filter % reads a column of type %, which has a cast that is no superuser''s', quote_literal(filter), embed._foreign_cast(new)
-            using errcode = 'EW003',
-            detail = 'It would run with the rights of whoever reads the table, the worker among them.',
-            hint = 'Drop the cast, or filter by a generated column of a plain type.';
-    end if;
     new.watch_attnums := embed._stored_attnums(a_relation, new.watch_attnums);
     new.chunk := chunk and into_column is null;
     new.model := _enable.model;

@@ -90,12 +90,6 @@ begin
     select string_agg(n.name, ', ' order by n.name) into lost
     from unnest(source.keys || source.columns || source.into_column, source.key_attnums || source.column_attnums || source.into_attnum) as n (name, attnum)
     where n.name is not null and embed._column_name(source.relation, n.attnum) is null;
-    if lost is null and embed._foreign_cast(source) is not null then
-        return format(
-            'the filter of %s reads a column of type %s, which has a cast that is no superuser''s: it would run with the rights of whoever reads the table; drop the cast, or filter by a generated column of a plain type',
-            source.relation, embed._foreign_cast(source)
-        );
-    end if;
     if lost is null and (source.filter is not null and embed._filter_sql(source) is null
         or exists (select from unnest(source.watch_attnums) as w (attnum) where embed._column_name(source.relation, w.attnum) is null))
     then

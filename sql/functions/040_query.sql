@@ -2,7 +2,7 @@
 --
 -- The request must be committed before a worker can see it, while the statement that asks is still
 -- running. So it goes through a second connection of the session to its own server (dblink, see
--- loopback/) on which two statements run, each committing by itself: embed.ask and embed.await.
+-- loopback/) on which two statements run, each a transaction of its own: embed.ask and embed.await.
 -- Being apart from the caller's transaction, they work inside BEGIN, in a read-only transaction and
 -- at every isolation level.
 --
@@ -358,9 +358,8 @@ begin
 end
 $$;
 
--- Leaves a request for the workers. Returns the answer at once where one is known by now: the
--- caller's snapshot may be older than the cache. The same id may be left twice, after a connection
--- was lost on the way.
+-- Leaves a request for the workers, answered where the answer is known by now: the caller's snapshot may
+-- be older than the cache. The same id may be left twice, after a connection was lost on the way.
 --
 -- asker is who logged in to the session that asks; over the loopback its own login is another.
 -- Where dblink is open to everybody, because it was there before, a role can name somebody else
@@ -379,6 +378,9 @@ begin
     select c.embedding, c.terms, c.shares, c.lost into embedding, terms, shares, lost
     from embed._cached_answer(question, model, role) as c;
     if embedding is not null then
+        insert into embed.question (id, model, text, role, embedding, terms, shares, lost)
+        values (ask.id, ask.model, ask.question, ask.role, ask.embedding, ask.terms, ask.shares, ask.lost)
+        on conflict on constraint question_pkey do nothing;
         return;
     end if;
     if length(question) > 100000 then

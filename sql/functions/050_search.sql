@@ -52,12 +52,6 @@ begin
         raise exception 'the vector table of % was dropped', source.relation
             using errcode = 'EW004', hint = again;
     end if;
-    if embed._foreign_cast(source) is not null then
-        raise exception 'the filter of % reads a column of type %, which has a cast that is no superuser''s', source.relation, embed._foreign_cast(source)
-            using errcode = 'EW004',
-            detail = 'It would run with the rights of whoever reads the table.',
-            hint = 'Drop the cast, or filter by a generated column of a plain type.';
-    end if;
     if exists (
         select
         from unnest(source.key_attnums || source.column_attnums || source.into_attnum) as c (attnum)

@@ -194,8 +194,8 @@ $$;
 
 -- Stands before every reading of a source's rows by a worker, in the same transaction: from here to its end
 -- the name stands for the table that was enabled, and row security hides nothing of it. Both are also
--- looked at from time to time (embed._refresh_source), but in between whoever owns the table could put a
--- view in its place, or a policy on it, whose functions would run as the worker.
+-- looked at from time to time (embed._refresh_source), but a policy made in between hid rows, which were
+-- then taken for deleted, and its functions ran as the worker; so did those of a view in the table's place.
 --
 -- The lock comes of PREPARE, which reads the statement and runs nothing of it; LOCK wants a right to the
 -- whole table, and planning a statement may already run a policy's function.

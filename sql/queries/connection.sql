@@ -3,10 +3,11 @@
 -- gone, and say which types of pgvector exist, in whatever schema. Dates and numbers are written so
 -- that they can be read back, since keys travel as text, and a backslash in a pattern of our
 -- functions means what it says, whatever the database has set. Nor does what it has set for idle or
--- long sessions of applications end ours, which wait for work. PostgreSQL 15 and 16 know no
--- transaction_timeout. Row security is off where every row
--- must be seen: an error then, instead of rows that are missing in silence. Not for members of
--- embed_worker, whom policies let see all; where one does not, embed._hidden_rows says so.
+-- long sessions of applications end ours, which wait for work; PostgreSQL 15 and 16 know no
+-- transaction_timeout. Where it is serializable, two workers at the questions undid each other's claims.
+-- Row security is off where every row must be seen: an error then, instead of rows that are missing in
+-- silence. Not for members of embed_worker, whom policies let see all; where one does not,
+-- embed._hidden_rows says so.
 -- Only in a session of our own. A pooler makes up process numbers, since it has to route what cancels
 -- a statement; what is set here would go to whoever gets the session next.
 with session as materialized (
@@ -28,6 +29,7 @@ settled as materialized (
     case when own then pg_catalog.set_config('DateStyle', 'ISO', false) end as date_style,
     case when own then pg_catalog.set_config('extra_float_digits', '1', false) end as float_digits,
     case when own then pg_catalog.set_config('standard_conforming_strings', 'on', false) end as strings,
+    case when own then pg_catalog.set_config('default_transaction_isolation', 'read committed', false) end as isolation,
     case when own then pg_catalog.set_config('idle_session_timeout', '0', false) end as idle_session,
     case when own then pg_catalog.set_config('idle_in_transaction_session_timeout', '0', false) end as idle_in_transaction,
     case when own and pg_catalog.current_setting('transaction_timeout', true) is not null

@@ -60,6 +60,22 @@ where w.id <> %(worker)s;
 -- there is nothing to hold.
 select case when pg_catalog.pg_try_advisory_xact_lock(1701667428, 1) then pg_catalog.pg_sleep(%(seconds)s) end;
 
+-- worker_free_questions
+-- Make what a gone worker was asked due at once, and wake the others.
+with freed as (
+    update embed.question q
+    set due = pg_catalog.clock_timestamp(), claimed_by = null
+    where q.id in (
+        select x.id
+        from embed.question x
+        where x.claimed_by = %(worker)s and x.embedding is null and x.scores is null and x.error is null
+        for update skip locked
+    )
+    returning q.role
+)
+select pg_catalog.pg_notify(x.channel, '')
+from (select distinct case f.role when 'rerank' then 'embed_rerank' else 'embed_question' end as channel from freed f) as x;
+
 -- worker_poll
 -- Every source, and whether there is work; at is a time before the next claim.
 select source, version, paused, work, sweep, now() as at from embed._poll(%(after)s);

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from fix_questions import (
@@ -21,6 +22,7 @@ from worker.database.connect import connect
 from worker.database.statements import statement
 from worker.errors import ModelError
 from worker.model.catalog import TESTING_MODEL
+from worker.queue.lease import free_questions
 from worker.queue.source import Connection
 from worker.service.models import Models
 from worker.service.questions import BATCH, QuestionLane
@@ -239,3 +241,38 @@ def test_asker_wakes_when_the_answer_is_committed(testing_database: str, owner: 
     assert error is None
     assert vector.to_list() == pytest.approx(question_vector("x"), abs=1e-7)
     assert owner.execute("select 1 from embed.question").fetchone() is None
+
+
+def test_answer_that_is_known_by_the_time_of_the_request(
+    testing_database: str, owner: Connection
+) -> None:
+    """The asker's snapshot was older than the cache; no worker is asked."""
+    runner = QuestionRunner(testing_database)
+    leave(owner, "x")
+    with connect(testing_database) as connection:
+        assert QuestionLane(runner.load).answer_once(connection, 1) == 1
+    owner.execute("truncate embed.question")
+    number = uuid4()
+    owner.execute("select embed.ask(%s, %s, 'x', 'query')", [number, TESTING_MODEL])
+    vector, error = owner.execute(WAIT, [number]).fetchone() or (None, "nothing")
+    assert error is None
+    assert vector.to_list() == pytest.approx(question_vector("x"), abs=1e-7)
+    assert owner.execute("select 1 from embed.question").fetchone() is None
+
+
+def test_question_of_a_worker_that_is_gone_is_answered_by_another(
+    testing_database: str, owner: Connection
+) -> None:
+    """At once: its lease lasts as long as an asker waits by default."""
+    runner = QuestionRunner(testing_database)
+    leave(owner, "x", "y")
+    gone = {"limit": 1, "lease": 60, "worker": 9, "keep_lock": False}
+    owner.execute(statement("questions_claim"), gone)
+    with connect(testing_database) as connection:
+        assert QuestionLane(runner.load).answer_once(connection, 1) == 1
+        connection.execute("listen embed_question")
+        free_questions(owner, 9)
+        (heard,) = connection.notifies(timeout=10, stop_after=1)
+        assert heard.channel == "embed_question"
+        assert QuestionLane(runner.load).answer_once(connection, 1) == 1
+    assert owner.execute("select count(embedding) from embed.question").fetchone() == (2,)

@@ -159,36 +159,6 @@ def test_triggers_run_no_cast_of_a_key_that_became_another_type(
     ).fetchall() == [("columns changed",)]
 
 
-def test_filter_over_a_type_with_a_cast_of_its_owner_is_refused(
-    superuser: Connection, builder: Connection, lane: Lane
-) -> None:
-    """state::text would run the cast as whoever reads: a worker, or a superuser at embed.status."""
-    enable = "select embed.enable('yard.house', array['body'], filter => $$state::text = 'new'$$)"
-    superuser.execute(enable)
-    assert lane.drain() == []
-    plant(builder, "yard.shown", "yard.state", "text", "'new'")
-    builder.execute("create cast (yard.state as text) with function yard.shown")
-    lane.a_minute_later()
-    (trouble,) = lane.drain()
-    assert "a column of type yard.state, which has a cast that is no superuser's" in trouble
-    builder.execute("grant select on yard.house to u_passer")
-    (state, error) = superuser.execute(
-        "select state, error from embed.status where name = 'house'"
-    ).fetchone() or ("", "")
-    assert state == "error"
-    assert "has a cast" in error
-    with pytest.raises(psycopg.Error, match="which has a cast that is no superuser's") as caught:
-        superuser.execute("select * from embed.search(null::yard.house, '[1]'::vector)")
-    assert caught.value.sqlstate == "EW004"
-    assert ran(superuser) == set()
-    superuser.execute("select embed.disable('yard.house', drop_vectors => true)")
-    with pytest.raises(psycopg.Error, match="which has a cast that is no superuser's") as caught:
-        superuser.execute(enable)
-    assert caught.value.sqlstate == "EW003"
-    builder.execute("drop cast (yard.state as text)")
-    superuser.execute(enable)
-
-
 def test_worker_runs_no_check_of_a_keys_domain(
     superuser: Connection, builder: Connection, lane: Lane
 ) -> None:
@@ -341,3 +311,14 @@ def test_a_key_of_a_composite_type_is_refused(superuser: Connection, builder: Co
     assert caught.value.sqlstate == "EW003"
     with pytest.raises(errors.UndefinedTable):
         superuser.execute("select from yard.paired_embedding")
+
+
+def test_a_key_of_a_domain_over_an_enumeration_is_refused(
+    superuser: Connection, builder: Connection
+) -> None:
+    builder.execute("create domain yard.condition as yard.state")
+    builder.execute("create table yard.graded (id yard.condition primary key, body text)")
+    expected = r"is of the domain yard\.condition over yard\.state"
+    with pytest.raises(psycopg.Error, match=expected) as caught:
+        superuser.execute("select embed.enable('yard.graded', array['body'])")
+    assert caught.value.sqlstate == "EW003"

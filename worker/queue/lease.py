@@ -12,7 +12,17 @@ from worker.database.rows import one
 from worker.database.statements import statement
 from worker.queue.source import Connection, Source
 
-__all__ = ["Identity", "enter", "extend", "free", "hold", "leave", "others_gone", "seen"]
+__all__ = [
+    "Identity",
+    "enter",
+    "extend",
+    "free",
+    "free_questions",
+    "hold",
+    "leave",
+    "others_gone",
+    "seen",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,13 @@ def free(connection: Connection, sources: Iterable[Source], worker: int) -> tupl
     """
     counts = [_in_queue(connection, source, "queue_free", worker=worker) for source in sources]
     return sum(count for count in counts if count is not None), None not in counts
+
+
+def free_questions(connection: Connection, worker: int) -> None:
+    """Let other workers answer at once what a gone worker was asked: its lease lasts as long as an
+    asker waits.
+    """
+    connection.execute(statement("worker_free_questions"), {"worker": worker})
 
 
 def extend(connection: Connection, sources: Iterable[Source], worker: int, lease: float) -> None:

@@ -10,7 +10,7 @@ import psycopg
 
 from worker.database.connect import connect
 from worker.errors import EmbedworkerError
-from worker.queue.lease import Identity, extend, free, leave, others_gone, seen
+from worker.queue.lease import Identity, extend, free, free_questions, leave, others_gone, seen
 from worker.queue.source import Connection, Source, load_sources
 from worker.service.health import Telemetry
 from worker.service.patience import Patience
@@ -117,6 +117,7 @@ class Keeper(threading.Thread):
         # Not the lane's list: at the start, and in the lane of questions, it is empty.
         sources = load_sources(connection)
         for number in gone:
+            free_questions(connection, number)
             freed, whole = free(connection, sources, number)
             if not whole:
                 continue

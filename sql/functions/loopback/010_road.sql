@@ -31,7 +31,9 @@ exception when others then
 end
 $$;
 
--- Ask over the kept connection and wait; null when nobody answered in time.
+-- Ask over the kept connection and wait; null when nobody answered in time. The request is committed, and
+-- what waits for its answer begun, in one message: of several results dblink returns the last. They must have
+-- the same number of columns.
 --
 -- Statements are sent behind as many blanks as pg_stat_activity shows characters: all sessions log
 -- in as one role, which may read the statements of its own kind, and so anybody could have read
@@ -57,6 +59,7 @@ declare
     kept boolean;
     connected boolean;
     again boolean := true;
+    ask text;
     rest interval;
     failure text;
     more text;
@@ -76,19 +79,19 @@ begin
                 perform @extschema:dblink@.dblink_connect(name, 'embed_loopback');
             end if;
             connected := true;
-            select t.embedding, t.terms, t.shares, t.lost into embedding, terms, shares, lost
-            from @extschema:dblink@.dblink(
-                name, blanks || format(
-                    'select * from embed.ask(%L, %L, %L, %L, %L, %L)', id, model, question, role, passages, asker
-                )
-            ) as t (embedding @extschema:vector@.vector, terms integer[], shares real[], lost integer);
+            ask := format(
+                'begin; select a.*, null, null from embed.ask(%L, %L, %L, %L, %L, %L) as a; commit; ',
+                id, model, question, role, passages, asker
+            );
             while embedding is null and scores is null and failure is null loop
                 rest := deadline - clock_timestamp();
                 select t.embedding, t.terms, t.shares, t.lost, t.scores, t.error into embedding, terms, shares, lost, scores, failure
                 from @extschema:dblink@.dblink(
-                    name, blanks || format('select * from embed.await(%L, %L, %L)', id, least(rest, slice), rest <= slice)
+                    name,
+                    blanks || ask || format('select * from embed.await(%L, %L, %L)', id, least(rest, slice), rest <= slice)
                 ) as t (embedding @extschema:vector@.vector, terms integer[], shares real[], lost integer, scores real[], error text);
                 exit when rest <= slice;
+                ask := '';
             end loop;
             exit;
         exception when query_canceled or others then
@@ -103,8 +106,9 @@ begin
                 end if;
                 raise;
             end if;
-            -- A refusal; the connection is as good as before.
+            -- A refusal, within the transaction of the request.
             if state like 'EW%' then
+                perform @extschema:dblink@.dblink_exec(name, 'rollback', false);
                 raise;
             end if;
             perform embed._loopback_close(name);
