@@ -9,18 +9,18 @@
 -- the default is to leave it to the poll. `set embed.notify = on | off` decides otherwise.
 create or replace function embed.wake() returns void
 language plpgsql
--- Without a search_path of its own, which would be set anew for every statement of the application:
--- the triggers that call it have one, and it runs with no more rights than its caller's.
+-- Without a search_path of its own, which would be set anew for every statement of the application. The
+-- triggers that call it have none either and more rights than whoever set it, so every name is qualified.
 as $$
 begin
     if (case
-        when lower(current_setting('embed.notify', true)) in ('off', 'false', 'no', '0') then false
-        when lower(current_setting('embed.notify', true)) in ('on', 'true', 'yes', '1') then true
-        else current_setting('max_prepared_transactions') = '0'
+        when pg_catalog.lower(pg_catalog.current_setting('embed.notify', true)) operator(pg_catalog.=) any ('{off,false,no,0}'::pg_catalog.text[]) then false
+        when pg_catalog.lower(pg_catalog.current_setting('embed.notify', true)) operator(pg_catalog.=) any ('{on,true,yes,1}'::pg_catalog.text[]) then true
+        else pg_catalog.current_setting('max_prepared_transactions') operator(pg_catalog.=) '0'
     end)
-    and pg_try_advisory_xact_lock(1701667428, 1) then
+    and pg_catalog.pg_try_advisory_xact_lock(1701667428, 1) then
         -- Always empty: a payload over 8000 bytes would fail the application's statement.
-        perform pg_notify('embed', '');
+        perform pg_catalog.pg_notify('embed', '');
     end if;
 end
 $$;

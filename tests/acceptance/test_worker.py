@@ -315,6 +315,16 @@ def test_more_tables_than_workers(shop: Connection, workers: Workers) -> None:
     assert judge(shop, "shelf0").good
 
 
+def test_a_worker_without_work_has_its_model_at_hand(shop: Connection, workers: Workers) -> None:
+    """For the rows of a peer that dies."""
+    article(shop, ["글"])
+    workers.start()
+    wait_settled(shop, "article")
+    workers.start()
+    loaded = "select count(model) from embed.worker"
+    wait_until(lambda: shop.execute(loaded).fetchone() == (2,), 20)
+
+
 def test_the_connection_that_listens_does_nothing_else(shop: Connection, workers: Workers) -> None:
     """A statement on a connection whose notifications are being read would wait for ever."""
     article(shop, ["하나"])

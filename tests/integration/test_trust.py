@@ -119,6 +119,59 @@ def test_triggers_run_no_cast_of_the_tables_owner(
     assert ran(superuser) == set()
 
 
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_triggers_look_nothing_up_where_the_writer_says(
+    url: str, superuser: Connection, builder: Connection, partitioned: bool
+) -> None:
+    """They have no search_path of their own: the names in them are qualified, every one."""
+    if partitioned:
+        builder.execute("drop table yard.house")
+        builder.execute(
+            "create table yard.house (id int primary key, body text, state yard.state) "
+            "partition by range (id)"
+        )
+        builder.execute("create table yard.houses partition of yard.house default")
+    superuser.execute("select embed.enable('yard.house', array['body'], filter => 'id > 0')")
+    builder.execute("grant select, insert, update, delete on yard.house to u_passer")
+    with connect(as_login(url, "passer")) as writer:
+        for name, arguments, returns in (
+            ("concat", "text", "text"),
+            ("format", "text, text", "text"),
+            ("format", "text, int", "text"),
+            ("lower", "text", "text"),
+            ("current_setting", "text", "text"),
+            ("current_setting", "text, boolean", "text"),
+            ("pg_typeof", "int", "pg_catalog.regtype"),
+            ("pg_notify", "text, text", "void"),
+            ("pg_try_advisory_xact_lock", "int, int", "boolean"),
+            ("now", "", "timestamptz"),
+            ("nextval", "regclass", "bigint"),
+        ):
+            plant(writer, f"yard.{name}", arguments, returns, "null" if returns != "void" else "")
+        kinds = ("text", "int", "boolean", "pg_catalog.regtype", "name")
+        for kind in kinds:
+            name = f"yard.compared_{kind.rpartition('.')[2]}"
+            plant(writer, name, f"{kind}, {kind}", "boolean", "true")
+            for sign in ("=", "<>"):
+                writer.execute(
+                    f"create operator yard.{sign} "
+                    f"(leftarg = {kind}, rightarg = {kind}, function = {name})".encode()
+                )
+        writer.execute("create domain yard.int4 as text; create domain yard.regtype as text")
+        writer.execute("create domain yard.text as int")
+        writer.execute("set search_path = yard, pg_catalog")
+        writer.execute("insert into house values (3, 'three', 'new')")
+        writer.execute("update house set body = 'drei'")
+        writer.execute("update house set id = id + 10")
+        writer.execute("delete from house")
+    assert ran(superuser) <= {"u_passer"}
+    number = "select id from embed.source where name = 'house'"
+    (source,) = superuser.execute(number).fetchone() or (0,)
+    captured = superuser.execute(f"select count(*) from embed.inbox_{source}".encode()).fetchone()
+    assert captured is not None
+    assert captured[0] >= 4
+
+
 def test_triggers_run_no_cast_of_a_column_that_became_another_type(
     superuser: Connection, builder: Connection
 ) -> None:

@@ -132,6 +132,19 @@ class PassageLane:
                         self._registry.quiet(source)
         return worked
 
+    def prepare(self) -> None:
+        """Have the models of all sources loaded, before there are rows for them.
+
+        A second worker found nothing to do and so loaded none: the rows of the first, which was
+        killed, waited half a minute for that.
+        """
+        for source in self._registry.active():
+            self._for(source, self._load)
+
+    def _load(self, source: Source) -> int:
+        self._registry.load(source)
+        return 0
+
     @property
     def drained(self) -> bool:
         """Whether nothing is left that could be done now, for ``--once``."""

@@ -235,6 +235,8 @@ class Worker:
         with _handing_back(lane):
             while not self._stopped.is_set():
                 worked = lane.step()
+                if not worked:
+                    lane.prepare()
                 self._ready["passages"].set()  # models of what is enabled are loaded by then
                 current.progress.telemetry.health.seen()
                 current.progress.telemetry.health.in_trouble(registry.stopped())
