@@ -36,7 +36,7 @@ STATEMENTS = (
 
 def statements(connection: Connection) -> list[tuple[str, int, float]]:
     """Statement, calls and milliseconds of everything since the last reset."""
-    return [(" ".join(q.split())[:90], n, ms) for q, n, ms in connection.execute(STATEMENTS)]
+    return [(" ".join(q.split()), n, ms) for q, n, ms in connection.execute(STATEMENTS)]
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
     ]
     report("idle", given, started, measures, statements=seen)
     for query, n, ms in seen:
-        print(f"{n / took:8.2f}/s {ms / n:7.3f} ms  {query}")
+        print(f"{n / took:8.2f}/s {ms / n:7.3f} ms  {query[:90]}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ __all__ = ["Listener"]
 log = logging.getLogger("embedworker.listener")
 
 SELF_TEST = 2.0  # seconds in which our own NOTIFY must have come back
-LISTEN = 0.25  # seconds in which an end is noticed; costs no round trip
+LISTEN = 0.5  # seconds in which an end is noticed; costs no round trip
 CHANGES = "embed"  # the channel of the triggers
 # Seconds in which the writers after one that notified do not: of many, one after the other would,
 # and each NOTIFY wakes two processes of the server and this thread.

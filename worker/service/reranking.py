@@ -28,7 +28,7 @@ __all__ = ["CHANNEL", "RerankLane", "Rerankers", "reranking"]
 CHANNEL = "embed_rerank"
 
 LEASE = 10.0  # seconds until another worker may take a request over; extended at every batch
-POLL = 1.0  # seconds; a NOTIFY comes first, unless a pooler swallows it
+POLL = 2.0  # seconds; a NOTIFY comes first
 POLL_DEAF = 0.05  # seconds, where notifications do not arrive
 LAST_BATCH = 5.0  # seconds that an end waits for the batch at the model
 

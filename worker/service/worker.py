@@ -36,7 +36,7 @@ LANES: tuple[Lane, ...] = ("passages", "questions")
 
 CHANNELS: dict[Lane, str] = {"passages": "embed", "questions": "embed_question"}
 SIGNAL_LOOK = 0.5  # seconds
-QUESTION_POLL = 1.0  # seconds; a NOTIFY comes first, unless a pooler swallows it
+QUESTION_POLL = 2.0  # seconds; a NOTIFY comes first
 QUESTION_POLL_DEAF = 0.02  # seconds, where notifications do not arrive
 
 
