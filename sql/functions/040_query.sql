@@ -358,8 +358,9 @@ begin
 end
 $$;
 
--- Leaves a request for the workers, answered where the answer is known by now: the caller's snapshot may
--- be older than the cache. The same id may be left twice, after a connection was lost on the way.
+-- Leaves a request for the workers, answered where the answer is known by now: the caller's
+-- snapshot may be older than the cache. The same id may be left twice, after a connection was lost
+-- on the way.
 --
 -- asker is who logged in to the session that asks; over the loopback its own login is another.
 -- Where dblink is open to everybody, because it was there before, a role can name somebody else
@@ -401,11 +402,12 @@ comment on function embed.ask(uuid, text, text, text, text[], oid) is
 -- Takes the answer, a vector, scores or an error; no row when there is none within the time. withdraw then
 -- deletes the request.
 --
--- Every look is a statement of its own and so has a new snapshot under READ COMMITTED. Between looks it
--- waits for the lock of the worker that is at the question, and so sees the answer as soon as it is
--- committed; for a fifth of a second at most, since any session can take any advisory lock. Where nobody
--- holds it (no worker is at it, or one behind a transaction pooler), it sleeps, and longer the longer it has waited: an
--- answer is at most a millisecond or a twentieth late, and fifty waiting sessions do not eat a processor.
+-- Every look is a statement of its own and so has a new snapshot under READ COMMITTED. Between looks
+-- it waits for the lock of the worker that is at the question, and so sees the answer as soon as it is
+-- committed; for a fifth of a second at most, since any session can take any advisory lock. Where
+-- nobody holds it (no worker is at it, or one behind a transaction pooler), it sleeps, and longer the
+-- longer it has waited: an answer is at most a millisecond or a twentieth late, and fifty waiting
+-- sessions do not eat a processor.
 create or replace function embed.await(id uuid, patience interval, withdraw boolean default true)
 returns table (
     embedding @extschema:vector@.vector, terms integer[], shares real[], lost integer, scores real[], error text

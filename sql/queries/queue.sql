@@ -344,9 +344,9 @@ from mine m
 where {q_is_m};
 
 -- queue_release_held
--- The same where the keys may not be read back from text: the domain that a key is of may have got a
--- check since that raises an error for every value. Looks at all that is held or was tried, so it is
--- for what a source in trouble holds.
+-- The same where the keys may not be read back from text: the value of an enumeration may have got
+-- another name since. Looks at all that is held or was tried, so it is for what a source in trouble
+-- holds.
 with job as (
     select * from unnest(%(seqs)s::bigint[], %(priorities)s::smallint[]) as j (seq, priority)
 ),

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from fix_database import _new_database as new_database
 from fix_drain import Lane, assert_current, source_of
+from fix_roles import PASSWORD, as_login, database_with_logins
 from psycopg import errors
 from psycopg.conninfo import make_conninfo
 from waiting import wait_until
@@ -26,27 +27,14 @@ from worker.queue.compact import Compactor
 from worker.queue.source import Connection
 
 LOGINS = {"owner": "embed_admin", "worker": "embed_worker", "stranger": None, "clerk": None}
-PASSWORD = "made up for the test"
 
 
 @pytest.fixture(scope="module")
 def url(server: Cluster, template: str) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, new_database(server, template) as url:
-        patch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
-        migrate(url, model=TESTING_MODEL)
+    with database_with_logins(server, template, LOGINS) as url:
         with psycopg.connect(url, autocommit=True) as connection:
-            for login, group in LOGINS.items():
-                member = f"in role {group}" if group else ""
-                connection.execute(f"create role t_{login} login password '{PASSWORD}' {member}")
             connection.execute("create schema shop authorization t_owner")
         yield url
-        with psycopg.connect(url, autocommit=True) as connection:
-            for login in LOGINS:
-                connection.execute(f"drop owned by t_{login} cascade; drop role t_{login}")
-
-
-def as_login(url: str, login: str) -> str:
-    return make_conninfo(url, user=f"t_{login}", password=PASSWORD)
 
 
 @pytest.fixture

@@ -10,30 +10,21 @@ from contextlib import closing
 
 import psycopg
 import pytest
-from fix_database import _new_database as new_database
 from fix_drain import Lane, assert_current
+from fix_roles import as_login, database_with_logins
 from psycopg import errors
-from psycopg.conninfo import make_conninfo
 
 from worker.database.cluster import Cluster
 from worker.database.connect import connect
-from worker.database.migrate import migrate
-from worker.model.catalog import TESTING_MODEL
 from worker.queue.source import Connection
 
 LOGINS = {"builder": None, "worker": "embed_worker", "admin": "embed_admin", "passer": None}
-PASSWORD = "made up for the test"
 
 
 @pytest.fixture(scope="module")
 def url(server: Cluster, template: str) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, new_database(server, template) as url:
-        patch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
-        migrate(url, model=TESTING_MODEL)
+    with database_with_logins(server, template, LOGINS) as url:
         with psycopg.connect(url, autocommit=True) as connection:
-            for login, group in LOGINS.items():
-                member = f"in role {group}" if group else ""
-                connection.execute(f"create role u_{login} login password '{PASSWORD}' {member}")
             connection.execute("create schema spy; grant usage on schema spy to public")
             connection.execute("create table spy.ran (role name, by text)")
             connection.execute("grant insert on spy.ran to public")
@@ -42,13 +33,6 @@ def url(server: Cluster, template: str) -> Iterator[str]:
                 "as 'insert into spy.ran values (current_user, $1)'"
             )
         yield url
-        with psycopg.connect(url, autocommit=True) as connection:
-            for login in LOGINS:
-                connection.execute(f"drop owned by u_{login} cascade; drop role u_{login}")
-
-
-def as_login(url: str, login: str) -> str:
-    return make_conninfo(url, user=f"u_{login}", password=PASSWORD)
 
 
 @pytest.fixture
@@ -92,6 +76,16 @@ def plant(connection: Connection, name: str, argument: str, returns: str, result
     )
 
 
+def make_partitioned(builder: Connection) -> None:
+    """And so captured row by row; without the rows that were there."""
+    builder.execute("drop table yard.house")
+    builder.execute(
+        "create table yard.house (id int primary key, body text, state yard.state) "
+        "partition by range (id)"
+    )
+    builder.execute("create table yard.houses partition of yard.house default")
+
+
 def ran(superuser: Connection) -> set[str]:
     return {row[0] for row in superuser.execute("select distinct role from spy.ran")}
 
@@ -102,12 +96,7 @@ def test_triggers_run_no_cast_of_the_tables_owner(
 ) -> None:
     """They run as who enabled the table, a superuser."""
     if partitioned:
-        builder.execute("drop table yard.house")
-        builder.execute(
-            "create table yard.house (id int primary key, body text, state yard.state) "
-            "partition by range (id)"
-        )
-        builder.execute("create table yard.houses partition of yard.house default")
+        make_partitioned(builder)
     superuser.execute(
         "select embed.enable('yard.house', array['body'], filter => $$state = 'new'$$)"
     )
@@ -125,14 +114,9 @@ def test_triggers_look_nothing_up_where_the_writer_says(
 ) -> None:
     """They have no search_path of their own: the names in them are qualified, every one."""
     if partitioned:
-        builder.execute("drop table yard.house")
-        builder.execute(
-            "create table yard.house (id int primary key, body text, state yard.state) "
-            "partition by range (id)"
-        )
-        builder.execute("create table yard.houses partition of yard.house default")
+        make_partitioned(builder)
     superuser.execute("select embed.enable('yard.house', array['body'], filter => 'id > 0')")
-    builder.execute("grant select, insert, update, delete on yard.house to u_passer")
+    builder.execute("grant select, insert, update, delete on yard.house to t_passer")
     with connect(as_login(url, "passer")) as writer:
         for name, arguments, returns in (
             ("concat", "text", "text"),
@@ -164,7 +148,7 @@ def test_triggers_look_nothing_up_where_the_writer_says(
         writer.execute("update house set body = 'drei'")
         writer.execute("update house set id = id + 10")
         writer.execute("delete from house")
-    assert ran(superuser) <= {"u_passer"}
+    assert ran(superuser) <= {"t_passer"}
     number = "select id from embed.source where name = 'house'"
     (source,) = superuser.execute(number).fetchone() or (0,)
     captured = superuser.execute(f"select count(*) from embed.inbox_{source}".encode()).fetchone()
@@ -231,7 +215,7 @@ def test_worker_runs_no_check_of_a_keys_domain(
         "insert into embed.sweep_request (source, reason) select id, '' from embed.source"
     )
     assert lane.drain() == []
-    assert ran(superuser) <= {"u_builder"}
+    assert ran(superuser) <= {"t_builder"}
     assert assert_current(superuser, "yard.listed") == {("1",): "uno"}
 
 
@@ -336,7 +320,7 @@ def test_a_search_runs_no_cast_of_who_owns_the_vectors_as_another(
         "using row(fingerprint)::yard.print"
     )
     searched_by(url, "passer")
-    assert ran(superuser) <= {"u_passer"}
+    assert ran(superuser) <= {"t_passer"}
 
 
 def test_a_search_runs_no_namesake_of_our_functions(
@@ -348,7 +332,7 @@ def test_a_search_runs_no_namesake_of_our_functions(
     plant(admin, "embed._column_name", "regclass, integer", "text", "'x'")
     try:
         searched_by(url, "passer")
-        assert ran(superuser) <= {"u_passer"}
+        assert ran(superuser) <= {"t_passer"}
     finally:
         admin.execute("drop function embed._text_sql(embed.source, name)")
         admin.execute("drop function embed._column_name(oid, smallint)")

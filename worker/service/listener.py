@@ -143,18 +143,13 @@ class Listener(threading.Thread):
         patience.success()
         for event in self._channels.values():
             event.set()
-        quiet = False
         while not self._stopped.is_set():
-            for notification in connection.notifies(timeout=LISTEN, stop_after=1):
-                event_of = self._channels.get(notification.channel)
-                if event_of is not None:
-                    event_of.set()
-                if notification.channel == CHANGES:
-                    quiet = True
-            if quiet:
+            heard = {n.channel for n in connection.notifies(timeout=LISTEN, stop_after=1)}
+            for channel in heard & self._channels.keys():
+                self._channels[channel].set()
+            if CHANGES in heard:
                 connection.execute(statement("worker_quiet"), {"seconds": QUIET})
                 self._channels[CHANGES].set()  # what was committed meanwhile came without a NOTIFY
-                quiet = False
             now = time.monotonic()
             if not self.holds and now >= look_at:
                 self.holds = hold(connection, self._worker)

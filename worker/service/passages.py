@@ -139,11 +139,7 @@ class PassageLane:
         killed, waited half a minute for that.
         """
         for source in self._registry.active():
-            self._for(source, self._load)
-
-    def _load(self, source: Source) -> int:
-        self._registry.load(source)
-        return 0
+            self._registry.guarded(source, self._registry.load, source)
 
     @property
     def drained(self) -> bool:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import psycopg
 
+from worker.database.connection import keeps_session
 from worker.database.statements import statement
 from worker.errors import EmbedworkerError
 from worker.model.encoder import Encoder, Vectors
@@ -77,7 +78,7 @@ class QuestionLane:
                 "limit": BATCH,
                 "lease": LEASE,
                 "worker": worker_id,
-                "keep_lock": not getattr(connection, "pooled", False),
+                "keep_lock": keeps_session(connection),
             },
         ).fetchall()
         self._claimed_at = time.monotonic()

@@ -31,9 +31,9 @@ exception when others then
 end
 $$;
 
--- Ask over the kept connection and wait; null when nobody answered in time. The request is committed, and
--- what waits for its answer begun, in one message: of several results dblink returns the last. They must have
--- the same number of columns.
+-- Ask over the kept connection and wait; null when nobody answered in time. The request is committed,
+-- and what waits for its answer begun, in one message: of several results dblink returns the last.
+-- They must have the same number of columns.
 --
 -- Statements are sent behind as many blanks as pg_stat_activity shows characters: all sessions log
 -- in as one role, which may read the statements of its own kind, and so anybody could have read
