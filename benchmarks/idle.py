@@ -27,7 +27,8 @@ from worker.model.catalog import BUNDLED_MODEL
 
 SETTLE = 20.0  # seconds after the last work: statistics are written, the pauses have grown
 # Of the lane of questions, and of what shows that a worker and its peers are alive.
-NOT_OF_THE_LANE = ("embed.question", "embed.worker_session", "pg_stat", "begin", "commit")
+NOT_OF_THE_LANE = ("embed.question", "_claim_questions", "embed.worker_session", "pg_stat")
+ALIVE = "select $1"  # the listener's, which has no other
 STATEMENTS = (
     "select query, calls::integer, total_exec_time from pg_stat_statements"
     " where query not like '%%pg_stat_statements%%' order by calls desc"
@@ -65,7 +66,11 @@ def main() -> None:
             seen = statements(connection)
     polls = sum(n for query, n, _ in seen if "embed._poll" in query)
     calls = sum(n for _, n, _ in seen)
-    lane = sum(n for query, n, _ in seen if not any(word in query for word in NOT_OF_THE_LANE))
+    lane = sum(
+        n
+        for query, n, _ in seen
+        if query != ALIVE and not any(word in query for word in NOT_OF_THE_LANE)
+    )
     used = {name: 100 * (after[name] - before[name]) / took for name in sorted(after)}
     measures = [
         *(Measure(f"processor, {name}", share, "%") for name, share in used.items()),

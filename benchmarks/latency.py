@@ -88,20 +88,19 @@ def main() -> None:
                 pause=0.5,
             )
             connection.execute(TELL)
-            for text in contents[:BLOCK]:
-                encoder.encode_passages([text])
             new = contents[: given.rows]
-            blocks = [new[at : at + BLOCK] for at in range(0, given.rows, BLOCK)]
+            # Made before: the client's model would take the processor's cache from the worker's.
+            vectors = [Vector(encoder.encode_passages([text])[0]) for text in new]
+            pairs = list(zip(new, vectors, strict=True))
+            blocks = [pairs[at : at + BLOCK] for at in range(0, given.rows, BLOCK)]
             for number, what in turns(["encode", "insert"], len(blocks)):
-                for text in blocks[number]:
+                for text, vector in blocks[number]:
                     time.sleep(QUIET)
                     if what == "encode":
                         begun = time.perf_counter()
                         encoder.encode_passages([text])
                         encode.append(time.perf_counter() - begun)
                         continue
-                    vector = Vector(encoder.encode_passages([text])[0])
-                    time.sleep(QUIET)
                     begun = time.perf_counter()
                     key = one(
                         connection, "insert into article (content) values (%s) returning id", [text]

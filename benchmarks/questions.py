@@ -3,15 +3,18 @@
     python benchmarks/questions.py --json questions.json
 
 The baseline of the overhead is the same question through an encoder in the benchmark's own warm
-process, on one thread as in the worker, just before it is asked. An empty statement, as seldom,
-says what a round trip costs: a question needs four, its own, the loopback's and two of the
-worker's. The baseline of the latency under a backfill is the idle one; that of the bulk speed is
-the same backfill while nobody asks, by turns. Questions come at random times. Bulk speed counts the
-tokens of the vectors that were committed in an interval.
+process, on one thread as in the worker; a block of questions is encoded, then asked, since the two
+processes take the processor's cache from each other. Once one after the other, and once at random
+times, as people ask: the processor has slept in between, and every process of the way wakes up. An
+empty statement says what a round trip costs: a question needs four, its own, the loopback's and
+two of the worker's. The baseline of the latency under a backfill is the idle one; that of the bulk
+speed is the same backfill while nobody asks, by turns. Bulk speed counts the tokens of the vectors
+that were committed in an interval.
 """
 
 import random
 import time
+from collections import defaultdict
 
 from harness import (
     Connection,
@@ -36,8 +39,16 @@ from worker.model.catalog import BUNDLED_MODEL
 from worker.model.encoder import Encoder
 
 BETWEEN = 0.15  # seconds between two questions, on average
+BLOCK = 10  # questions that are encoded, then asked
+TIGHT, SPACED = "one after the other", "at random times"
 WARM = 5  # times that a question is asked in a row after that
 ASK = "select embed.query(%s) is null"  # the vector's way to the client as text is not counted
+
+
+def pause(kind: str, chance: random.Random) -> None:
+    """Wait for the next question."""
+    if kind == SPACED:
+        time.sleep(chance.expovariate(1 / BETWEEN))
 
 
 def ask(connection: Connection, question: str) -> float:
@@ -51,6 +62,13 @@ def encode(encoder: Encoder, question: str) -> float:
     """The milliseconds that the model takes for it."""
     begun = time.perf_counter()
     encoder.encode_queries([question])
+    return 1000 * (time.perf_counter() - begun)
+
+
+def empty(connection: Connection) -> float:
+    """The milliseconds that a statement takes that asks for nothing."""
+    begun = time.perf_counter()
+    one(connection, "select 1")
     return 1000 * (time.perf_counter() - begun)
 
 
@@ -86,20 +104,22 @@ def main() -> None:
             worker(url, engine=given.engine) as running,
         ):
             warm_up(connection, running)
-            # Spaced, as a person's questions are: the processor has slept in between.
-            model, alone, again, warm, empty = [], [], [], [], []
-            for _ in range(given.questions):
-                question = next(stock)
-                time.sleep(chance.expovariate(1 / BETWEEN))
-                begun = time.perf_counter()
-                one(connection, "select 1")
-                empty.append(1000 * (time.perf_counter() - begun))
-                time.sleep(chance.expovariate(1 / BETWEEN))
-                model.append(encode(encoder, question))
-                time.sleep(chance.expovariate(1 / BETWEEN))
-                alone.append(ask(connection, question))
-                again.append(ask(connection, question))
-                warm += [ask(connection, question) for _ in range(WARM)]
+            times: defaultdict[str, list[float]] = defaultdict(list)
+            for kind in (TIGHT, SPACED):
+                asked = [next(stock) for _ in range(given.questions)]
+                blocks = [asked[at : at + BLOCK] for at in range(0, len(asked), BLOCK)]
+                for number, what in turns(["model", "asked"], len(blocks)):
+                    for question in blocks[number]:
+                        pause(kind, chance)
+                        if what == "model":
+                            times[f"model {kind}"].append(encode(encoder, question))
+                            pause(kind, chance)
+                            times[f"empty {kind}"].append(empty(connection))
+                            continue
+                        times[f"asked {kind}"].append(ask(connection, question))
+                        if kind == SPACED:
+                            times["again"].append(ask(connection, question))
+                            times["warm"] += [ask(connection, question) for _ in range(WARM)]
 
             contents = texts(given.rows, given.seed)
             tokens = [len(made) for made in encoder.tokenize_passages(contents)]
@@ -131,24 +151,30 @@ def main() -> None:
         some = sum(tokens[key] for key, at in done if begun <= at < ended)
         speed[asking].append(some / (ended - begun).total_seconds())
     bulk = {asking: sum(rates) / len(rates) for asking, rates in speed.items()}
-    overhead = [asked - made for asked, made in zip(alone, model, strict=True)]
-    (m50, m95), (a50, a95), (b50, b95), (c50, c95), (w50, w95) = map(
-        p50_p95, (model, alone, busy, again, warm)
+    times["busy"] = busy
+    middle, late = (
+        {what: p50_p95(found)[place] for what, found in times.items()} for place in (0, 1)
     )
-    measures = [
-        Measure("the model alone, p50", m50, "ms"),
-        Measure("the model alone, p95", m95, "ms"),
-        Measure("an empty statement, p50", p50_p95(empty)[0], "ms"),
-        Measure("embed.query idle, p50", a50, "ms"),
-        Measure("embed.query idle, p95", a95, "ms"),
-        Measure("beyond the model, p50 of the differences", p50_p95(overhead)[0], "ms", "<= 3"),
-        Measure("asked again after the answer, p50", c50, "ms", "<= 0.5"),
-        Measure("asked again after the answer, p95", c95, "ms"),
-        Measure("asked again and again, p50", w50, "ms", "<= 0.5"),
-        Measure("asked again and again, p95", w95, "ms"),
-        Measure("embed.query under a backfill, p50", b50, "ms"),
-        Measure("embed.query under a backfill, p95", b95, "ms"),
-        Measure("p95 under a backfill : idle", b95 / a95, "x", "<= 2"),
+    measures = []
+    for kind in (TIGHT, SPACED):
+        pairs = zip(times[f"asked {kind}"], times[f"model {kind}"], strict=True)
+        overhead = p50_p95([asked - made for asked, made in pairs])[0]
+        measures += [
+            Measure(f"the model alone, {kind}, p50", middle[f"model {kind}"], "ms"),
+            Measure(f"the model alone, {kind}, p95", late[f"model {kind}"], "ms"),
+            Measure(f"an empty statement, {kind}, p50", middle[f"empty {kind}"], "ms"),
+            Measure(f"embed.query, {kind}, p50", middle[f"asked {kind}"], "ms"),
+            Measure(f"embed.query, {kind}, p95", late[f"asked {kind}"], "ms"),
+            Measure(f"beyond the model, {kind}, p50 of the differences", overhead, "ms", "<= 3"),
+        ]
+    measures += [
+        Measure("asked again after the answer, p50", middle["again"], "ms", "<= 0.5"),
+        Measure("asked again after the answer, p95", late["again"], "ms"),
+        Measure("asked again and again, p50", middle["warm"], "ms", "<= 0.5"),
+        Measure("asked again and again, p95", late["warm"], "ms"),
+        Measure("embed.query under a backfill, p50", middle["busy"], "ms"),
+        Measure("embed.query under a backfill, p95", late["busy"], "ms"),
+        Measure("p95 under a backfill : idle", late["busy"] / late[f"asked {SPACED}"], "x", "<= 2"),
         Measure("backfill, nobody asks", bulk[False], "tokens/s"),
         Measure(f"backfill, {len(busy)} questions", bulk[True], "tokens/s"),
         Measure("speed that the backfill keeps", bulk[True] / bulk[False], "x", ">= 0.9"),
@@ -158,11 +184,7 @@ def main() -> None:
         given,
         started,
         measures,
-        model=model,
-        alone=alone,
-        again=again,
-        warm=warm,
-        busy=busy,
+        times=times,
         bulk=[speed[False], speed[True]],
     )
 

@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 from worker.database.connect import connect
 from worker.database.statements import statement
 from worker.model.catalog import TESTING_MODEL
-from worker.model.encoder import Vectors
+from worker.model.encoder import Tokens, Vectors
 from worker.model.testing import HashEncoder, hash_vector
 from worker.queue.source import Connection
 from worker.service.models import Loaded
@@ -105,9 +105,9 @@ class _CountingEncoder(HashEncoder):
         super().__init__()
         self._runner = runner
 
-    def encode_queries(self, texts: Sequence[str]) -> Vectors:
-        self._runner.encoded += len(texts)
-        return super().encode_queries(texts)
+    def encode_tokens(self, batch: Sequence[Tokens]) -> Vectors:
+        self._runner.encoded += len(batch)
+        return super().encode_tokens(batch)
 
 
 def question_vector(text: str) -> list[float]:

@@ -7,18 +7,23 @@
 --
 -- A transaction that has notified cannot be prepared, so where prepared transactions are allowed
 -- the default is to leave it to the poll. `set embed.notify = on | off` decides otherwise.
+--
+-- Neither function has a search_path of its own, which would be set anew for every statement of the
+-- application. The triggers that call them have none either and more rights than whoever set it, so every
+-- name is qualified. The first is one that the planner writes in where it is called.
+create or replace function embed._notifies() returns boolean
+language sql stable
+return case
+    when pg_catalog.lower(pg_catalog.current_setting('embed.notify', true)) operator(pg_catalog.=) any ('{off,false,no,0}'::pg_catalog.text[]) then false
+    when pg_catalog.lower(pg_catalog.current_setting('embed.notify', true)) operator(pg_catalog.=) any ('{on,true,yes,1}'::pg_catalog.text[]) then true
+    else pg_catalog.current_setting('max_prepared_transactions') operator(pg_catalog.=) '0'
+end;
+
 create or replace function embed.wake() returns void
 language plpgsql
--- Without a search_path of its own, which would be set anew for every statement of the application. The
--- triggers that call it have none either and more rights than whoever set it, so every name is qualified.
 as $$
 begin
-    if (case
-        when pg_catalog.lower(pg_catalog.current_setting('embed.notify', true)) operator(pg_catalog.=) any ('{off,false,no,0}'::pg_catalog.text[]) then false
-        when pg_catalog.lower(pg_catalog.current_setting('embed.notify', true)) operator(pg_catalog.=) any ('{on,true,yes,1}'::pg_catalog.text[]) then true
-        else pg_catalog.current_setting('max_prepared_transactions') operator(pg_catalog.=) '0'
-    end)
-    and pg_catalog.pg_try_advisory_xact_lock(1701667428, 1) then
+    if embed._notifies() and pg_catalog.pg_try_advisory_xact_lock(1701667428, 1) then
         -- Always empty: a payload over 8000 bytes would fail the application's statement.
         perform pg_catalog.pg_notify('embed', '');
     end if;

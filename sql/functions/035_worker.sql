@@ -405,8 +405,7 @@ end
 $$;
 
 -- Write vectors, unless the question was withdrawn or its lease has gone to another worker, and keep
--- them for the next who asks the same. Losing some of those in a crash costs nothing, hence no wait
--- for the disk. Arrays of unequal length, which an array of arrays cannot hold, travel as text.
+-- them for the next who asks the same. Arrays of unequal length, which an array of arrays cannot hold, travel as text.
 create or replace function embed._answer_questions(
     ids uuid[], hashes bytea[], vectors @extschema:vector@.vector[], terms text[], shares text[], lost integer[],
     fingerprint integer, keep boolean, worker integer, locked boolean[]
@@ -416,7 +415,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
-    perform set_config('synchronous_commit', 'off', true);
     perform embed._unlock_questions(ids, locked);
     if keep then
         perform embed._keep_answers(hashes, vectors, terms, shares, lost, fingerprint);

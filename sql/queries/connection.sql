@@ -8,6 +8,9 @@
 -- Row security is off where every row must be seen: an error then, instead of rows that are missing in
 -- silence. Not for members of embed_worker, whom policies let see all; where one does not,
 -- embed._hidden_rows says so.
+-- What a worker commits need not wait for the disk, nor for a standby that is away: three commits stand
+-- between an INSERT and its vector. A crash takes the last of them, in their order: a row waits in the
+-- inbox or the queue again, without its vector, and is done once more.
 -- Only in a session of our own. A pooler makes up process numbers, since it has to route what cancels
 -- a statement; what is set here would go to whoever gets the session next.
 with session as materialized (
@@ -26,6 +29,7 @@ settled as materialized (
     row_security,
     case when own then pg_catalog.set_config('lock_timeout', %(lock_timeout)s, false) end as lock_timeout,
     case when own then pg_catalog.set_config('row_security', row_security, false) end as row_security_set,
+    case when own and not %(synchronous)s then pg_catalog.set_config('synchronous_commit', 'off', false) end as commits,
     case when own then pg_catalog.set_config('DateStyle', 'ISO', false) end as date_style,
     case when own then pg_catalog.set_config('extra_float_digits', '1', false) end as float_digits,
     case when own then pg_catalog.set_config('standard_conforming_strings', 'on', false) end as strings,
@@ -58,6 +62,7 @@ left join (
 select
   pg_catalog.set_config('lock_timeout', %(lock_timeout)s, true),
   pg_catalog.set_config('row_security', %(row_security)s, true),
+  case when not %(synchronous)s then pg_catalog.set_config('synchronous_commit', 'off', true) end,
   pg_catalog.set_config('DateStyle', 'ISO', true),
   pg_catalog.set_config('extra_float_digits', '1', true),
   pg_catalog.set_config('standard_conforming_strings', 'on', true),

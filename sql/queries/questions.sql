@@ -34,10 +34,7 @@ and q.claimed_by = %(worker)s;
 -- questions_evict
 -- Forget the oldest of the kept vectors, a bounded number at a time. By their place, since what is
 -- found by the primary key is counted as a hit.
-with unhurried as materialized (
-    select pg_catalog.set_config('synchronous_commit', 'off', true)
-),
-oldest as materialized (
+with oldest as materialized (
     select c.ctid as place
     from embed.question_cache c
     order by c.cached_at desc
@@ -45,7 +42,7 @@ oldest as materialized (
     limit %(limit)s
 )
 delete from embed.question_cache c
-using unhurried, oldest o
+using oldest o
 where c.ctid = o.place;
 
 -- questions_abandoned

@@ -129,6 +129,7 @@ cross join lateral (
 -- longer matches was changed meanwhile and comes round again.
 -- claimed_by has no index: beside a foreign snapshot it held all a worker ever completed, and 13 jobs
 -- were looked for among 28,000 entries.
+-- Vectors travel in binary: as text 384 numbers took the worker 0.37 ms to write, instead of 0.006.
 -- chunks: number of passages; 0 removes the row's vectors, -1 leaves them as they are.
 with job as (
     select *
@@ -154,7 +155,7 @@ written as (
     from mine m
     join unnest(
         %(positions)s::integer[], %(passages)s::integer[], %(starts)s::integer[], %(ends)s::integer[], %(truncated)s::boolean[],
-        %(embeddings)s::{vector}[], %(terms)s::{sparsevec}[]
+        %(embeddings)b::{vector}[], %(terms)b::{sparsevec}[]
     ) as p (position, chunk, passage_start, passage_end, truncated, embedding, terms) on p.position = m.position
     on conflict ({vector_keys}, chunk) do update
     set passage_start = excluded.passage_start,
@@ -209,7 +210,7 @@ passage as materialized (
     select *
     from unnest(
         %(positions)s::integer[], %(passages)s::integer[], %(starts)s::integer[], %(ends)s::integer[], %(truncated)s::boolean[],
-        %(embeddings)s::{vector}[], %(terms)s::{sparsevec}[]
+        %(embeddings)b::{vector}[], %(terms)b::{sparsevec}[]
     ) as p (position, chunk, passage_start, passage_end, truncated, embedding, terms)
     where p.chunk = 0
 ),

@@ -75,7 +75,7 @@ def test_questions(
     found = benchmark(
         "questions", questions=3, rounds=1, seconds=0.5, rows=600, model=TESTING_MODEL
     )
-    assert found["asked again after the answer, p50"] < found["embed.query idle, p50"]
+    assert found["asked again after the answer, p50"] < found["embed.query, at random times, p50"]
     assert found["backfill, nobody asks"] > 0
 
 

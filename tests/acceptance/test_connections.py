@@ -140,6 +140,30 @@ def test_a_server_that_takes_no_writes(frail: Cluster, frail_workers: Workers) -
     assert worker.terminate() == 0
 
 
+def test_a_standby_that_is_away(frail: Cluster, frail_workers: Workers) -> None:
+    """Commits of the application wait for it, if they want to; rows and questions go on."""
+    name = sql.Identifier(frail_workers.url.rpartition("/")[2])
+    with connect(frail_workers.url) as shop, psycopg.connect(frail.url(), autocommit=True) as boss:
+        set_up_loopback(shop)
+        articles(shop)
+        boss.execute(sql.SQL("alter database {} set synchronous_commit = on").format(name))
+        worker = frail_workers.start(both_lanes=True)
+        add(shop)
+        caught_up(shop)
+        boss.execute("alter system set synchronous_standby_names = 'away'")
+        boss.execute("select pg_reload_conf()")
+        wait_until(lambda: shop.execute("show synchronous_standby_names").fetchone() == ("away",))
+        try:
+            add(shop, "다른 글")
+            caught_up(shop)
+            ask(shop)
+        finally:
+            boss.execute("alter system reset synchronous_standby_names")
+            boss.execute("select pg_reload_conf()")
+        assert not warnings(worker), worker
+    assert worker.terminate() == 0
+
+
 @pytest.mark.slow
 def test_failover_to_a_replica_that_is_promoted(
     frail: Cluster,

@@ -62,7 +62,7 @@ def run(
     one ends at once; nothing is lost either way.
     """
     from worker.service.logs import set_up_logs
-    from worker.service.supervisor import end_with_parent
+    from worker.service.supervisor import end_with_parent, give_way
 
     if sum((once, only_queries, only_passages)) > 1:
         raise ConfigurationError(
@@ -83,7 +83,7 @@ def run(
         _run_once(url, chosen)
     elif only_queries or only_passages:
         if only_passages:
-            os.nice(chosen.nice)
+            give_way(chosen.nice)
         lane: Lane = "passages" if only_passages else "questions"
         _serve(url, chosen, lane, is_child=is_child)
     else:

@@ -51,6 +51,7 @@ def connect(
     answer_timeout: float = DEFAULT_ANSWER_TIMEOUT,
     vectors: bool = True,
     all_rows: bool = False,
+    synchronous: bool = True,
 ) -> Connection:
     """Open a connection with time-outs, keepalives, UTF-8 and the types of pgvector.
 
@@ -58,8 +59,9 @@ def connect(
     of ours, so that it can run what may not be in a transaction (CREATE INDEX CONCURRENTLY).
     ``answer_timeout``, in seconds, is after what silence a statement is asked after.
     ``vectors=False`` is for a database that may not have pgvector yet. With ``all_rows`` a table
-    whose row-level security would hide rows from this role is an error, as for pg_dump. What the
-    URL itself says, such as ``connect_timeout``, is kept.
+    whose row-level security would hide rows from this role is an error, as for pg_dump. Without
+    ``synchronous`` a commit does not wait for the disk or for standbys. What the URL itself says,
+    such as ``connect_timeout``, is kept.
 
     Raises:
         ConfigurationError: the URL cannot be read.
@@ -75,7 +77,7 @@ def connect(
     connection.conninfo = conninfo
     connection.answer_timeout = answer_timeout
     try:
-        settings = _settings(lock_timeout, all_rows)
+        settings = _settings(lock_timeout, all_rows, synchronous)
         rows = connection.execute(*_preparation(connection, settings)).fetchall()
         own, row_security = rows[0][:2]
         connection.pooled = not own
@@ -106,7 +108,7 @@ async def connect_async(
         raise ServerUnavailable(_explain(url, error)) from None
     try:
         prepared = await connection.execute(
-            *_preparation(connection, _settings(lock_timeout, all_rows=False))
+            *_preparation(connection, _settings(lock_timeout, all_rows=False, synchronous=True))
         )
         if not _register(connection, await prepared.fetchall()):
             raise _without_vector(connection)
@@ -149,15 +151,16 @@ def _unreadable(url: str, reason: str) -> str:
     )
 
 
-def _settings(lock_timeout: float, all_rows: bool) -> dict[str, str]:
+def _settings(lock_timeout: float, all_rows: bool, synchronous: bool) -> dict[str, str | bool]:
     return {
+        "synchronous": synchronous,
         "lock_timeout": f"{round(lock_timeout * 1000)}ms",
         "row_security": "off" if all_rows else "on",
     }
 
 
 def _preparation(
-    connection: psycopg.BaseConnection[Any], settings: dict[str, str]
+    connection: psycopg.BaseConnection[Any], settings: dict[str, str | bool]
 ) -> tuple[LiteralString, dict[str, Any]]:
     """What sets the session up and says which types there are; one round trip."""
     return statement("connection_prepare"), {**settings, "pid": connection.info.backend_pid}

@@ -34,7 +34,12 @@ _NEXT_HEADER = re.compile(r"\n\s*\n(?=-- [a-z][a-z0-9_]*\n--)")
 
 def statement(name: str) -> LiteralString:
     """Return the query ``name``, which has no identifiers to fill in."""
-    text = _text(name)
+    return _statement(sql_folder() / "queries", name)
+
+
+@cache
+def _statement(folder: Path, name: str) -> LiteralString:
+    text = _lookup(folder, name)[1]
     needed = sorted({field for _, field, _, _ in Formatter().parse(text) if field is not None})
     if needed:
         raise ValueError(
@@ -45,20 +50,16 @@ def statement(name: str) -> LiteralString:
 
 def render(name: str, **identifiers: sql.Composable) -> sql.Composed:
     """Return the query ``name`` with its ``{placeholders}`` filled in, quoted by psycopg."""
-    return sql.SQL(_text(name)).format(**identifiers)
+    return sql.SQL(_lookup(sql_folder() / "queries", name)[1]).format(**identifiers)
 
 
 def purpose(name: str) -> str:
     """Return what the query ``name`` is for, as written above it."""
-    return _lookup(name)[0]
+    return _lookup(sql_folder() / "queries", name)[0]
 
 
-def _text(name: str) -> LiteralString:
-    return _lookup(name)[1]
-
-
-def _lookup(name: str) -> tuple[str, LiteralString]:
-    queries = _load(sql_folder() / "queries")
+def _lookup(folder: Path, name: str) -> tuple[str, LiteralString]:
+    queries = _load(folder)
     if name not in queries:
         raise LookupError(f"no query is named {name!r}; there are: {', '.join(sorted(queries))}")
     return queries[name]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from worker.database.connection import together
 from worker.database.statements import statement
 from worker.queue.cursor import FRESH, Cursor
 from worker.queue.source import Connection, Source
@@ -173,12 +174,12 @@ def read(connection: Connection, jobs: Sequence[Job], *, fingerprint: int) -> No
     if not jobs:
         return
     source = jobs[0].source
-    with connection.transaction():
+    with together(connection):
         source.hold(connection)
-        rows = connection.execute(
+        found = connection.execute(
             source.render("queue_read"),
             {**source.key_parameters([job.key for job in jobs]), "fingerprint": fingerprint},
-        ).fetchall()
-    for position, text, text_hash, current in rows:
+        )
+    for position, text, text_hash, current in found.fetchall():
         job = jobs[position]
         job.text, job.hash, job.current = text, bytes(text_hash), current

@@ -53,9 +53,13 @@ class Source:
     def __str__(self) -> str:
         return self.name if self.relation is None else self.relation
 
-    def render(self, name: str, **more: sql.Composable) -> sql.Composed:
-        """Return the named query with this source's identifiers."""
-        return render(name, **{**self._parts, **more})
+    def render(self, name: str, **more: sql.Composable) -> bytes:
+        """Return the named query with this source's identifiers; made once where it has no more."""
+        if more:
+            return render(name, **{**self._parts, **more}).as_bytes(None)
+        if name not in self._rendered:
+            self._rendered[name] = render(name, **self._parts).as_bytes(None)
+        return self._rendered[name]
 
     def key_parameters(self, keys: Sequence[Sequence[str]]) -> dict[str, list[str]]:
         """Return ``keys`` column by column, as the placeholder ``{key_arrays}`` wants them."""
@@ -87,6 +91,10 @@ class Source:
     def qualified(self, alias: str) -> list[str]:
         """Return the source's key columns, qualified."""
         return [f"{alias}.{key}" for key in self.source_keys]
+
+    @cached_property
+    def _rendered(self) -> dict[str, bytes]:
+        return {}
 
     @cached_property
     def places(self) -> list[str]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from worker.database.connection import together
 from worker.database.rows import one
 from worker.database.statements import statement
 from worker.queue.source import Connection, Source
@@ -116,7 +117,7 @@ class Sweep:
 
     def _run(self, name: str, columns: list[str], limit: int) -> tuple[Any, ...]:
         source = self._source
-        with self._connection.transaction():
+        with together(self._connection):
             source.hold(self._connection)
             cursor = self._connection.execute(
                 source.render(name, after=source.after(columns, self._cursor)),

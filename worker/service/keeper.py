@@ -75,6 +75,7 @@ class Keeper(threading.Thread):
                     self._url,
                     application_name=f"embedworker keep {self._worker.id}",
                     answer_timeout=self._answer_timeout,
+                    synchronous=False,
                 ) as connection:
                     while not self._stopped.is_set():
                         self._tick(connection)

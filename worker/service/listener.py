@@ -8,6 +8,8 @@ sessions. Without them the queue is polled, and leases and signs of life say who
 """
 
 import logging
+import selectors
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -27,7 +29,6 @@ __all__ = ["Listener"]
 log = logging.getLogger("embedworker.listener")
 
 SELF_TEST = 2.0  # seconds in which our own NOTIFY must have come back
-LISTEN = 0.5  # seconds in which an end is noticed; costs no round trip
 CHANGES = "embed"  # the channel of the triggers
 # Seconds in which the writers after one that notified do not: of many, one after the other would,
 # and each NOTIFY wakes two processes of the server and this thread.
@@ -74,6 +75,7 @@ class Listener(threading.Thread):
         self._answer_timeout = answer_timeout
         self._deaf = deaf
         self._stopped = threading.Event()
+        self._end, self._ended = socket.socketpair()
         self.notified = threading.Event()
         """Set while a NOTIFY of our own has come back: the road works."""
         self.holds = False
@@ -90,6 +92,7 @@ class Listener(threading.Thread):
                     self._url,
                     application_name=f"embedworker listen {self._worker.id}",
                     answer_timeout=self._answer_timeout,
+                    synchronous=False,
                 ) as connection:
                     if connection.pooled and not self._named:
                         self._say(POOLED)
@@ -111,7 +114,10 @@ class Listener(threading.Thread):
     def stop(self) -> None:
         """End the thread; closing the connection lets the lock go."""
         self._stopped.set()
+        self._end.close()
         self.join(timeout=SELF_TEST + 1)
+        if not self.is_alive():
+            self._ended.close()
 
     def _say(self, remark: str) -> None:
         if not self._deaf.is_set():
@@ -143,17 +149,24 @@ class Listener(threading.Thread):
         patience.success()
         for event in self._channels.values():
             event.set()
-        while not self._stopped.is_set():
-            heard = {n.channel for n in connection.notifies(timeout=LISTEN, stop_after=1)}
-            for channel in heard & self._channels.keys():
-                self._channels[channel].set()
-            if CHANGES in heard:
-                connection.execute(statement("worker_quiet"), {"seconds": QUIET})
-                self._channels[CHANGES].set()  # what was committed meanwhile came without a NOTIFY
-            now = time.monotonic()
-            if not self.holds and now >= look_at:
-                self.holds = hold(connection, self._worker)
-                look_at = now + RETRY_LOCK
-            elif now >= look_at:
-                connection.execute("select 1")  # notices a server that went away in silence
-                look_at = now + LOOK
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection, selectors.EVENT_READ)
+            selector.register(self._ended, selectors.EVENT_READ)
+            while not self._stopped.is_set():
+                heard = {n.channel for n in connection.notifies(timeout=0)}
+                for channel in heard & self._channels.keys():
+                    self._channels[channel].set()
+                if CHANGES in heard:
+                    connection.execute(statement("worker_quiet"), {"seconds": QUIET})
+                    # What was committed meanwhile came without a NOTIFY.
+                    self._channels[CHANGES].set()
+                now = time.monotonic()
+                if now >= look_at:
+                    if self.holds:
+                        connection.execute("select 1")  # notices a server that went away in silence
+                    else:
+                        self.holds = hold(connection, self._worker)
+                    look_at = now + (LOOK if self.holds else RETRY_LOCK)
+                elif not heard:
+                    # Not in notifies(), which looks up every 0.1 s for the sake of Ctrl-C.
+                    selector.select(look_at - now)

@@ -114,6 +114,7 @@ class PassageLane:
         self._backlog = False
         ready = self._look()
         worked = self._fill(ready)
+        self._urgent_at = time.monotonic()
         if self._looked_fully:
             again = time.monotonic() + min(self._looking / FULL_LOOK, LONGEST_LOOK)
             self._full_look_at = max(self._full_look_at, again)

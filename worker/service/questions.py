@@ -106,7 +106,7 @@ class QuestionLane:
                 _unlock(connection, batch)
                 self.put_back += len(batch)
                 return
-            vectors = self._encode(model.encoder, batch)
+            vectors, lost = self._encode(model.encoder, batch)
         except psycopg.Error:
             raise  # the connection's trouble, not the question's: the lease brings it round again
         except Exception as error:
@@ -127,7 +127,6 @@ class QuestionLane:
         # Only questions are kept: hash and fingerprint do not tell a passage from one.
         keep = batch[0].role == "query"
         words = [question_terms(q.text) for q in batch]
-        lost = [t.total - len(t) for t in model.encoder.tokenize_queries([q.text for q in batch])]
         connection.execute(
             statement("questions_answer"),
             {
@@ -151,14 +150,15 @@ class QuestionLane:
         for question in batch:
             metrics.question_seconds.observe(question.waited + took)
 
-    def _encode(self, encoder: Encoder, batch: Sequence[_Question]) -> Vectors:
+    def _encode(self, encoder: Encoder, batch: Sequence[_Question]) -> tuple[Vectors, list[int]]:
+        """Return the vectors, and how many tokens of each question did not fit."""
         telemetry = self._telemetry
         telemetry.health.at_model(True)
         try:
-            texts = [question.text for question in batch]
-            if batch[0].role == "query":
-                return encoder.encode_queries(texts)
-            return encoder.encode_passages(texts)
+            asked = batch[0].role == "query"
+            tokenize = encoder.tokenize_queries if asked else encoder.tokenize_passages
+            tokens = tokenize([question.text for question in batch])
+            return encoder.encode_tokens(tokens), [t.total - len(t) for t in tokens]
         finally:
             telemetry.health.at_model(False)
             telemetry.metrics.batches.labels(telemetry.lane).inc()

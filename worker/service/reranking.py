@@ -178,7 +178,10 @@ def reranking(
         while not stopped.is_set():
             try:
                 with connect(
-                    url, lock_timeout=settings.lock_timeout, application_name="embedworker rerank"
+                    url,
+                    lock_timeout=settings.lock_timeout,
+                    application_name="embedworker rerank",
+                    synchronous=False,
                 ) as connection:
                     connection.prepare_threshold = None
                     while not stopped.is_set():

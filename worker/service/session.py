@@ -71,6 +71,7 @@ def session(
         application_name=f"embedworker {lane}",
         answer_timeout=settings.answer_timeout,
         all_rows=True,
+        synchronous=False,
     ) as connection:
         me = _enter(connection, lane)
         # One name to each connection, by which it is known behind a pooler, too.

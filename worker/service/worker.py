@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 import psycopg
 
+from worker.database.connection import keeps_session
 from worker.errors import ConfigurationError, EmbedworkerError, ModelError
 from worker.model.cpu import cpu_quota
 from worker.queue.source import load_sources
@@ -258,6 +259,8 @@ class Worker:
                 models.get(current.connection, name)
                 current.progress.model = name
         lane = QuestionLane(models.ready, current.progress.telemetry)
+        if keeps_session(current.connection):
+            current.connection.prepare_threshold = 0  # ever the same few statements: parsed once
         self._ready["questions"].set()
         while not self._stopped.is_set():
             current.progress.telemetry.health.seen()
