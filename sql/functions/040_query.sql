@@ -376,8 +376,6 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    -- Whoever asked is gone after a crash: neither the disk nor a standby is waited for.
-    perform set_config('synchronous_commit', 'off', true);
     select c.embedding, c.terms, c.shares, c.lost into embedding, terms, shares, lost
     from embed._cached_answer(question, model, role) as c;
     if embedding is not null then
@@ -424,7 +422,6 @@ declare
     lock constant bigint := embed._question_lock(id);
     usual constant text := current_setting('lock_timeout');
 begin
-    perform set_config('synchronous_commit', 'off', true);
     loop
         return query
         delete from embed.question q
