@@ -149,7 +149,7 @@ def _serve(
 def _stop_on_signals(stop: "Callable[[], None]", *, is_child: bool = False) -> None:
     """End in order at the first signal, at once at the second; a child at those of its parent.
 
-    A terminal sends Ctrl-C, and SIGHUP when it is closed, to both.
+    Who sends SIGINT or SIGHUP to all our processes sends it to both.
     """
 
     def on_signal(number: int, _: FrameType | None) -> None:
