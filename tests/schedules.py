@@ -316,18 +316,19 @@ class _GatedSource:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    def render(self, name: str, **more: sql.Composable) -> sql.Composed:
-        rendered: sql.Composed = self._source.render(name, **more)
+    def render(self, name: str, **more: sql.Composable) -> bytes:
+        rendered: bytes = self._source.render(name, **more)
         if name != "queue_claim":
             return rendered
-        text = rendered.as_string().replace(
-            "with picked as materialized (",
-            "with gate as materialized (select pg_advisory_lock(77), pg_advisory_unlock(77)),\n"
-            "picked as materialized (",
+        gated = rendered.replace(
+            b"with picked as materialized (",
+            b"with gate as materialized (select pg_advisory_lock(77), pg_advisory_unlock(77)),\n"
+            b"picked as materialized (",
             1,
         )
-        text = text.replace("cross join lateral (", "cross join gate\n    cross join lateral (", 1)
-        return sql.SQL(text).format()  # type: ignore[arg-type]
+        return gated.replace(
+            b"cross join lateral (", b"cross join gate\n    cross join lateral (", 1
+        )
 
 
 def completion_beside_an_open_move(s: Stage) -> float:

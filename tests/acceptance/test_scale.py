@@ -35,7 +35,7 @@ def test_the_claim_of_a_large_queue(shop: Connection) -> None:
         """Pages touched, and milliseconds, of one claim that is then undone."""
         with shop.transaction(force_rollback=True):
             row = shop.execute(
-                sql.SQL("explain (analyze, buffers, format json) ") + source.render("queue_claim"),
+                b"explain (analyze, buffers, format json) " + source.render("queue_claim"),
                 {
                     "priorities": [0, 20],
                     "quotas": [BATCH, BATCH],
@@ -109,7 +109,7 @@ def test_a_queue_that_the_planner_takes_for_empty(shop: Connection) -> None:
     shop.execute(fill)
 
     def pages(name: str, **values: Any) -> int:
-        explain = sql.SQL("explain (analyze, buffers, format json) ") + source.render(name)
+        explain = b"explain (analyze, buffers, format json) " + source.render(name)
         row = shop.execute(explain, values).fetchone()
         assert row is not None
         (found,) = row[0] if not isinstance(row[0], str) else json.loads(row[0])
