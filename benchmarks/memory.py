@@ -5,7 +5,8 @@
 Each round changes the texts of the same rows, of every length; the longest are split into hundreds
 of passages. The highest resident memory of each process is the kernel's (VmHWM). Flat means that
 what is resident after a round does not grow: the slope is a line through the rounds of the second
-half, so that what is allocated once does not count.
+half, so that what is allocated once does not count. Its standard error says what so few rounds can
+tell.
 """
 
 import time
@@ -48,6 +49,15 @@ def change(connection: Connection, lengths: dict[int, int], seed: int) -> None:
             key += 1
 
 
+def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Return the slope of a line through the points, and its standard error; nan for two of them."""
+    slope, height = np.polyfit(x, y, 1)
+    if len(x) < 3:
+        return float(slope), float("nan")
+    rest = np.sum((y - slope * x - height) ** 2) / (len(x) - 2)
+    return float(slope), float(np.sqrt(rest / np.sum((x - x.mean()) ** 2)))
+
+
 def main() -> None:
     """Change texts for a while and print what the worker's memory did."""
     given = options(
@@ -85,12 +95,13 @@ def main() -> None:
     measures = []
     for lane in ("passages", "questions"):
         resident = np.array([sizes[lane] for _, sizes in half])
-        slope = np.polyfit(hours, resident, 1)[0]
+        slope, error = line(hours, resident)
         measures += [
             Measure(f"{lane}, loaded", loaded[lane], "MB"),
             Measure(f"{lane}, highest", highest[lane], "MB"),
             Measure(f"{lane}, after the last round", resident[-1], "MB"),
-            Measure(f"{lane}, slope of the second half", float(slope), "MB/h"),
+            Measure(f"{lane}, slope of the second half", slope, "MB/h"),
+            Measure(f"{lane}, standard error of the slope", error, "MB/h"),
         ]
     measures.append(Measure("rounds", len(samples)))
     report("memory", given, started, measures, samples=samples)

@@ -178,7 +178,7 @@ def test_a_transaction_of_many_rows(
     shop.execute("unlisten *")
     captured = sql.SQL("select count(*) from {}").format(inbox_of(shop, "article"))
     assert shop.execute(captured).fetchone() == (rows,)
-    workers.start()
+    workers.start(batch_tokens="50000", window="4096")  # with batches of the usual size minutes
     wait_settled(shop, "article", timeout=600)
     verdict = judge(shop, "article")
     assert verdict.good, verdict
