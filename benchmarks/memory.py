@@ -50,7 +50,7 @@ def change(connection: Connection, lengths: dict[int, int], seed: int) -> None:
 
 
 def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Return the slope of a line through the points, and its standard error; nan for two of them."""
+    """Return the slope of a line through points, and its standard error; nan for two points."""
     slope, height = np.polyfit(x, y, 1)
     if len(x) < 3:
         return float(slope), float("nan")
