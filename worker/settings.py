@@ -160,7 +160,7 @@ class Settings(BaseSettings):
         default=DEFAULT_NICE,
         ge=0,
         le=19,
-        description="Priority that the bulk process gives up to questions and to other programs",
+        description="Priority given up by the bulk process, so that questions stay quick",
     )
     window: int = Field(
         default=DEFAULT_WINDOW,

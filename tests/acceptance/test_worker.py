@@ -13,8 +13,6 @@ from oracle import inbox_of, judge, queue_of, wait_settled
 from psycopg import sql
 from waiting import wait_until
 
-from worker.settings import DEFAULT_NICE
-
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
@@ -446,7 +444,7 @@ def test_both_lanes_end_together(shop: Connection, workers: Workers) -> None:
 def test_a_terminal_ends_both_processes_in_order(
     number: int, shop: Connection, workers: Workers, gate: Path
 ) -> None:
-    """Or a service manager, and the child, too, which gets the parent's SIGTERM then: a first."""
+    """It signals the child, too, which then gets the parent's SIGTERM: not the second, a first."""
     article(shop, ["하나"])
     worker = workers.start(both_lanes=True, up=False, **failpoint("after-embed", gate))
     wait_reached(gate)
@@ -461,23 +459,6 @@ def test_a_terminal_ends_both_processes_in_order(
     assert worker.output().count("ending in order") == 1
     assert judge(shop, "article").good, "the batch at the model was finished"
     assert shop.execute("select count(*) from embed.worker_session").fetchone() == (0,)
-
-
-def test_the_bulk_process_gives_way_to_other_programs(shop: Connection, workers: Workers) -> None:
-    """To those of other sessions, too, where the kernel groups processes by session."""
-    article(shop, ["하나"])
-    worker = workers.start(both_lanes=True, up=False, nice=str(DEFAULT_NICE))
-    wait_settled(shop, "article")
-    (child,) = shop.execute(
-        "select pid from embed.worker_session where 'passages' = any (lanes)"
-    ).fetchone() or (0,)
-    assert os.getpriority(os.PRIO_PROCESS, child) == DEFAULT_NICE
-    assert os.getpriority(os.PRIO_PROCESS, worker.pid) == os.getpriority(os.PRIO_PROCESS, 0)
-    if not Path("/proc/self/autogroup").exists():
-        pytest.skip("this kernel does not group processes")
-    assert Path(f"/proc/{child}/autogroup").read_text().split()[1:] == ["nice", str(DEFAULT_NICE)]
-    ours = Path("/proc/self/autogroup").read_text()
-    assert Path(f"/proc/{worker.pid}/autogroup").read_text() == ours, "this one is left alone"
 
 
 def test_a_killed_parent_takes_its_child_along(shop: Connection, workers: Workers) -> None:

@@ -62,7 +62,7 @@ def run(
     one ends at once; nothing is lost either way.
     """
     from worker.service.logs import set_up_logs
-    from worker.service.supervisor import end_with_parent, give_way
+    from worker.service.supervisor import end_with_parent
 
     if sum((once, only_queries, only_passages)) > 1:
         raise ConfigurationError(
@@ -83,7 +83,7 @@ def run(
         _run_once(url, chosen)
     elif only_queries or only_passages:
         if only_passages:
-            give_way(chosen.nice)
+            os.nice(chosen.nice)
         lane: Lane = "passages" if only_passages else "questions"
         _serve(url, chosen, lane, is_child=is_child)
     else:
@@ -149,7 +149,7 @@ def _serve(
 def _stop_on_signals(stop: "Callable[[], None]", *, is_child: bool = False) -> None:
     """End in order at the first signal, at once at the second; a child at those of its parent.
 
-    Who sends SIGINT or SIGHUP to all our processes sends it to both.
+    A terminal sends Ctrl-C, and SIGHUP when it is closed, to both.
     """
 
     def on_signal(number: int, _: FrameType | None) -> None:

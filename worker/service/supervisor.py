@@ -11,24 +11,21 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 from worker.service.patience import Patience
 from worker.service.reports import PIPE, Reports
 
-__all__ = ["Child", "end_with_parent", "give_way"]
+__all__ = ["Child", "end_with_parent"]
 
 log = logging.getLogger("embedworker.supervisor")
 
 PARENT = "EMBEDWORKER_PARENT_PIPE"
 STEADY = 60.0  # seconds after which a child's end is a new trouble, not the old one again
 READ = 5.0  # seconds until what a child that ended has said is read
-AUTOGROUP = Path("/proc/self/autogroup")
 
 
 class Child(threading.Thread):
-    """Keeps one child process running until stopped; it leads a session, see :func:`give_way`."""
+    """Keeps one child process running until stopped."""
 
     def __init__(
         self,
@@ -74,12 +71,7 @@ class Child(threading.Thread):
     def _start(self) -> tuple[subprocess.Popen[bytes], threading.Thread | None]:
         if self._reports is None:
             # Its stdin is a pipe that ends when we do, however that happens.
-            process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                env=self._environment,
-                start_new_session=True,
-            )
+            process = subprocess.Popen(self._command, stdin=subprocess.PIPE, env=self._environment)
             return process, None
         read, write = os.pipe()
         try:
@@ -88,7 +80,6 @@ class Child(threading.Thread):
                 stdin=subprocess.PIPE,
                 env={**self._environment, PIPE: str(write)},
                 pass_fds=[write],
-                start_new_session=True,
             )
         finally:
             os.close(write)
@@ -133,16 +124,3 @@ def end_with_parent() -> bool:
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
     return True
-
-
-def give_way(steps: int) -> None:
-    """Give up priority, ``steps`` of nice(2), to all other programs.
-
-    Where the kernel groups processes by session (sched_autogroup_enabled, see sched(7)), nice
-    values count within a session only, and every server process of PostgreSQL has one of its own.
-    So a process that leads its session, as the child does, gives its group the same value.
-    """
-    now = os.nice(steps)
-    if os.getsid(0) == os.getpid():
-        with suppress(OSError):  # another kernel, or no such groups
-            AUTOGROUP.write_text(str(now), "ascii")
