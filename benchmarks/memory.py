@@ -4,9 +4,9 @@
 
 Each round changes the texts of the same rows, of every length; the longest are split into hundreds
 of passages. The highest resident memory of each process is the kernel's (VmHWM). Flat means that
-what is resident after a round does not grow: the slope is a line through the rounds of the second
-half, so that what is allocated once does not count. Its standard error says what so few rounds can
-tell.
+what is resident after a round does not grow: the slope is a line through the rounds after the first
+quarter, so that what is allocated once does not count. Its standard error says what so few rounds
+can tell.
 """
 
 import time
@@ -90,17 +90,17 @@ def main() -> None:
                 seed += 1
                 time.sleep(given.pause)
             highest = running.memory("VmHWM")
-    half = samples[len(samples) // 2 :] if len(samples) > 3 else samples
-    hours = np.array([at for at, _ in half]) / 3600
+    steady = samples[len(samples) // 4 :]
+    hours = np.array([at for at, _ in steady]) / 3600
     measures = []
     for lane in ("passages", "questions"):
-        resident = np.array([sizes[lane] for _, sizes in half])
+        resident = np.array([sizes[lane] for _, sizes in steady])
         slope, error = line(hours, resident)
         measures += [
             Measure(f"{lane}, loaded", loaded[lane], "MB"),
             Measure(f"{lane}, highest", highest[lane], "MB"),
             Measure(f"{lane}, after the last round", resident[-1], "MB"),
-            Measure(f"{lane}, slope of the second half", slope, "MB/h"),
+            Measure(f"{lane}, slope after the first quarter", slope, "MB/h"),
             Measure(f"{lane}, standard error of the slope", error, "MB/h"),
         ]
     measures.append(Measure("rounds", len(samples)))
