@@ -13,10 +13,13 @@ from tiny_models import COMMIT
 
 
 @contextmanager
-def hub(models: dict[str, Path], status: int | None = None) -> Iterator[tuple[str, list[str]]]:
+def hub(
+    models: dict[str, Path], status: int | None = None, gate: threading.Event | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """Serve folders under model names; yields the address and the paths asked for.
 
-    With ``status`` every answer is that error.
+    With ``status`` every answer is that error. Without being set, ``gate`` lets nobody know more
+    than that there is a hub.
     """
     asked: list[str] = []
 
@@ -26,6 +29,10 @@ def hub(models: dict[str, Path], status: int | None = None) -> Iterator[tuple[st
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
             asked.append(f"{self.command} {path}")
+            if gate is not None and path != "/":
+                gate.wait()
+                self.close_connection = True
+                return None  # whoever asked has lost patience by now
             if status is not None:
                 return self._send(status, b"{}")
             for name, folder in models.items():
@@ -69,6 +76,8 @@ def hub(models: dict[str, Path], status: int | None = None) -> Iterator[tuple[st
     try:
         yield f"http://127.0.0.1:{server.server_port}", asked
     finally:
+        if gate is not None:
+            gate.set()
         server.shutdown()
         thread.join()
         server.server_close()

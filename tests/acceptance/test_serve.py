@@ -174,6 +174,10 @@ def test_what_is_not_a_request(embeddings_server: ServerProcess) -> None:
         400, path, json.dumps({"model": TESTING_MODEL, "input": "\ud800"}).encode()
     )
     assert r"'mod\ud800el'" in refusal(400, path, rb'{"mod\ud800el": 1}')
+    for name in ("model", "encoding_format", "user", "input_type"):
+        for value in ({}, [], 0, False):
+            sent = {"model": TESTING_MODEL, "input": "글", name: value}
+            assert f"{name} is not a text" in refusal(400, path, json.dumps(sent).encode())
     assert "application/json" in refusal(415, path, b"{}", Content_Type="text/plain")
     assert "longer than 8388608 bytes" in refusal(413, path, b" " * (8 * 1024 * 1024 + 1))
     assert "not allowed" in refusal(405, path)
@@ -231,6 +235,12 @@ def test_metrics_and_one_line_a_request(
     assert samples["embedworker_tokens_total", "http"] >= 3 * len("query: 은밀한 글")
     line = embeddings_server.output().splitlines()[-1]
     assert "path=/v1/embeddings status=200 role=query texts=3 tokens=36" in line
+    for path in ("/embeddings", "/secret", "/v1/embeddings"):
+        embeddings_server.get(path)
+    known, *others = reversed(embeddings_server.output().splitlines()[-3:])
+    assert all("method=GET path=other status=404" in line for line in others)
+    assert "method=GET path=other status=405" in known
+    assert "secret" not in embeddings_server.output()
     assert "은밀한" not in embeddings_server.output()
 
 

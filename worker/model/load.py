@@ -1,6 +1,7 @@
 """From a model card to an encoder that has proved itself."""
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from worker.model.torch_encoder import TorchEncoder
 __all__ = ["load"]
 
 log = logging.getLogger(__name__)
+_one_at_a_time = threading.Lock()  # transformers changes what belongs to the process as it loads
 
 PROBE_TEXT: Final = "서울에서 부산까지 기차로 얼마나 걸리나요? How long is the train ride?"
 LENGTH_TOLERANCE: Final = 1e-3
@@ -161,7 +163,7 @@ def _with_dtype(folder: Path, name: str, device: str, dtype: DType) -> SentenceT
 
 def _open(folder: Path, name: str, device: str, dtype: torch.dtype) -> SentenceTransformer:
     try:
-        with _no_progress_bar():
+        with _one_at_a_time, _no_progress_bar():
             model = SentenceTransformer(
                 str(folder),
                 device=device,

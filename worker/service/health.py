@@ -32,7 +32,7 @@ class LaneState:
     at_model: float | None
     """since a batch went to the model; None: none is there"""
     loading: tuple[str, float] | None
-    """a model that is being loaded, and since when"""
+    """the model that has been loading for the longest, and since when"""
     unloadable: tuple[tuple[str, str], ...]
     """models that could not be loaded, and why"""
     done: int
@@ -58,7 +58,7 @@ class LaneState:
 
 
 class Health:
-    """Plain attributes, each written by one thread. Texts kept here are shown to the outside."""
+    """Plain attributes, each entry written by one thread. Texts in it are shown outside."""
 
     def __init__(self, lane: str) -> None:
         self.lane = lane
@@ -67,7 +67,7 @@ class Health:
         self.done = 0
         self._seen_at = time.monotonic()
         self._model_since: float | None = None
-        self._loading: tuple[str, float] | None = None
+        self._loading: dict[str, float] = {}
         self._unloadable: dict[str, str] = {}
         self._failed = 0
         self._failing_since = 0.0
@@ -93,9 +93,13 @@ class Health:
         """A batch goes to the model, or is back."""
         self._model_since = time.monotonic() if busy else None
 
-    def loading(self, model: str | None) -> None:
-        """A model is being loaded, or no longer."""
-        self._loading = None if model is None else (model, time.monotonic())
+    def loading(self, model: str) -> None:
+        """A model is being loaded; several may be, each by a thread."""
+        self._loading[model] = time.monotonic()
+
+    def opened(self, model: str) -> None:
+        """A model is no longer being loaded, whether or not it could be."""
+        self._loading.pop(model, None)
 
     def loaded(self, model: str, error: str | None) -> None:
         """How the load of a model went."""
@@ -129,7 +133,8 @@ class Health:
     def state(self) -> LaneState:
         """Return what is so now."""
         now = time.monotonic()
-        since, loading, failed = self._model_since, self._loading, self._failed
+        since, failed = self._model_since, self._failed
+        loading = min(self._loading.copy().items(), key=lambda item: item[1], default=None)
         return LaneState(
             lane=self.lane,
             connected=self.connected,

@@ -24,6 +24,8 @@ __all__ = ["Loaded", "Models"]
 
 log = logging.getLogger("embedworker.models")
 
+OPENERS = 4  # threads that load models: most of a large one's time is its download
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -50,7 +52,7 @@ class Models:
         self._encoders: dict[str, Encoder] = {}
         self._loaded: dict[str, Loaded] = {}
         self._failed: dict[str, tuple[float, Exception, Patience]] = {}
-        self._opener = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._opener = ThreadPoolExecutor(OPENERS, thread_name_prefix="load")
         self._opening: dict[str, Future[Encoder]] = {}
 
     @property
@@ -161,7 +163,7 @@ class Models:
                 token_budget=chosen.batch_tokens,
             )
         finally:
-            telemetry.health.loading(None)
+            telemetry.health.opened(name)
         took = time.monotonic() - started
         telemetry.metrics.model_load.labels(telemetry.lane, name).set(took)
         log.info("model %s loaded in %.1f s: %s", name, took, dict(encoder.notes))

@@ -37,6 +37,7 @@ LANES: tuple[Lane, ...] = ("passages", "questions")
 
 CHANNELS: dict[Lane, str] = {"passages": "embed", "questions": "embed_question"}
 SIGNAL_LOOK = 0.5  # seconds
+LOADING_LOOK = 0.2  # seconds, while a model is being loaded
 QUESTION_POLL = 2.0  # seconds; a NOTIFY comes first
 QUESTION_POLL_DEAF = 0.02  # seconds, where notifications do not arrive
 
@@ -190,7 +191,7 @@ class Worker:
                 while not self._stopped.is_set() and idle < 2:
                     if lane.step():
                         idle = 0
-                    elif lane.drained or registry.troubles():
+                    elif lane.drained or (registry.troubles() and not registry.loading):
                         idle += 1
                         # One index at a time: other sources may need one, too.
                         if idle == 2 and indexer.wait():
@@ -238,7 +239,8 @@ class Worker:
                 worked = lane.step()
                 if not worked:
                     lane.prepare()
-                self._ready["passages"].set()  # models of what is enabled are loaded by then
+                if not registry.loading:
+                    self._ready["passages"].set()  # models of what is enabled are loaded by then
                 current.progress.telemetry.health.seen()
                 current.progress.telemetry.health.in_trouble(registry.stopped())
                 current.progress.model = registry.model
@@ -248,30 +250,40 @@ class Worker:
                     continue
                 # After a wake-up the pauses start over: rows of transactions that did not get to
                 # notify are found within poll_min.
-                woken = current.wake.wait(pause)
+                woken = current.wake.wait(min(pause, LOADING_LOOK) if registry.loading else pause)
                 pause = shortest if woken else min(pause * 2, longest)
 
     def _serve_questions(self, current: Session, patience: Patience) -> None:
         models = self._models["questions"]
-        for name in sorted({source.model for source in load_sources(current.connection)}):
-            # Loaded before the first question, whose time-out is shorter than a load.
-            with suppress(ModelError, ConfigurationError):  # models has said it, and tries again
-                models.get(current.connection, name)
-                current.progress.model = name
+        # Loaded before the first question, whose time-out is shorter than a load; those of a model
+        # that is there are answered while others are still loaded.
+        missing = {source.model for source in load_sources(current.connection)}
         lane = QuestionLane(models.ready, current.progress.telemetry)
         if keeps_session(current.connection):
             current.connection.prepare_threshold = 0  # ever the same few statements: parsed once
-        self._ready["questions"].set()
         while not self._stopped.is_set():
             current.progress.telemetry.health.seen()
             current.wake.clear()
+            missing = {name for name in missing if not self._tried(current, name)}
+            if not missing:
+                self._ready["questions"].set()
             answered = lane.answer_once(current.connection, current.worker.id)
             current.progress.embedded += answered - lane.put_back
             patience.success()
             if not answered and not self._stopped.is_set():
                 heard = current.listener.notified.is_set()
-                pause = PUT_BACK if models.loading else QUESTION_POLL
+                pause = PUT_BACK if missing or models.loading else QUESTION_POLL
                 current.wake.wait(pause if heard else QUESTION_POLL_DEAF)
+
+    def _tried(self, current: Session, name: str) -> bool:
+        """Whether a model of the questions is loaded, or cannot be."""
+        try:
+            found = self._models["questions"].ready(current.connection, name)
+        except (ModelError, ConfigurationError):
+            return True  # models has said it, and tries again
+        if found is not None:
+            current.progress.model = name
+        return found is not None
 
     def _beside(self, lane: Lane, current: Session) -> AbstractContextManager[None]:
         if lane != "questions":

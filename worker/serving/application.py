@@ -38,6 +38,9 @@ DRAINED = 8  # times the longest body that are read at most
 DISCONNECT_LOOK = 0.5  # seconds between looks at whether the client still waits
 RETRY_AT_LEAST, RETRY_AT_MOST = 1, 60  # seconds; OpenAI's client waits no longer than a minute
 REQUEST_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+OTHER = "other"  # a path or method that is not there: what a client calls it goes into no log
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+QUIET = ("/metrics", "/healthz", "/readyz")  # asked every few seconds
 GUARDED = ("/v1/embeddings", "/v1/models", "/metrics")
 
 Handler = Callable[[HttpRequest], Awaitable[Response]]
@@ -122,26 +125,34 @@ class _Service:
                         500, "the texts could not be embedded", headers={"x-should-retry": "false"}
                     )
                 )
-            took = time.monotonic() - started
-            self._requests.labels(label, str(response.status_code)).inc()
-            self._seconds.labels(label).observe(took)
-            fields = {
-                "method": request.method,
-                "path": label,
-                "status": response.status_code,
-                **getattr(request.state, "fields", {}),
-                "milliseconds": round(1000 * took),
-            }
-            quiet = label not in ("/v1/embeddings", "/v1/models")
-            log.log(
-                logging.DEBUG if quiet else logging.INFO,
-                "%s",
-                " ".join(f"{name}={value}" for name, value in fields.items()),
-                extra={"fields": fields},
-            )
+            self._note(request, label, response.status_code, time.monotonic() - started)
             return response
 
         return watched
+
+    async def not_a_route(self, request: HttpRequest, error: Exception) -> Response:
+        """Refuse a path that is not there, or its method."""
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        what = "method is not allowed" if status == 405 else "path does not exist"
+        self._note(request, OTHER, status, 0.0)
+        return _refused(Refusal(status, f"this {what}; there is POST /v1/embeddings"))
+
+    def _note(self, request: HttpRequest, path: str, status: int, took: float) -> None:
+        self._requests.labels(path, str(status)).inc()
+        self._seconds.labels(path).observe(took)
+        fields = {
+            "method": request.method if request.method in METHODS else OTHER,
+            "path": path,
+            "status": status,
+            **getattr(request.state, "fields", {}),
+            "milliseconds": round(1000 * took),
+        }
+        log.log(
+            logging.DEBUG if path in QUIET else logging.INFO,
+            "%s",
+            " ".join(f"{name}={value}" for name, value in fields.items()),
+            extra={"fields": fields},
+        )
 
     async def _embeddings(self, request: HttpRequest) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -262,12 +273,9 @@ def application(
     """The ASGI application over a running engine; ``reasons`` say why it is not ready."""
     service = _Service(settings, engine, access, registry, reasons)
 
-    async def not_a_route(_: HttpRequest, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        what = "method is not allowed" if status == 405 else "path does not exist"
-        return _refused(Refusal(status, f"this {what}; there is POST /v1/embeddings"))
-
-    app = Starlette(routes=service.routes(), exception_handlers={HTTPException: not_a_route})
+    app = Starlette(
+        routes=service.routes(), exception_handlers={HTTPException: service.not_a_route}
+    )
     # /metrics/ would lead to wherever the client's Host header says.
     app.router.redirect_slashes = False
     return app

@@ -66,7 +66,7 @@ def parse(body: bytes, *, model: str, dimensions: int, limits: Limits) -> Reques
             f" {', '.join(FIELDS)}"
         )
     for name in ("model", "encoding_format", "user", "input_type"):
-        if not isinstance(sent.get(name) or "", str):
+        if not isinstance(sent.get(name), str | None):
             raise _bad(f"{name} is not a text", name)
     name, role = model_and_role(sent.get("model") or "", model)
     role = _role(sent.get("input_type"), role)
