@@ -4,9 +4,9 @@
 
 Each round changes the texts of the same rows, of every length; the longest are split into hundreds
 of passages. The highest resident memory of each process is the kernel's (VmHWM). Flat means that
-what is resident after a round does not grow: the slope is a line through the rounds after the first
+what is resident does not grow: the slope is a line through the means of the rounds after the first
 quarter, so that what is allocated once does not count. Its standard error says what so few rounds
-can tell.
+can tell. (What is resident at one moment tells less: it depends on the batch before.)
 """
 
 import time
@@ -78,14 +78,18 @@ def main() -> None:
             seed = 0
             while len(samples) < 2 or time.monotonic() - begun < 60 * given.minutes:
                 change(connection, lengths, seed)
+                looks = [running.memory()]
+
+                def look(looks: list[dict[str, float]] = looks) -> None:
+                    running.check()
+                    looks.append(running.memory())
+
                 wait_until(
-                    lambda: one(connection, PENDING) == 0,
-                    check=running.check,
-                    pause=0.5,
-                    patience=ROUND,
+                    lambda: one(connection, PENDING) == 0, check=look, pause=0.5, patience=ROUND
                 )
                 one(connection, "select embed.query(%s) is null", [f"question {seed}"])
-                samples.append((time.monotonic() - begun, running.memory()))
+                means = {lane: float(np.mean([at[lane] for at in looks])) for lane in looks[0]}
+                samples.append((time.monotonic() - begun, means))
                 print(f"round {seed}: {samples[-1][0]:.0f} s, {samples[-1][1]}", flush=True)
                 seed += 1
                 time.sleep(given.pause)
@@ -99,7 +103,7 @@ def main() -> None:
         measures += [
             Measure(f"{lane}, loaded", loaded[lane], "MB"),
             Measure(f"{lane}, highest", highest[lane], "MB"),
-            Measure(f"{lane}, after the last round", resident[-1], "MB"),
+            Measure(f"{lane}, mean of the last round", resident[-1], "MB"),
             Measure(f"{lane}, slope after the first quarter", slope, "MB/h"),
             Measure(f"{lane}, standard error of the slope", error, "MB/h"),
         ]
