@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # What the developer has set must not decide whether a test passes.
@@ -19,6 +20,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # So does nohup. What is not ignored but handled is as usual again in what is started here.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+
+# Threads of OpenMP that wait busily keep the processors from the models of other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than processors for ``-n auto``: half of the time a test waits for a worker."""
+    from worker.model.cpu import cpu_quota  # not before the environment is as it should be
+
+    del config
+    return cpu_quota() + 1
+
 
 pytest_plugins = sorted(file.stem for file in Path(__file__).parent.glob("fix_*.py"))
 

@@ -137,7 +137,7 @@ def test_splitting_loses_nothing_on_manuals(database: str, tmp_path: Path, folde
     done = subprocess.run(
         [
             *(sys.executable, str(BENCHMARK), str(folder)),
-            *("--documents", "40", "--model", BUNDLED_MODEL, "--json", str(file)),
+            *("--documents", "30", "--model", BUNDLED_MODEL, "--json", str(file)),
         ],
         env={**os.environ, "EMBEDWORKER_DATABASE_URL": database},
         capture_output=True,
