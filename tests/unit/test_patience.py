@@ -1,7 +1,9 @@
 """Troubles are said once, and tried again at growing intervals."""
 
+import gc
 import logging
 import threading
+from weakref import WeakSet
 
 import psycopg
 import pytest
@@ -56,3 +58,28 @@ def test_an_end_is_not_waited_out() -> None:
     patience = Patience(log, "the connection", longest=1000)
     for _ in range(20):
         patience.wait("refused", stopped)
+
+
+def test_a_common_trouble_is_said_by_one(said: pytest.LogCaptureFixture) -> None:
+    peers: WeakSet[Patience] = WeakSet()
+    first, second = (Patience(log, what, peers=peers) for what in ("the first", "the second"))
+    stranger = Patience(log, "a stranger")
+    for each in (first, second, stranger):
+        each.say("refused")
+    second.say("reset by peer")
+    for each in (first, second):
+        each.success()
+    assert said.messages == [
+        "the first: refused; trying again",
+        "a stranger: refused; trying again",
+        "the second: reset by peer; trying again",
+        "the first: works again",
+        "the second: works again",
+    ]
+    said.clear()
+    second.say("refused")
+    assert said.messages == ["the second: refused; trying again"], "it is over: news again"
+    del second, each
+    gc.collect()
+    first.say("refused")
+    assert len(said.messages) == 2, "who has said it is gone and will not say when it is over"

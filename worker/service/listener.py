@@ -22,7 +22,7 @@ from worker.database.statements import statement
 from worker.errors import EmbedworkerError
 from worker.queue.lease import Identity, hold
 from worker.queue.source import Connection
-from worker.service.patience import Patience
+from worker.service.patience import CONNECTIONS, Patience
 
 __all__ = ["Listener"]
 
@@ -85,7 +85,7 @@ class Listener(threading.Thread):
         their lease if the worker is killed: nobody can tell that it is gone."""
 
     def run(self) -> None:
-        patience = Patience(log, "the connection for notifications")
+        patience = Patience(log, "the connection for notifications", peers=CONNECTIONS)
         while not self._stopped.is_set():
             try:
                 with connect(

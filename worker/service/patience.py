@@ -4,25 +4,41 @@ import logging
 import random
 import threading
 import time
+from weakref import WeakSet
 
 from worker.service.logs import sayable
 
-__all__ = ["Patience"]
+__all__ = ["CONNECTIONS", "Patience"]
 
 FIRST = 0.1  # seconds
 LONGEST = 10.0  # seconds
 REMIND = 300.0  # seconds until the same trouble is said again
 
+_talking = threading.Lock()
+
 
 class Patience:
-    """Growing, jittered pauses; a trouble is said once, then every five minutes, then when over."""
+    """Growing, jittered pauses; a trouble is said once, then every five minutes, then when over.
 
-    def __init__(self, log: logging.Logger, what: str, *, longest: float = LONGEST) -> None:
+    ``peers`` are in trouble together: what one of them has said, the others leave unsaid.
+    """
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        what: str,
+        *,
+        longest: float = LONGEST,
+        peers: "WeakSet[Patience] | None" = None,
+    ) -> None:
         self._log = log
         self._what = what
         self._longest = longest
         self._pause = FIRST
         self._said: dict[str, float] = {}
+        self._peers = WeakSet[Patience]() if peers is None else peers
+        with _talking:
+            self._peers.add(self)
 
     def wait(self, error: BaseException | str, stopped: threading.Event) -> None:
         """Say what is wrong, if that is news, and pause; ``stopped`` ends the pause."""
@@ -43,13 +59,20 @@ class Patience:
         """
         text = sayable(error)
         now = time.monotonic()
-        if now - self._said.get(text, float("-inf")) > REMIND:
-            self._log.warning("%s: %s; trying again", self._what, text)
+        with _talking:
+            if any(now - peer._said.get(text, float("-inf")) <= REMIND for peer in self._peers):
+                return
             self._said[text] = now
+        self._log.warning("%s: %s; trying again", self._what, text)
 
     def success(self) -> None:
         """It worked: the next trouble is news again."""
         if self._said:
             self._log.info("%s: works again", self._what)
-        self._said.clear()
+            with _talking:
+                self._said.clear()
         self._pause = FIRST
+
+
+CONNECTIONS: WeakSet[Patience] = WeakSet()
+"""Of this process to its database: an outage of four seconds left fifteen lines."""

@@ -21,7 +21,7 @@ from worker.service.logs import sayable
 from worker.service.metrics import Metrics
 from worker.service.models import Models
 from worker.service.passages import PassageLane
-from worker.service.patience import Patience
+from worker.service.patience import CONNECTIONS, Patience
 from worker.service.questions import PUT_BACK, QuestionLane
 from worker.service.registry import Registry
 from worker.service.reranking import CHANNEL, Rerankers, reranking
@@ -208,7 +208,7 @@ class Worker:
             wake.set()
 
     def _serve(self, lane: Lane) -> None:
-        patience = Patience(log, f"the {lane} lane")
+        patience = Patience(log, f"the {lane} lane", peers=CONNECTIONS)
         health = self._telemetry[lane].health
         serve = self._serve_passages if lane == "passages" else self._serve_questions
         while not self._stopped.is_set():
