@@ -255,9 +255,11 @@ class Worker:
 
     def _serve_questions(self, current: Session, patience: Patience) -> None:
         models = self._models["questions"]
-        # Loaded before the first question, whose time-out is shorter than a load; those of a model
-        # that is there are answered while others are still loaded.
-        missing = {source.model for source in load_sources(current.connection)}
+        # Loaded before the first question, whose time-out is shorter than a load. Without any of
+        # them no question is taken: another worker may have its model. Those of one that is there
+        # are answered while others are still loaded.
+        names = {source.model for source in load_sources(current.connection)}
+        missing = names
         lane = QuestionLane(models.ready, current.progress.telemetry)
         if keeps_session(current.connection):
             current.connection.prepare_threshold = 0  # ever the same few statements: parsed once
@@ -267,8 +269,10 @@ class Worker:
             missing = {name for name in missing if not self._tried(current, name)}
             if not missing:
                 self._ready["questions"].set()
-            answered = lane.answer_once(current.connection, current.worker.id)
-            current.progress.embedded += answered - lane.put_back
+            answered = 0
+            if not names or missing != names:
+                answered = lane.answer_once(current.connection, current.worker.id)
+                current.progress.embedded += answered - lane.put_back
             patience.success()
             if not answered and not self._stopped.is_set():
                 heard = current.listener.notified.is_set()
