@@ -25,12 +25,13 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """One more than processors for ``-n auto``: half of the time a test waits for a worker."""
     from worker.model.cpu import cpu_quota  # not before the environment is as it should be
 
     del config
-    return cpu_quota() + 1
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else cpu_quota() + 1
 
 
 pytest_plugins = sorted(file.stem for file in Path(__file__).parent.glob("fix_*.py"))

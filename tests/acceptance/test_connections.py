@@ -111,10 +111,10 @@ def test_the_server_restarts(mode: str, frail: Cluster, frail_workers: Workers) 
         add(shop)
         caught_up(shop)
         frail_workers.wait_up(worker, LONG)
-    # Lost, refused, starting: each once at most for each of three connections, however often tried.
-    said = warnings(worker)
-    assert 1 <= len(said) <= 9, said
-    assert len({line.split(" ", 3)[3] for line in said}) == len(said), said
+    # Lost, refused, starting: each is said by one of three connections, however often tried.
+    said = [line.split(": ", 2)[2] for line in warnings(worker)]
+    assert said
+    assert len(set(said)) == len(said), said
     assert worker.terminate() == 0
 
 

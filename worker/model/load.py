@@ -3,8 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -31,10 +32,12 @@ from worker.model.folder import missing_files, read_pooling, weights_checksum
 from worker.model.hub import hub_folder
 from worker.model.torch_encoder import TorchEncoder
 
-__all__ = ["load"]
+__all__ = ["load", "one_at_a_time"]
 
 log = logging.getLogger(__name__)
-_one_at_a_time = threading.Lock()  # transformers changes what belongs to the process as it loads
+one_at_a_time = threading.Lock()
+"""Held from a model's weights to its probe: transformers changes what belongs to the process as it
+loads (the default dtype, a method), and what is timed must not compete."""
 
 PROBE_TEXT: Final = "서울에서 부산까지 기차로 얼마나 걸리나요? How long is the train ride?"
 LENGTH_TOLERANCE: Final = 1e-3
@@ -77,7 +80,37 @@ def load(
             f"the model {card.name!r} is not complete: {', '.join(missing)} missing in {folder};"
             " copy or download it again"
         )
-    threads = threads or cpu_quota()
+    with one_at_a_time:
+        return _load(
+            card,
+            folder,
+            partial(
+                Fingerprint,
+                model=model_name,
+                revision=revision,
+                query_prefix=card.query_prefix,
+                passage_prefix=card.passage_prefix,
+                pooling=pooling,
+            ),
+            engine=engine,
+            device=device,
+            dtype=dtype,
+            threads=threads or cpu_quota(),
+            token_budget=token_budget,
+        )
+
+
+def _load(
+    card: ModelCard,
+    folder: Path,
+    fingerprint: Callable[..., Fingerprint],
+    *,
+    engine: EngineName,
+    device: str,
+    dtype: DType,
+    threads: int,
+    token_budget: int | None,
+) -> TorchEncoder:
     set_threads(threads)
     if engine == "openvino":
         model = _open(folder, card.name, "cpu", torch.float32)
@@ -103,15 +136,7 @@ def load(
         used = openvino.compile_network(model, name=card.name, dtype=dtype, threads=threads)
     encoder = TorchEncoder(
         model,
-        Fingerprint(
-            model=model_name,
-            revision=revision,
-            query_prefix=card.query_prefix,
-            passage_prefix=card.passage_prefix,
-            pooling=pooling,
-            dimensions=len(reference),
-            max_tokens=max_tokens,
-        ),
+        fingerprint(dimensions=len(reference), max_tokens=max_tokens),
         notes={
             "engine": f"{engine_version},"
             f" sentence-transformers {sentence_transformers.__version__}",
@@ -163,7 +188,7 @@ def _with_dtype(folder: Path, name: str, device: str, dtype: DType) -> SentenceT
 
 def _open(folder: Path, name: str, device: str, dtype: torch.dtype) -> SentenceTransformer:
     try:
-        with _one_at_a_time, _no_progress_bar():
+        with _no_progress_bar():
             model = SentenceTransformer(
                 str(folder),
                 device=device,

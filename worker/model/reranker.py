@@ -20,6 +20,7 @@ from worker.model.cpu import has_bfloat16
 from worker.model.encoder import DType
 from worker.model.folder import missing_reranker_files
 from worker.model.hub import hub_folder
+from worker.model.load import one_at_a_time
 from worker.normalization import normalized
 
 __all__ = ["Reranker", "open_reranker"]
@@ -89,6 +90,11 @@ def open_reranker(
     _check_head(folder, name)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    with one_at_a_time:
+        return _open(folder, name, device, _dtype(dtype, device), max_tokens)
+
+
+def _open(folder: Path, name: str, device: str, dtype: torch.dtype, max_tokens: int) -> Reranker:
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # not annotated
     try:
@@ -97,7 +103,7 @@ def open_reranker(
             device=device,
             trust_remote_code=False,
             local_files_only=True,
-            model_kwargs={"dtype": _dtype(dtype, device)},
+            model_kwargs={"dtype": dtype},
         )
     except (ImportError, LookupError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ModelRefused(

@@ -13,7 +13,7 @@ from worker.errors import EmbedworkerError
 from worker.queue.lease import Identity, extend, free, free_questions, leave, others_gone, seen
 from worker.queue.source import Connection, Source, load_sources
 from worker.service.health import Telemetry
-from worker.service.patience import CONNECTIONS, Patience
+from worker.service.patience import Patience, connections_to
 
 __all__ = ["HUNG", "Keeper", "Progress"]
 
@@ -68,7 +68,9 @@ class Keeper(threading.Thread):
         self._seen_at = self._extended_at = time.monotonic()
 
     def run(self) -> None:
-        patience = Patience(log, "the connection that keeps leases", peers=CONNECTIONS)
+        patience = Patience(
+            log, "the connection that keeps leases", peers=connections_to(self._url)
+        )
         while not self._stopped.is_set():
             try:
                 with connect(

@@ -22,7 +22,7 @@ from worker.database.statements import statement
 from worker.errors import EmbedworkerError
 from worker.queue.lease import Identity, hold
 from worker.queue.source import Connection
-from worker.service.patience import CONNECTIONS, Patience
+from worker.service.patience import Patience, connections_to
 
 __all__ = ["Listener"]
 
@@ -85,7 +85,9 @@ class Listener(threading.Thread):
         their lease if the worker is killed: nobody can tell that it is gone."""
 
     def run(self) -> None:
-        patience = Patience(log, "the connection for notifications", peers=CONNECTIONS)
+        patience = Patience(
+            log, "the connection for notifications", peers=connections_to(self._url)
+        )
         while not self._stopped.is_set():
             try:
                 with connect(
@@ -105,6 +107,7 @@ class Listener(threading.Thread):
                 if not self._stopped.is_set():
                     patience.wait(error, self._stopped)
             else:
+                patience.success()
                 self.tried.set()
                 self._stopped.wait(DEAF)
             finally:

@@ -4,7 +4,7 @@ import logging
 import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
 from psycopg.types.json import Jsonb
@@ -23,8 +23,6 @@ from worker.settings import Settings
 __all__ = ["Loaded", "Models"]
 
 log = logging.getLogger("embedworker.models")
-
-OPENERS = 4  # threads that load models: most of a large one's time is its download
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,6 @@ class Models:
         self._encoders: dict[str, Encoder] = {}
         self._loaded: dict[str, Loaded] = {}
         self._failed: dict[str, tuple[float, Exception, Patience]] = {}
-        self._opener = ThreadPoolExecutor(OPENERS, thread_name_prefix="load")
         self._opening: dict[str, Future[Encoder]] = {}
 
     @property
@@ -65,8 +62,7 @@ class Models:
         opening = self._opening.get(name)
         tried_at = self._failed[name][0] if name in self._failed else 0.0
         if opening is None and name not in self._encoders and time.monotonic() >= tried_at:
-            card = self._card(connection, name)
-            opening = self._opening[name] = self._opener.submit(self._open, name, *card)
+            opening = self._begin(connection, name)
         if opening is not None and not opening.done():
             return None
         return self.get(connection, name)
@@ -125,6 +121,25 @@ class Models:
             )
         )
         return Loaded(name, encoder, int(number))
+
+    def _begin(self, connection: Connection, name: str) -> Future[Encoder] | None:
+        try:
+            card = self._card(connection, name)
+        except ConfigurationError:
+            return None  # get says it
+        opening = self._opening[name] = Future[Encoder]()
+
+        def run() -> None:
+            try:
+                opening.set_result(self._open(name, *card))
+            except BaseException as error:
+                opening.set_exception(error)
+
+        # One for each, or a model whose download hangs would keep the others from being loaded.
+        # Not a pool's: those take nothing any more once the main thread has ended, whose others may
+        # go on.
+        threading.Thread(target=run, name=f"load {name}").start()
+        return opening
 
     @staticmethod
     def _card(connection: Connection, name: str) -> tuple[int, str, str]:

@@ -15,7 +15,7 @@ from worker.errors import EmbedworkerError
 from worker.queue.source import Connection
 from worker.service.logs import sayable
 from worker.service.metrics import Family, counter, gauge
-from worker.service.patience import CONNECTIONS, Patience
+from worker.service.patience import Patience, connections_to
 from worker.service.readiness import Backlog, Readiness
 
 __all__ = ["Observer"]
@@ -38,7 +38,9 @@ class Observer(threading.Thread):
         self._seen: list[Family] = []
 
     def run(self) -> None:
-        patience = Patience(log, "the connection that watches the queue", peers=CONNECTIONS)
+        patience = Patience(
+            log, "the connection that watches the queue", peers=connections_to(self._url)
+        )
         while not self._stopped.is_set():
             try:
                 with connect(

@@ -146,8 +146,7 @@ class PassageLane:
     def drained(self) -> bool:
         """Whether nothing is left that could be done now, for ``--once``."""
         sweeping = any(source.id in self._sweeps for source in self._registry.active())
-        waiting = self._pool or self._requested or sweeping or self._registry.loading
-        return self._looked_fully and not waiting
+        return self._looked_fully and not (self._pool or self._requested or sweeping)
 
     def hand_back(self) -> None:
         """Give back every claimed row untried, for another worker or the next start."""
@@ -177,7 +176,6 @@ class PassageLane:
         self._looking = time.monotonic() - started
         self._looked_at = rows[0].at if rows else None
         self._registry.follow({row.source: row.version for row in rows})
-        self._registry.open_models()
         self._progress.sources = self._registry.all
         self._requested = {row.source for row in rows if row.sweep and not row.paused}
         self._sweeps &= {source.id for source in self._registry.all}

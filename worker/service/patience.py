@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 from worker.service.logs import sayable
 
-__all__ = ["CONNECTIONS", "Patience"]
+__all__ = ["Patience", "connections_to"]
 
 FIRST = 0.1  # seconds
 LONGEST = 10.0  # seconds
@@ -74,5 +74,12 @@ class Patience:
         self._pause = FIRST
 
 
-CONNECTIONS: WeakSet[Patience] = WeakSet()
-"""Of this process to its database: an outage of four seconds left fifteen lines."""
+def connections_to(url: str) -> WeakSet[Patience]:
+    """The peers of this process that connect to one address.
+
+    They are several in each process: an outage of four seconds left fifteen lines.
+    """
+    return _connections.setdefault(url, WeakSet())
+
+
+_connections: dict[str, WeakSet[Patience]] = {}

@@ -46,7 +46,6 @@ class Registry:
         self._refreshed_at: float | None = None
         self._troubles: dict[int, tuple[float, Patience, str]] = {}
         self._cleared: set[int] = set()
-        self._loading: frozenset[str] = frozenset()
         self._failed: dict[int, set[Callable[..., object]]] = defaultdict(set)
         self._pauses: dict[tuple[int, Callable[..., object]], float] = {}
         self.on_trouble: Callable[[Source], None] = lambda _: None
@@ -66,11 +65,6 @@ class Registry:
         """The model that was used last."""
         return self._model
 
-    @property
-    def loading(self) -> bool:
-        """Whether sources wait for a model that other sources do not use."""
-        return bool(self._loading)
-
     def active(self) -> list[Source]:
         """Return the sources that can be worked on now."""
         now = time.monotonic()
@@ -80,7 +74,6 @@ class Registry:
             if source.usable
             and not source.paused
             and self._verdicts.get(source.id) in WELL
-            and source.model not in self._loading
             and self._troubles.get(source.id, (0.0, None, ""))[0] <= now
         ]
 
@@ -112,20 +105,6 @@ class Registry:
         for number in [*self._troubles]:
             if before.get(number) != self._versions.get(number):
                 self._forget(number)
-
-    def open_models(self) -> None:
-        """Where there are several models, load them beside the work of sources whose is there.
-
-        Until then the others are not active: a large model is downloaded for minutes.
-        """
-        names = {s.model for s in self._sources.values() if s.usable and not s.paused}
-        self._loading = frozenset(name for name in names if len(names) > 1 and self._opens(name))
-
-    def _opens(self, name: str) -> bool:
-        try:
-            return self._models.ready(self._connection, name) is None
-        except (ModelError, ConfigurationError):
-            return False  # load says it, for each source
 
     def guarded(
         self, source: Source, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs

@@ -16,7 +16,7 @@ from worker.database.statements import statement
 from worker.errors import ConfigurationError, EmbedworkerError
 from worker.model.cpu import cpu_quota, set_threads
 from worker.queue.source import Connection
-from worker.service.patience import CONNECTIONS, Patience
+from worker.service.patience import Patience
 from worker.service.questions import reason
 from worker.settings import Settings
 
@@ -173,7 +173,7 @@ def reranking(
     stopped = threading.Event()
 
     def serve() -> None:
-        patience = Patience(log, "reranking", peers=CONNECTIONS)
+        patience = Patience(log, "reranking")
         lane = RerankLane(rerankers.get, stopped)
         while not stopped.is_set():
             try:

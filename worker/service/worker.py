@@ -21,7 +21,7 @@ from worker.service.logs import sayable
 from worker.service.metrics import Metrics
 from worker.service.models import Models
 from worker.service.passages import PassageLane
-from worker.service.patience import CONNECTIONS, Patience
+from worker.service.patience import Patience, connections_to
 from worker.service.questions import PUT_BACK, QuestionLane
 from worker.service.registry import Registry
 from worker.service.reranking import CHANNEL, Rerankers, reranking
@@ -37,7 +37,6 @@ LANES: tuple[Lane, ...] = ("passages", "questions")
 
 CHANNELS: dict[Lane, str] = {"passages": "embed", "questions": "embed_question"}
 SIGNAL_LOOK = 0.5  # seconds
-LOADING_LOOK = 0.2  # seconds, while a model is being loaded
 QUESTION_POLL = 2.0  # seconds; a NOTIFY comes first
 QUESTION_POLL_DEAF = 0.02  # seconds, where notifications do not arrive
 
@@ -191,7 +190,7 @@ class Worker:
                 while not self._stopped.is_set() and idle < 2:
                     if lane.step():
                         idle = 0
-                    elif lane.drained or (registry.troubles() and not registry.loading):
+                    elif lane.drained or registry.troubles():
                         idle += 1
                         # One index at a time: other sources may need one, too.
                         if idle == 2 and indexer.wait():
@@ -208,7 +207,7 @@ class Worker:
             wake.set()
 
     def _serve(self, lane: Lane) -> None:
-        patience = Patience(log, f"the {lane} lane", peers=CONNECTIONS)
+        patience = Patience(log, f"the {lane} lane", peers=connections_to(self._url))
         health = self._telemetry[lane].health
         serve = self._serve_passages if lane == "passages" else self._serve_questions
         while not self._stopped.is_set():
@@ -239,8 +238,7 @@ class Worker:
                 worked = lane.step()
                 if not worked:
                     lane.prepare()
-                if not registry.loading:
-                    self._ready["passages"].set()  # models of what is enabled are loaded by then
+                self._ready["passages"].set()  # models of what is enabled are loaded by then
                 current.progress.telemetry.health.seen()
                 current.progress.telemetry.health.in_trouble(registry.stopped())
                 current.progress.model = registry.model
@@ -250,7 +248,7 @@ class Worker:
                     continue
                 # After a wake-up the pauses start over: rows of transactions that did not get to
                 # notify are found within poll_min.
-                woken = current.wake.wait(min(pause, LOADING_LOOK) if registry.loading else pause)
+                woken = current.wake.wait(pause)
                 pause = shortest if woken else min(pause * 2, longest)
 
     def _serve_questions(self, current: Session, patience: Patience) -> None:
