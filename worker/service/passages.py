@@ -26,6 +26,7 @@ from worker.service.embedding import Unit, encode
 from worker.service.failpoints import failpoint
 from worker.service.indexing import Indexer
 from worker.service.keeper import Progress
+from worker.service.memory import Trimmer
 from worker.service.models import Loaded
 from worker.service.pool import Pool
 from worker.service.registry import Registry
@@ -81,6 +82,7 @@ class PassageLane:
         self._pool = Pool()
         self._statistics = Statistics(connection)
         self._compactor = Compactor()
+        self._trimmer = Trimmer()
         self._loose: list[Job] = []  # held, and neither in the pool nor settled
         self._owed: list[Job] = []  # to be handed back once nobody holds their queue
         self._counted_at = time.monotonic()
@@ -103,6 +105,7 @@ class PassageLane:
 
     def step(self) -> bool:
         """Do one piece of work: a batch, or a refill. False: there was nothing to do."""
+        self._trimmer.consider()
         if self._pool:
             self._take_urgent()
             # That look may have met a source that is gone, and let go of all that was held.
@@ -388,6 +391,7 @@ class PassageLane:
             self._health.at_model(False)
         self._adapt(shrunk=largest < len(units) and not failures)
         failpoint("after-embed")
+        self._trimmer.worked()
         self._report_batch(units, failures, time.monotonic() - started)
         self._settle(loaded, results, failures)
 
