@@ -4,7 +4,6 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
 from hypothesis import settings
 
 # What the developer has set must not decide whether a test passes.
@@ -23,16 +22,6 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 # Threads of OpenMP that wait busily keep the processors from the models of other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One more than processors for ``-n auto``: half of the time a test waits for a worker."""
-    from worker.model.cpu import cpu_quota  # not before the environment is as it should be
-
-    del config
-    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else cpu_quota() + 1
-
 
 pytest_plugins = sorted(file.stem for file in Path(__file__).parent.glob("fix_*.py"))
 
