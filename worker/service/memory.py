@@ -1,7 +1,7 @@
 """Memory that is free, and that the C library keeps instead of giving it back to the system.
 
-Batches of ever other shapes leave the heap full of holes. In an hour with texts of up to 1,000,000
-characters a worker kept up to 110 MB of them, and more each hour.
+What is allocated between the batches leaves the heap full of holes: after 55 minutes of texts with
+up to 1,000,000 characters, in which a worker had grown by 140 MB, a trim gave 112 MB back.
 """
 
 import ctypes
