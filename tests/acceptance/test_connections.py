@@ -114,7 +114,7 @@ def test_the_server_restarts(mode: str, frail: Cluster, frail_workers: Workers) 
     # Lost, refused, starting: each is said by one of three connections, however often tried.
     said = [line.split(": ", 2)[2] for line in warnings(worker)]
     assert said
-    assert len(set(said)) == len(said), said
+    assert len(set(said)) == len(said), worker
     assert worker.terminate() == 0
 
 

@@ -3,12 +3,12 @@
 import gc
 import logging
 import threading
-from weakref import WeakSet
 
 import psycopg
 import pytest
 
-from worker.service.patience import LONGEST, Patience
+from worker.service import patience as module
+from worker.service.patience import LONGEST, REMIND, Patience, Troubles
 
 log = logging.getLogger("embedworker.test")
 
@@ -60,9 +60,18 @@ def test_an_end_is_not_waited_out() -> None:
         patience.wait("refused", stopped)
 
 
-def test_a_common_trouble_is_said_by_one(said: pytest.LogCaptureFixture) -> None:
-    peers: WeakSet[Patience] = WeakSet()
-    first, second = (Patience(log, what, peers=peers) for what in ("the first", "the second"))
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_common_trouble_is_said_by_one(
+    said: pytest.LogCaptureFixture, clock: list[float]
+) -> None:
+    troubles = Troubles()
+    first, second = (Patience(log, what, troubles=troubles) for what in ("the first", "the second"))
     stranger = Patience(log, "a stranger")
     for each in (first, second, stranger):
         each.say("refused")
@@ -79,7 +88,40 @@ def test_a_common_trouble_is_said_by_one(said: pytest.LogCaptureFixture) -> None
     said.clear()
     second.say("refused")
     assert said.messages == ["the second: refused; trying again"], "it is over: news again"
-    del second, each
-    gc.collect()
+    clock[0] += REMIND
     first.say("refused")
-    assert len(said.messages) == 2, "who has said it is gone and will not say when it is over"
+    assert len(said.messages) == 1
+    clock[0] += 1
+    first.say("refused")
+    assert len(said.messages) == 2, "it lasts"
+
+
+def test_one_that_was_silent_speaks_for_one_that_is_gone(
+    said: pytest.LogCaptureFixture,
+) -> None:
+    troubles = Troubles()
+    lane = Patience(log, "the lane", troubles=troubles)
+    listener = Patience(log, "the listener", troubles=troubles)
+    listener.say("reset by peer")
+    del listener  # ends with the session of the lane
+    gc.collect()
+    lane.say("reset by peer")
+    lane.success()
+    assert said.messages == ["the listener: reset by peer; trying again", "the lane: works again"]
+
+
+def test_what_was_said_by_one_that_is_gone_is_news_after_a_success(
+    said: pytest.LogCaptureFixture,
+) -> None:
+    troubles = Troubles()
+    lane = Patience(log, "the lane", troubles=troubles)
+    listener = Patience(log, "the listener", troubles=troubles)
+    listener.say("reset by peer")
+    del listener
+    gc.collect()
+    lane.success()
+    lane.say("reset by peer")
+    assert said.messages == [
+        "the listener: reset by peer; trying again",
+        "the lane: reset by peer; trying again",
+    ]

@@ -69,7 +69,7 @@ class Keeper(threading.Thread):
 
     def run(self) -> None:
         patience = Patience(
-            log, "the connection that keeps leases", peers=connections_to(self._url)
+            log, "the connection that keeps leases", troubles=connections_to(self._url)
         )
         while not self._stopped.is_set():
             try:

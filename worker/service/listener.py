@@ -86,7 +86,7 @@ class Listener(threading.Thread):
 
     def run(self) -> None:
         patience = Patience(
-            log, "the connection for notifications", peers=connections_to(self._url)
+            log, "the connection for notifications", troubles=connections_to(self._url)
         )
         while not self._stopped.is_set():
             try:

@@ -39,7 +39,7 @@ class Observer(threading.Thread):
 
     def run(self) -> None:
         patience = Patience(
-            log, "the connection that watches the queue", peers=connections_to(self._url)
+            log, "the connection that watches the queue", troubles=connections_to(self._url)
         )
         while not self._stopped.is_set():
             try:

@@ -4,7 +4,8 @@ import logging
 import random
 import threading
 import time
-from weakref import WeakSet
+from dataclasses import dataclass
+from weakref import ref
 
 from worker.service.logs import sayable
 
@@ -14,14 +15,45 @@ FIRST = 0.1  # seconds
 LONGEST = 10.0  # seconds
 REMIND = 300.0  # seconds until the same trouble is said again
 
-_talking = threading.Lock()
+
+@dataclass
+class _Said:
+    at: float
+    by: "ref[Patience]"
+
+
+class Troubles:
+    """What those who are in trouble together have said: what one says, the others leave unsaid."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, _Said] = {}
+        self._talking = threading.Lock()
+
+    def is_news(self, text: str, by: "Patience") -> bool:
+        """Whether to say it now; who is silent for one that is gone will say when it is over.
+
+        A listener that ends with the session of its lane is gone while the trouble lasts.
+        """
+        now = time.monotonic()
+        with self._talking:
+            said = self._said.get(text)
+            if said is None or now - said.at > REMIND:
+                self._said[text] = _Said(now, ref(by))
+                return True
+            if said.by() is None:
+                said.by = ref(by)
+            return False
+
+    def over(self, by: "Patience") -> bool:
+        """Whether one had said what is over now; what others said who are gone is over, too."""
+        with self._talking:
+            mine = any(said.by() is by for said in self._said.values())
+            self._said = {t: s for t, s in self._said.items() if s.by() not in (by, None)}
+            return mine
 
 
 class Patience:
-    """Growing, jittered pauses; a trouble is said once, then every five minutes, then when over.
-
-    ``peers`` are in trouble together: what one of them has said, the others leave unsaid.
-    """
+    """Growing, jittered pauses; a trouble is said once, then every five minutes, then when over."""
 
     def __init__(
         self,
@@ -29,16 +61,13 @@ class Patience:
         what: str,
         *,
         longest: float = LONGEST,
-        peers: "WeakSet[Patience] | None" = None,
+        troubles: Troubles | None = None,
     ) -> None:
         self._log = log
         self._what = what
         self._longest = longest
         self._pause = FIRST
-        self._said: dict[str, float] = {}
-        self._peers = WeakSet[Patience]() if peers is None else peers
-        with _talking:
-            self._peers.add(self)
+        self._troubles = Troubles() if troubles is None else troubles
 
     def wait(self, error: BaseException | str, stopped: threading.Event) -> None:
         """Say what is wrong, if that is news, and pause; ``stopped`` ends the pause."""
@@ -58,28 +87,22 @@ class Patience:
         one error, now with another.
         """
         text = sayable(error)
-        now = time.monotonic()
-        with _talking:
-            if any(now - peer._said.get(text, float("-inf")) <= REMIND for peer in self._peers):
-                return
-            self._said[text] = now
-        self._log.warning("%s: %s; trying again", self._what, text)
+        if self._troubles.is_news(text, self):
+            self._log.warning("%s: %s; trying again", self._what, text)
 
     def success(self) -> None:
         """It worked: the next trouble is news again."""
-        if self._said:
+        if self._troubles.over(self):
             self._log.info("%s: works again", self._what)
-            with _talking:
-                self._said.clear()
         self._pause = FIRST
 
 
-def connections_to(url: str) -> WeakSet[Patience]:
-    """The peers of this process that connect to one address.
+def connections_to(url: str) -> Troubles:
+    """The troubles of all that connect to one address in this process.
 
-    They are several in each process: an outage of four seconds left fifteen lines.
+    They are several: an outage of four seconds left seventeen lines.
     """
-    return _connections.setdefault(url, WeakSet())
+    return _connections.setdefault(url, Troubles())
 
 
-_connections: dict[str, WeakSet[Patience]] = {}
+_connections: dict[str, Troubles] = {}

@@ -207,7 +207,7 @@ class Worker:
             wake.set()
 
     def _serve(self, lane: Lane) -> None:
-        patience = Patience(log, f"the {lane} lane", peers=connections_to(self._url))
+        patience = Patience(log, f"the {lane} lane", troubles=connections_to(self._url))
         health = self._telemetry[lane].health
         serve = self._serve_passages if lane == "passages" else self._serve_questions
         while not self._stopped.is_set():
