@@ -1,6 +1,9 @@
 """Downloading from a hub: a small one that runs on this machine."""
 
+import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -117,3 +120,22 @@ def test_a_hub_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(ModelNotFound, match=r"cannot be reached \("):
             open_name(tmp_path)
         assert time.monotonic() - start < 5
+
+
+def test_a_model_that_is_nowhere_costs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from worker.errors import ModelNotFound\n"
+        "from worker.model import open_encoder\n"
+        "try:\n"
+        "    open_encoder(cache_folder=Path(sys.argv[1]))\n"
+        "except ModelNotFound:\n"
+        "    sys.exit('torch' in sys.modules)\n"
+        "sys.exit('found')"
+    )
+    away = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, **away}, check=False
+    )
+    assert done.returncode == 0

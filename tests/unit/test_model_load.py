@@ -18,6 +18,7 @@ from worker.errors import ConfigurationError, DimensionMismatch, ModelNotFound, 
 from worker.model import BUNDLED_MODEL, DEFAULT_MODEL, Encoder, catalog, open_encoder
 
 loading = importlib.import_module("worker.model.load")
+locating = importlib.import_module("worker.model.locate")
 
 PREFIXES = {"query_prefix": "", "passage_prefix": "text: "}
 NAME = "owner/name"
@@ -53,7 +54,7 @@ def test_every_model_of_the_catalogue_loads(
     )
     plain = SentenceTransformer(str(folder), device="cpu")
     if name == BUNDLED_MODEL:
-        monkeypatch.setattr(loading, "bundled_folder", lambda *_: folder)
+        monkeypatch.setattr(locating, "bundled_folder", lambda *_: folder)
     else:
         cache_model(tmp_path / "cache" / "hub", name, folder)
     encoder = open_encoder(name, cache_folder=tmp_path / "cache", device="cpu")

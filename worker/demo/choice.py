@@ -7,6 +7,7 @@ from pathlib import Path
 from worker.model.availability import availability, hub_problem
 from worker.model.bundled import bundled_folder
 from worker.model.catalog import BUNDLED_MODEL, DEFAULT_MODEL
+from worker.model.hub import cached_or_within_reach
 
 __all__ = ["Choice", "Preparation"]
 
@@ -22,7 +23,7 @@ class Choice:
 class Preparation(threading.Thread):
     """Looks for the model while PostgreSQL starts, and unpacks the bundled one if that is it.
 
-    The hub is asked once whether it answers, for five seconds at most.
+    The hub is asked whether it answers, for five seconds at most each time.
     """
 
     def __init__(self, given: str | None, cache_folder: Path) -> None:
@@ -39,8 +40,12 @@ class Preparation(threading.Thread):
         try:
             self._choice = self._choose()
             self._decided.set()
-            if self._choice.model == BUNDLED_MODEL:
+            model = self._choice.model
+            if model == BUNDLED_MODEL:
                 bundled_folder(self._cache_folder, self._count)
+            elif availability(model, self._cache_folder) == "hub":
+                # Sooner than by the worker, which starts first.
+                cached_or_within_reach(model, self._cache_folder)
         except Exception as error:  # shown to the person by the thread that waits for this one
             self._error = error
         finally:

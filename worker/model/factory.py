@@ -77,18 +77,25 @@ def open_encoder(
         )
     else:
         card = card_for(name, query_prefix=query_prefix, passage_prefix=passage_prefix)
-        # Imported here: torch takes seconds, and most commands never make a vector.
+        if engine == "openvino" and device not in ("auto", "cpu"):
+            raise ConfigurationError(
+                f"OpenVINO runs a model on the processor, not on {device!r}; set"
+                " EMBEDWORKER_DEVICE=cpu or EMBEDWORKER_ENGINE=torch"
+            )
+        # Imported here: most commands never make a vector, and torch takes seconds.
+        from worker.model.locate import locate
+
+        located = locate(card, cache_folder, progress)
         from worker.model.load import load
 
         encoder = load(
             card,
-            cache_folder=cache_folder,
+            located,
             engine=engine,
             device=device,
             dtype=dtype,
             threads=threads,
             token_budget=token_budget,
-            progress=progress,
         )
     if dimensions is not None and encoder.dimensions != dimensions:
         raise DimensionMismatch(

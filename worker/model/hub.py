@@ -17,7 +17,7 @@ from worker.errors import ModelError, ModelNotFound
 from worker.model.catalog import BUNDLED_MODEL, ModelKind
 from worker.model.folder import missing_files, missing_reranker_files, read_pooling
 
-__all__ = ["cached_folder", "hub_folder"]
+__all__ = ["cached_folder", "cached_or_within_reach", "hub_folder"]
 
 # Without a network the hub's client retries for minutes; so first ask whether anything answers.
 PROBE_SECONDS: Final = 5.0
@@ -42,16 +42,10 @@ def hub_folder(name: str, cache_folder: Path | None, kind: ModelKind = "embeddin
     Raises ModelNotFound within about PROBE_SECONDS when it is neither cached nor reachable, and
     ModelRefused when an embedding model configures no pooling.
     """
-    download_folder = None if cache_folder is None else cache_folder / "hub"
-    folder, missing = cached_folder(name, cache_folder, kind)
-    if folder is not None and not missing:
+    folder = cached_or_within_reach(name, cache_folder, kind)
+    if folder is not None:
         return folder
-    if problem := _unreachable():
-        raise ModelNotFound(
-            f"the model {name!r} is {'not' if folder is None else 'only partly'} in the local cache"
-            f" and {constants.ENDPOINT} cannot be reached ({problem}); connect once to download it,"
-            " or copy its folder here and name that folder," + _OTHERWISE
-        )
+    download_folder = None if cache_folder is None else cache_folder / "hub"
     try:
         return _download(name, download_folder, kind)
     except RepositoryNotFoundError as error:
@@ -68,6 +62,25 @@ def hub_folder(name: str, cache_folder: Path | None, kind: ModelKind = "embeddin
             f"downloading the model {name!r} from {constants.ENDPOINT} failed: {error};"
             " try again, what is complete is kept," + _OTHERWISE
         ) from error
+
+
+def cached_or_within_reach(
+    name: str, cache_folder: Path | None, kind: ModelKind = "embedding"
+) -> Path | None:
+    """The whole folder of a hub model in a cache, None where the hub answers and may have it.
+
+    Raises ModelNotFound as :func:`hub_folder` does.
+    """
+    folder, missing = cached_folder(name, cache_folder, kind)
+    if folder is not None and not missing:
+        return folder
+    if problem := _unreachable():
+        raise ModelNotFound(
+            f"the model {name!r} is {'not' if folder is None else 'only partly'} in the local cache"
+            f" and {constants.ENDPOINT} cannot be reached ({problem}); connect once to download it,"
+            " or copy its folder here and name that folder," + _OTHERWISE
+        )
+    return None
 
 
 def cached_folder(

@@ -1,4 +1,4 @@
-"""From a model card to an encoder that has proved itself."""
+"""From a model's folder to an encoder that has proved itself."""
 
 import logging
 import threading
@@ -16,20 +16,12 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
-from worker.errors import (
-    ConfigurationError,
-    DimensionMismatch,
-    ModelError,
-    ModelNotFound,
-    ModelRefused,
-)
-from worker.model.bundled import Progress, bundled_folder, bundled_revision
-from worker.model.catalog import BUNDLED_MODEL, ModelCard
+from worker.errors import DimensionMismatch, ModelError, ModelRefused
+from worker.model.catalog import ModelCard
 from worker.model.cpu import cpu_quota, has_bfloat16, set_threads
 from worker.model.encoder import DType, EngineName, Vectors, prefixed
 from worker.model.fingerprint import Fingerprint
-from worker.model.folder import missing_files, read_pooling, weights_checksum
-from worker.model.hub import hub_folder
+from worker.model.locate import Located
 from worker.model.torch_encoder import TorchEncoder
 
 __all__ = ["load", "one_at_a_time"]
@@ -50,47 +42,29 @@ TIMING_REPEATS: Final = 3
 
 def load(
     card: ModelCard,
+    located: Located,
     *,
-    cache_folder: Path | None = None,
     engine: EngineName = "torch",
     device: str = "auto",
     dtype: DType = "auto",
     threads: int | None = None,
     token_budget: int | None = None,
-    progress: Progress | None = None,
 ) -> TorchEncoder:
-    """Find, check, load and probe one embedding model; see :func:`worker.model.open_encoder`.
+    """Load and probe one embedding model; see :func:`worker.model.open_encoder`.
 
     No code that comes with a model is ever run.
     """
-    if engine == "openvino" and device not in ("auto", "cpu"):
-        raise ConfigurationError(
-            f"OpenVINO runs a model on the processor, not on {device!r}; set EMBEDWORKER_DEVICE=cpu"
-            " or EMBEDWORKER_ENGINE=torch"
-        )
-    folder, model_name, revision = _locate(card.name, cache_folder, progress)
-    pooling = read_pooling(folder, card.name)
-    if card.pooling not in (None, pooling):
-        raise ModelRefused(
-            f"the model {card.name!r} pools by {pooling!r} in {folder}, expected {card.pooling!r};"
-            " it is another model under this name: use the published one"
-        )
-    if missing := missing_files(folder, card.name):
-        raise ModelRefused(
-            f"the model {card.name!r} is not complete: {', '.join(missing)} missing in {folder};"
-            " copy or download it again"
-        )
     with one_at_a_time:
         return _load(
             card,
-            folder,
+            located.folder,
             partial(
                 Fingerprint,
-                model=model_name,
-                revision=revision,
+                model=located.name,
+                revision=located.revision,
                 query_prefix=card.query_prefix,
                 passage_prefix=card.passage_prefix,
-                pooling=pooling,
+                pooling=located.pooling,
             ),
             engine=engine,
             device=device,
@@ -149,25 +123,6 @@ def _load(
     _probe(encoder, reference)
     log.info("loaded %r", encoder)
     return encoder
-
-
-def _locate(
-    name: str, cache_folder: Path | None, progress: Progress | None
-) -> tuple[Path, str, str]:
-    """The model's folder, and the name and revision for its fingerprint."""
-    if name == BUNDLED_MODEL:
-        return bundled_folder(cache_folder, progress), name, bundled_revision()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        # Its last part alone: two workers may have the same folder mounted in different places.
-        return folder, folder.resolve().name, weights_checksum(folder)
-    if name.startswith(("/", ".", "~")):
-        raise ModelNotFound(
-            f"the model's folder {name!r} does not exist; check the path,"
-            f" or use the model that needs no hub: {BUNDLED_MODEL}"
-        )
-    folder = hub_folder(name, cache_folder)
-    return folder, name, folder.name
 
 
 def _with_dtype(folder: Path, name: str, device: str, dtype: DType) -> SentenceTransformer:
