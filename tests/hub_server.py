@@ -18,8 +18,8 @@ def hub(
 ) -> Iterator[tuple[str, list[str]]]:
     """Serve folders under model names; yields the address and the paths asked for.
 
-    With ``status`` every answer is that error. Without being set, ``gate`` lets nobody know more
-    than that there is a hub.
+    With ``status`` every answer is that error. Until it is set, ``gate`` lets nobody know more than
+    that there is a hub.
     """
     asked: list[str] = []
 
@@ -29,7 +29,7 @@ def hub(
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
             asked.append(f"{self.command} {path}")
-            if gate is not None and path != "/":
+            if gate is not None and not gate.is_set() and path != "/":
                 gate.wait()
                 self.close_connection = True
                 return None  # whoever asked has lost patience by now

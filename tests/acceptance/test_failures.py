@@ -175,28 +175,75 @@ def test_a_model_that_is_missing_stops_nobody_else(shop: Connection, workers: Wo
     assert worker.terminate() == 0
 
 
+def slow(shop: Connection, name: str, dimensions: int = 384) -> None:
+    """A table with a row, whose model a hub is slow to give."""
+    shop.execute("select embed.add_model(%s, %s)", [f"slow/{name}", dimensions])
+    table = sql.Identifier(name)
+    shop.execute(sql.SQL("create table {} (id integer primary key, content text)").format(table))
+    shop.execute(sql.SQL("insert into {} values (1, '글')").format(table))
+    shop.execute("select embed.enable(%s, array['content'], model => %s)", [name, f"slow/{name}"])
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Have workers that are started next ask a hub, with a cache that is empty."""
+
+    def to(address: str) -> None:
+        monkeypatch.delitem(ENVIRONMENT, "HF_HUB_OFFLINE")
+        monkeypatch.setitem(ENVIRONMENT, "HF_HOME", str(tmp_path / "cache"))
+        monkeypatch.setitem(ENVIRONMENT, "HF_ENDPOINT", address)
+
+    return to
+
+
 def test_questions_do_not_wait_for_a_model_of_others(
-    shop: Connection, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Connection, workers: Workers, online: Callable[[str], None]
 ) -> None:
-    """A hub is slow to give some."""
     articles(shop, "글")
     for name in ("one", "two", "three", "four", "five"):
-        shop.execute("select embed.add_model(%s, 384)", [f"slow/{name}"])
-        shop.execute(
-            sql.SQL("create table {} (id int primary key, t text)").format(sql.Identifier(name))
-        )
-        shop.execute("select embed.enable(%s, array['t'], model => %s)", [name, f"slow/{name}"])
+        slow(shop, name)
     set_up_loopback(shop)
-    monkeypatch.delitem(ENVIRONMENT, "HF_HUB_OFFLINE")
-    monkeypatch.setitem(ENVIRONMENT, "HF_HOME", str(tmp_path / "cache"))
-    gate = threading.Event()
-    with hub({}, gate=gate) as (address, asked):
-        monkeypatch.setitem(ENVIRONMENT, "HF_ENDPOINT", address)
+    with hub({}, gate=threading.Event()) as (address, asked):
+        online(address)
         worker = workers.start("--only-queries")
         wait_until(lambda: len({p for p in asked if "slow/" in p}) == 5, 60, "five downloads")
         (found,) = shop.execute("select embed.query('글')").fetchall()
         assert found is not None
         assert "slow/" not in worker.output()  # none had been given up meanwhile
+    assert worker.terminate(60) == 0
+
+
+def test_rows_do_not_wait_for_a_model_of_others(
+    shop: Connection,
+    workers: Workers,
+    online: Callable[[str], None],
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    """Those that do are found when it is there, also where a sweep was to find them."""
+    slow(shop, "absent")
+    slow(shop, "late", 32)
+    shop.execute("insert into late select n, 'before' from generate_series(2, 300) n")
+    articles(shop, "글")
+    gate = threading.Event()
+    with hub({"slow/late": tiny_model}, gate=gate) as (address, asked):
+        online(address)
+        worker = workers.start(cache_dir=str(tmp_path / "cache"))
+        wait_until(lambda: len({p for p in asked if "slow/" in p}) == 2, 60, "two downloads")
+        wait_settled(shop, "article")
+        shop.execute("insert into article values (2, '새 글')")
+        wait_settled(shop, "article")
+        assert "slow/" not in worker.output()  # none had been given up meanwhile
+        shop.execute("insert into late values (301, 'meanwhile')")
+        gate.set()
+        wait_settled(shop, "late", 100)
+        late = "select count(*) from late_embedding where embedding is not null"
+        assert shop.execute(late).fetchone() == (301,)
+        absent = "select error from embed.status where source = 'absent'::regclass"
+        wait_until(lambda: "slow/absent" in str(shop.execute(absent).fetchone()), 100)
+        shop.execute("insert into article values (3, '다른 글')")
+        wait_settled(shop, "article")
+        assert judge(shop, "article").good
     assert worker.terminate(60) == 0
 
 

@@ -4,6 +4,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
@@ -57,12 +58,16 @@ class Models:
         """Whether :meth:`ready` will have another model soon."""
         return not all(opening.done() for opening in self._opening.values())
 
-    def ready(self, connection: Connection, name: str) -> Loaded | None:
-        """Do what :meth:`get` does, but load in another thread: None until that is over."""
+    def ready(
+        self, connection: Connection, name: str, over: Callable[[], None] = lambda: None
+    ) -> Loaded | None:
+        """Do what :meth:`get` does, but load in another thread: None until that is ``over``."""
         opening = self._opening.get(name)
         tried_at = self._failed[name][0] if name in self._failed else 0.0
         if opening is None and name not in self._encoders and time.monotonic() >= tried_at:
             opening = self._begin(connection, name)
+            if opening is not None:
+                opening.add_done_callback(lambda _: over())
         if opening is not None and not opening.done():
             return None
         return self.get(connection, name)

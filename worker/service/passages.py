@@ -139,6 +139,8 @@ class PassageLane:
     def prepare(self) -> None:
         """Have the models of all sources loaded, before there are rows for them.
 
+        Side by side, where the registry does not wait for them.
+
         A second worker found nothing to do and so loaded none: the rows of the first, which was
         killed, waited half a minute for that.
         """
@@ -569,6 +571,8 @@ class PassageLane:
                 self._requested.add(source.id)
             elif source.id in unfinished and source.id not in self._sweeps:
                 self._for(source, self._begin_sweep)
+        if self._registry.awaits:
+            self._scheduled_at = None  # those whose model is being loaded were left out
 
     def _begin_sweep(self, source: Source) -> int:
         self._registry.load(source)

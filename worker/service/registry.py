@@ -1,6 +1,7 @@
 """The sources a worker serves, kept in line with their tables, and the trouble each may be in."""
 
 import logging
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Set
@@ -28,17 +29,35 @@ RETRY = 2.0  # seconds until the next look where one failed
 LONGEST = 60.0  # seconds a source in trouble is left alone at most
 WELL = ("same", "changed")  # what a look at a table may find without trouble
 
+
+class _Loading(Exception):
+    """The source's model is being loaded by another thread."""
+
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Registry:
-    """Sources by number. What goes wrong with one of them stops no other."""
+    """Sources by number. What goes wrong with one of them stops no other.
 
-    def __init__(self, connection: Connection, worker: Identity, models: Models) -> None:
+    With ``wake``, models are loaded beside the work for sources whose model is there, and it is
+    set when one is; a large one is downloaded for minutes. Without, the first use waits.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        worker: Identity,
+        models: Models,
+        *,
+        wake: threading.Event | None = None,
+    ) -> None:
         self._connection = connection
         self._worker = worker
         self._models = models
+        self._wake = wake
+        self._awaited: set[str] = set()
         self._sources: dict[int, Source] = {}
         self._model: str | None = None
         self._versions: dict[int, int] = {}
@@ -65,6 +84,11 @@ class Registry:
         """The model that was used last."""
         return self._model
 
+    @property
+    def awaits(self) -> bool:
+        """Whether sources wait for a model that is being loaded."""
+        return bool(self._awaited)
+
     def active(self) -> list[Source]:
         """Return the sources that can be worked on now."""
         now = time.monotonic()
@@ -74,6 +98,7 @@ class Registry:
             if source.usable
             and not source.paused
             and self._verdicts.get(source.id) in WELL
+            and source.model not in self._awaited
             and self._troubles.get(source.id, (0.0, None, ""))[0] <= now
         ]
 
@@ -93,6 +118,7 @@ class Registry:
 
     def follow(self, versions: dict[int, int]) -> None:
         """Bring the list up to date when a version is new, and from time to time."""
+        self._awaited = {name for name in self._awaited if self._loading(name)}
         now = time.monotonic()
         recent = self._refreshed_at is not None and now - self._refreshed_at < REFRESH
         if recent and versions == self._versions and versions.keys() <= self._verdicts.keys():
@@ -120,6 +146,9 @@ class Registry:
             return None
         try:
             result = action(*args, **kwargs)
+        except _Loading:
+            self._awaited.add(source.model)
+            return None
         except (ModelError, ConfigurationError, psycopg.Error) as error:
             if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) or self._connection.closed:
                 raise
@@ -142,9 +171,13 @@ class Registry:
     def load(self, source: Source) -> Loaded:
         """Return the source's model, and make its fingerprint the active one.
 
+        Only in what is guarded: while it is loaded beside, the source is left for later.
+
         Raises ModelError, DimensionMismatch among them, or ConfigurationError.
         """
-        loaded = self._models.get(self._connection, source.model)
+        loaded = self._find(source.model)
+        if loaded is None:
+            raise _Loading
         if loaded.encoder.dimensions != source.dimensions:
             raise DimensionMismatch(
                 f"the model {source.model!r} makes vectors of {loaded.encoder.dimensions} "
@@ -163,6 +196,19 @@ class Registry:
                 request(self._connection, source, "model changed")
         self._model = source.model
         return loaded
+
+    def _find(self, name: str) -> Loaded | None:
+        if self._wake is None:
+            return self._models.get(self._connection, name)
+        return self._models.ready(self._connection, name, self._wake.set)
+
+    def _loading(self, name: str) -> bool:
+        try:
+            return self._find(name) is None
+        except (ModelError, ConfigurationError, psycopg.Error):
+            if self._connection.closed:
+                raise
+            return False  # load says it, for each source
 
     def _refresh(self, number: int) -> bool:
         """Look at one source; False when even that failed."""

@@ -183,7 +183,8 @@ class Worker:
         Raises EmbedworkerError when the database cannot be used.
         """
         with self._session("passages") as current:
-            registry, indexer, lane = self._passage_lane(current)
+            # One model after the other: nothing is to be left for later.
+            registry, indexer, lane = self._passage_lane(current, wake=None)
             idle = 0
             with _handing_back(lane):
                 # Twice idle: what a look finds changed in a table is swept at the next.
@@ -230,7 +231,7 @@ class Worker:
                 self.stop()
 
     def _serve_passages(self, current: Session, patience: Patience) -> None:
-        registry, _, lane = self._passage_lane(current)
+        registry, _, lane = self._passage_lane(current, wake=current.wake)
         shortest, longest = self._settings.poll_min, self._settings.poll_max
         pause = shortest
         with _handing_back(lane):
@@ -238,7 +239,8 @@ class Worker:
                 worked = lane.step()
                 if not worked:
                     lane.prepare()
-                self._ready["passages"].set()  # models of what is enabled are loaded by then
+                if not registry.awaits:
+                    self._ready["passages"].set()  # models of what is enabled are loaded by then
                 current.progress.telemetry.health.seen()
                 current.progress.telemetry.health.in_trouble(registry.stopped())
                 current.progress.model = registry.model
@@ -299,8 +301,11 @@ class Worker:
             current.listener.notified,
         )
 
-    def _passage_lane(self, current: Session) -> tuple[Registry, Indexer, PassageLane]:
-        registry = Registry(current.connection, current.worker, self._models["passages"])
+    def _passage_lane(
+        self, current: Session, *, wake: threading.Event | None
+    ) -> tuple[Registry, Indexer, PassageLane]:
+        models = self._models["passages"]
+        registry = Registry(current.connection, current.worker, models, wake=wake)
         indexer = Indexer(
             self._url,
             after_rows=self._settings.index_after_rows,
