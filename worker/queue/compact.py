@@ -7,13 +7,13 @@ from typing import NamedTuple
 import psycopg
 
 from worker.database.statements import statement
+from worker.queue.looks import Looks
 from worker.queue.source import Connection, Source
 
 __all__ = ["Compactor"]
 
 log = logging.getLogger("embedworker.queue")
 
-LOOK = 60.0  # seconds between looks at a queue
 AGAIN = 600.0  # seconds until the next try where one did not help
 LARGE = 16 << 20  # bytes; a smaller queue is left as it is
 A_ROW = 1000  # bytes; a row takes about 150 with its indexes, so at least four fifths are empty
@@ -24,6 +24,7 @@ class Compactor:
     """Looks at queues from time to time, when there is nothing else to do."""
 
     def __init__(self) -> None:
+        self.looks = Looks()
         self._again_at: dict[int, float] = {}
 
     def consider(self, connection: Connection, source: Source) -> bool:
@@ -33,9 +34,8 @@ class Compactor:
         snapshot, count as rows.
         """
         now = time.monotonic()
-        if now < self._again_at.get(source.id, 0.0):
+        if now < self._again_at.get(source.id, 0.0) or not self.looks.due(source.id):
             return False
-        self._again_at[source.id] = now + LOOK
         before = _look(connection, source)
         if before is None or not before.worth:
             return False

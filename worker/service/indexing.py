@@ -14,6 +14,7 @@ from psycopg import sql
 from worker.database.connect import connect
 from worker.database.statements import render, statement
 from worker.errors import EmbedworkerError
+from worker.queue.looks import Looks
 from worker.queue.source import Connection, Source
 from worker.service.logs import sayable
 from worker.settings import DEFAULT_ANSWER_TIMEOUT
@@ -22,7 +23,6 @@ __all__ = ["Indexer"]
 
 log = logging.getLogger("embedworker.indexing")
 
-CONSIDER = 60.0  # seconds between looks at a source that has no index yet
 NAME_BYTES = 63
 
 
@@ -41,7 +41,7 @@ class Indexer:
         self._after_rows = after_rows
         self._application_name = application_name
         self._answer_timeout = answer_timeout
-        self._looked: dict[int, float] = {}
+        self.looks = Looks()
         self._thread: threading.Thread | None = None
 
     @property
@@ -54,10 +54,8 @@ class Indexer:
 
         One that was left broken is built anew however few there are: it costs every write.
         """
-        now = time.monotonic()
-        if self.busy or now - self._looked.get(source.id, -CONSIDER) < CONSIDER:
+        if self.busy or not self.looks.due(source.id):
             return
-        self._looked[source.id] = now
         table = (source.relation if source.into_column else source.vectors) or ""
         column = source.into_column or "embedding"
         facts = connection.execute(
@@ -69,11 +67,13 @@ class Indexer:
             self._note(connection, source, "valid")
             return
         if building:  # by its owner, or another worker
+            self.looks.changed(source.id)
             self._note(connection, source, "building")
             return
         if broken is None and not self._has_enough(connection, table, column):
             self._note(connection, source, "none: few rows")
             return
+        self.looks.changed(source.id)  # it may fail
         self._note(connection, source, "building")
         self._thread = threading.Thread(
             target=self._build,

@@ -19,6 +19,7 @@ from worker.queue.complete import Passage, Result, complete
 from worker.queue.cursor import FRONT, Cursor
 from worker.queue.failure import LOCKED, fail, release, release_held
 from worker.queue.lease import Identity, free
+from worker.queue.looks import Looks
 from worker.queue.source import Connection, Source
 from worker.queue.statistics import Statistics
 from worker.queue.sweep import Sweep, due_sweeps, request
@@ -85,7 +86,7 @@ class PassageLane:
         self._trimmer = Trimmer()
         self._loose: list[Job] = []  # held, and neither in the pool nor settled
         self._owed: list[Job] = []  # to be handed back once nobody holds their queue
-        self._counted_at = time.monotonic()
+        self._counts = Looks(settings.lease / 3)
         self._sweeps: set[int] = set()  # sources whose sweep is not through yet
         self._requested: set[int] = set()
         self._suspects = 1
@@ -202,10 +203,10 @@ class PassageLane:
         self._owed = [job for job in self._owed if job.source.id in known]
         for source in self._registry.active():
             self._for(source, self._give_back_owed)
-        now = time.monotonic()
-        if now - self._counted_at >= self._settings.lease / 3 and not self._owed:
-            self._counted_at = now
-            for source in self._registry.active():
+        if self._owed:
+            return
+        for source in self._registry.active():
+            if self._counts.due(source.id):
                 self._for(source, self._give_back_forgotten)
 
     def _give_back_owed(self, source: Source) -> None:
@@ -310,6 +311,8 @@ class PassageLane:
         self._loose = jobs
         if jobs:
             self._progress.holding = True
+            for looks in (self._counts, self._indexer.looks, self._compactor.looks):
+                looks.changed(source.id)
             failpoint("after-claim")
         return jobs
 

@@ -1,0 +1,34 @@
+"""When to look at something again that seldom changes by itself."""
+
+import time
+
+__all__ = ["Looks"]
+
+FIRST = 60.0  # seconds
+LONGEST = 600.0  # seconds
+
+
+class Looks:
+    """Looks at sources: ``first`` seconds apart while rows change, further apart while none do.
+
+    Each is a statement or three. An idle worker made a dozen of them a minute for each table.
+    """
+
+    def __init__(self, first: float = FIRST) -> None:
+        self._first = first
+        self._last: dict[int, float] = {}
+        self._pauses: dict[int, float] = {}
+
+    def due(self, source: int) -> bool:
+        """Whether to look at a source now, which counts as looking."""
+        now = time.monotonic()
+        pause = self._pauses.get(source, 0.0)
+        if now - self._last.get(source, float("-inf")) < pause:
+            return False
+        self._last[source] = now
+        self._pauses[source] = min(2 * pause, LONGEST) or self._first
+        return True
+
+    def changed(self, source: int) -> None:
+        """Have the next look soon after the last: rows change, or are about to."""
+        self._pauses[source] = self._first
