@@ -1,7 +1,7 @@
 """Texts longer than the model's window: cut at it, or split into passages.
 
-    python benchmarks/long_texts.py ../shared/data/gnome-help-ko \\
-        --joined ../shared/data/belebele-ko-ko
+    python benchmarks/long_texts.py sets/gnome-help-ko \\
+        --joined sets/belebele-ko-ko
 
 Every folder in BEIR's format is asked twice by ``embedworker eval``, with ``--no-chunk`` (the
 vector is of the beginning of a text) and with ``--chunk`` (a row is found by its best passage). Of

@@ -1,6 +1,6 @@
 """Retrieval quality through the database, beside plain sentence-transformers with the same model.
 
-    python benchmarks/quality.py ../shared/data/*/ --model bundled:multilingual-e5-small
+    python benchmarks/quality.py sets/*/ --model bundled:multilingual-e5-small
 
 For every folder in BEIR's format two things are measured with the same metrics library:
 
