@@ -9,7 +9,8 @@ times, as people ask: the processor has slept in between, and every process of t
 empty statement says what a round trip costs: a question needs four, its own, the loopback's and
 two of the worker's. The baseline of the latency under a backfill is the idle one; that of the bulk
 speed is the same backfill while nobody asks, by turns. Bulk speed counts the tokens of the vectors
-that were committed in an interval.
+that were committed in an interval. What it can keep at most is what the questions' own time at the
+model leaves of the processors: how much that is depends on how many are asked.
 """
 
 import random
@@ -36,6 +37,7 @@ from texts import questions, texts
 from worker.database.connect import connect
 from worker.model import open_encoder
 from worker.model.catalog import BUNDLED_MODEL
+from worker.model.cpu import cpu_quota
 from worker.model.encoder import Encoder
 
 BETWEEN = 0.15  # seconds between two questions, on average
@@ -152,6 +154,8 @@ def main() -> None:
         speed[asking].append(some / (ended - begun).total_seconds())
     bulk = {asking: sum(rates) / len(rates) for asking, rates in speed.items()}
     times["busy"] = busy
+    own = len(busy) * p50_p95(times[f"model {SPACED}"])[0] / 1000
+    left = 1 - own / (given.seconds * given.rounds * cpu_quota())
     middle, late = (
         {what: p50_p95(found)[place] for what, found in times.items()} for place in (0, 1)
     )
@@ -178,6 +182,7 @@ def main() -> None:
         Measure("backfill, nobody asks", bulk[False], "tokens/s"),
         Measure(f"backfill, {len(busy)} questions", bulk[True], "tokens/s"),
         Measure("speed that the backfill keeps", bulk[True] / bulk[False], "x", ">= 0.9"),
+        Measure("what the questions' time at the model leaves", left, "x"),
     ]
     report(
         "questions",

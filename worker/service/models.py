@@ -158,7 +158,9 @@ class Models:
 
     def _forget_unused(self, connection: Connection, name: str) -> None:
         used = {row[0] for row in connection.execute(statement("models_in_use"))}
-        for other in (self._encoders.keys() | self._opening.keys()) - used - {name}:
+        # One that is still being loaded cannot be stopped; forgotten, it would be loaded twice.
+        opened = {other for other, opening in self._opening.items() if opening.done()}
+        for other in (self._encoders.keys() | opened) - used - {name}:
             self._encoders.pop(other, None)
             self._opening.pop(other, None)
             self._loaded.pop(other, None)

@@ -95,12 +95,13 @@ class Registry:
         return [
             source
             for source in self._sources.values()
-            if source.usable
-            and not source.paused
-            and self._verdicts.get(source.id) in WELL
+            if self._well(source)
             and source.model not in self._awaited
             and self._troubles.get(source.id, (0.0, None, ""))[0] <= now
         ]
+
+    def _well(self, source: Source) -> bool:
+        return source.usable and not source.paused and self._verdicts.get(source.id) in WELL
 
     def troubles(self) -> list[str]:
         """Return what stops sources at the moment, a sentence each."""
@@ -118,7 +119,11 @@ class Registry:
 
     def follow(self, versions: dict[int, int]) -> None:
         """Bring the list up to date when a version is new, and from time to time."""
-        self._awaited = {name for name in self._awaited if self._loading(name)}
+        self._renew(versions)
+        used = {source.model for source in self._sources.values() if self._well(source)}
+        self._awaited = {name for name in self._awaited & used if self._loading(name)}
+
+    def _renew(self, versions: dict[int, int]) -> None:
         now = time.monotonic()
         recent = self._refreshed_at is not None and now - self._refreshed_at < REFRESH
         if recent and versions == self._versions and versions.keys() <= self._verdicts.keys():
@@ -162,7 +167,8 @@ class Registry:
     def quiet(self, source: Source) -> None:
         """Nothing is left to do for a source: what failed and need not be done again is over."""
         if source.id in self._troubles:
-            self._passed(source, self._failed[source.id] - self.beside - {self.final})
+            # A model that cannot be had is no less in the way of the next row.
+            self._passed(source, self._failed[source.id] - self.beside - {self.final, self.load})
         elif source.id not in self._cleared and self._verdicts.get(source.id) in WELL:
             # What an earlier worker left there, or this one before it forgot (a pause, say).
             self._set_error(source.id, None)
@@ -195,6 +201,8 @@ class Registry:
                 log.info("source %s: the model changed; its vectors are made anew", source)
                 request(self._connection, source, "model changed")
         self._model = source.model
+        if source.id in self._troubles:
+            self._passed(source, {self.load})
         return loaded
 
     def _find(self, name: str) -> Loaded | None:

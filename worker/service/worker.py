@@ -234,11 +234,13 @@ class Worker:
         registry, _, lane = self._passage_lane(current, wake=current.wake)
         shortest, longest = self._settings.poll_min, self._settings.poll_max
         pause = shortest
+        prepared = False
         with _handing_back(lane):
             while not self._stopped.is_set():
                 worked = lane.step()
-                if not worked:
+                if not (worked and prepared):
                     lane.prepare()
+                    prepared = True
                 if not registry.awaits:
                     self._ready["passages"].set()  # models of what is enabled are loaded by then
                 current.progress.telemetry.health.seen()
