@@ -45,3 +45,9 @@ def test_a_source_that_changes_is_looked_at_all_the_time(clock: SimpleNamespace)
         looks.changed(1)
         assert seen(looks, clock, 10) == [10.0]
     assert looks.due(2)
+
+
+def test_a_long_first_pause_is_not_shortened(clock: SimpleNamespace) -> None:
+    looks = Looks(2 * LONGEST)
+    assert looks.due(1)
+    assert seen(looks, clock, 5 * LONGEST) == [2 * LONGEST] * 2

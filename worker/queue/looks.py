@@ -11,7 +11,7 @@ LONGEST = 600.0  # seconds
 class Looks:
     """Looks at sources: ``first`` seconds apart while rows change, further apart while none do.
 
-    Each is a statement or three. An idle worker made a dozen of them a minute for each table.
+    Each is a statement or three. An idle worker made seven of them a minute for each table.
     """
 
     def __init__(self, first: float = FIRST) -> None:
@@ -26,7 +26,7 @@ class Looks:
         if now - self._last.get(source, float("-inf")) < pause:
             return False
         self._last[source] = now
-        self._pauses[source] = min(2 * pause, LONGEST) or self._first
+        self._pauses[source] = min(2 * pause, max(LONGEST, self._first)) or self._first
         return True
 
     def changed(self, source: int) -> None:
