@@ -25,9 +25,9 @@ from harness import (
     Measure,
     cluster,
     database,
+    fetch_value,
     machine,
     model_folder,
-    one,
     options,
     report,
     turns,
@@ -39,14 +39,14 @@ from pgvector.psycopg import register_vector
 from sentence_transformers import SentenceTransformer
 from texts import texts
 
-from worker.database.connect import connect
-from worker.model import open_encoder
-from worker.model.batches import token_batches
-from worker.model.catalog import BUNDLED_MODEL
-from worker.model.cpu import cpu_quota
-from worker.model.encoder import Encoder, EngineName
-from worker.model.passages import split
-from worker.settings import DEFAULT_WINDOW
+from embedworker.database.connect import connect
+from embedworker.model import open_encoder
+from embedworker.model.batches import token_batches
+from embedworker.model.catalog import BUNDLED_MODEL
+from embedworker.model.chunking import split
+from embedworker.model.cpu import cpu_quota
+from embedworker.model.encoder import Encoder, EngineName
+from embedworker.settings import DEFAULT_WINDOW
 
 LIMIT = 500  # rows of the naive script's SELECT
 BATCH = 32  # of its encode()
@@ -197,7 +197,7 @@ def main() -> None:
             for number, who in turns(["naive", "engine", "worker"], len(deals)):
                 deal = deals[number]
                 table = f"article_{number + 1}"
-                if not one(connection, "select to_regclass(%s) is not null", [table]):
+                if not fetch_value(connection, "select to_regclass(%s) is not null", [table]):
                     fill(connection, number + 1, deal)
                 if who == "naive":
                     took = script.submit(naive, url, given.model, f"naive_{number + 1}").result()
@@ -211,7 +211,9 @@ def main() -> None:
                     connection.execute("select embed.enable(%s, array['content'])", [table])
                     wait_until(
                         lambda table=table, deal=deal: (
-                            one(connection, f"select count(distinct id) from {table}_embedding")
+                            fetch_value(
+                                connection, f"select count(distinct id) from {table}_embedding"
+                            )
                             == len(deal)
                         ),
                         check=running.check,

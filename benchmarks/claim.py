@@ -12,10 +12,10 @@ import time
 import psycopg
 from harness import Connection, Measure, cluster, database, machine, options, report
 
-from worker.database.connect import connect
-from worker.model.catalog import TESTING_MODEL
-from worker.queue.claim import BACKFILL, FRESH, claim
-from worker.queue.source import Source, load_sources
+from embedworker.database.connect import connect
+from embedworker.model.catalog import TESTING_MODEL
+from embedworker.queue.claim import BACKFILL, FRESH, claim
+from embedworker.queue.source import Source, load_sources
 
 WINDOW = 200  # rows of each kind: both queues hold more
 

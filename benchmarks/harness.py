@@ -25,14 +25,14 @@ from typing import Any, TypeVar
 import numpy as np
 import psycopg
 
-from worker.database.account import Account
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.installation import unpack
-from worker.database.migrate import migrate
-from worker.model.bundled import bundled_folder
-from worker.model.catalog import BUNDLED_MODEL, TESTING_MODEL, catalog
-from worker.model.cpu import cpu_quota
+from embedworker.database.connect import connect
+from embedworker.database.embedded.account import Account
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.embedded.installation import unpack
+from embedworker.database.migrate import migrate
+from embedworker.model.bundled import bundled_folder
+from embedworker.model.catalog import BUNDLED_MODEL, TESTING_MODEL, catalog
+from embedworker.model.cpu import cpu_quota
 
 __all__ = [
     "Connection",
@@ -40,11 +40,12 @@ __all__ = [
     "Process",
     "cluster",
     "database",
+    "fetch_value",
     "machine",
     "model_folder",
-    "one",
     "options",
     "p50_p95",
+    "processor_seconds",
     "report",
     "turns",
     "wait_until",
@@ -227,8 +228,7 @@ class Process:
 
     def cpu_seconds(self) -> dict[str, float]:
         """Processor time used so far, by process."""
-        ticks = os.sysconf("SC_CLK_TCK")
-        return {name: sum(map(int, _stat(pid)[11:13])) / ticks for name, pid in self.pids().items()}
+        return {name: processor_seconds(pid) for name, pid in self.pids().items()}
 
     def memory(self, field: str = "VmRSS") -> dict[str, float]:
         """MB in memory now (``VmRSS``) or at most so far (``VmHWM``), by process."""
@@ -240,13 +240,18 @@ class Process:
         return sizes
 
 
+def processor_seconds(pid: int) -> float:
+    """Processor time that a process has used so far."""
+    return sum(map(int, _stat(pid)[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def worker(url: str, *arguments: str, **settings: str) -> Iterator[Process]:
     """Run a worker; ``nice="0"`` is EMBEDWORKER_NICE=0."""
     folder = Path(tempfile.mkdtemp(prefix="embedworker-benchmark-worker-"))
     with (folder / "log").open("wb") as log:
         popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "worker.cli", "run", *arguments],
+            [sys.executable, "-P", "-m", "embedworker.cli", "run", *arguments],
             env={
                 **os.environ,
                 "EMBEDWORKER_ALLOW_TESTING_MODEL": "1",
@@ -278,17 +283,17 @@ def warm_up(connection: Connection, running: Process) -> None:
         "insert into warm_up select n, 'text number ' || n from generate_series(1, 20) n"
     )
     wait_until(
-        lambda: one(connection, "select count(*) from warm_up_embedding") == 20,
+        lambda: fetch_value(connection, "select count(*) from warm_up_embedding") == 20,
         check=running.check,
         pause=0.1,
     )
     if "questions" in running.pids():
-        connection.execute("set embed.query_timeout = '60s'")
+        connection.execute("set embed.query_timeout = '60s'; set embed.worker_grace = '60s'")
         for number in range(20):
             connection.execute("select embed.query(%s)", [f"question number {number}"])
 
 
-def one(connection: Connection, query: str, parameters: Sequence[Any] = ()) -> Any:
+def fetch_value(connection: Connection, query: str, parameters: Sequence[Any] = ()) -> Any:
     """The one value that a query returns."""
     row = connection.execute(query, parameters).fetchone()
     assert row is not None

@@ -14,16 +14,16 @@ from harness import (
     Measure,
     cluster,
     database,
+    fetch_value,
     machine,
-    one,
     options,
     report,
     warm_up,
     worker,
 )
 
-from worker.database.connect import connect
-from worker.model.catalog import BUNDLED_MODEL
+from embedworker.database.connect import connect
+from embedworker.model.catalog import BUNDLED_MODEL
 
 SETTLE = 20.0  # seconds after the last work: statistics are written, the pauses have grown
 # Of the lane of questions, and of what shows that a worker and its peers are alive.
@@ -55,11 +55,11 @@ def main() -> None:
                 "insert into warm_up select n, 'text ' || n from generate_series(21, %s) n",
                 [given.rows],
             )
-            while one(connection, "select sum(pending) from embed.status"):
+            while fetch_value(connection, "select sum(pending) from embed.status"):
                 running.check()
                 time.sleep(0.5)
             time.sleep(given.settle)
-            one(connection, "select pg_stat_statements_reset()::text")
+            fetch_value(connection, "select pg_stat_statements_reset()::text")
             before, begun = running.cpu_seconds(), time.monotonic()
             time.sleep(given.seconds)
             after, took = running.cpu_seconds(), time.monotonic() - begun

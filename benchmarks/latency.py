@@ -14,8 +14,8 @@ from harness import (
     Measure,
     cluster,
     database,
+    fetch_value,
     machine,
-    one,
     options,
     p50_p95,
     report,
@@ -27,10 +27,10 @@ from harness import (
 from pgvector import Vector
 from texts import texts
 
-from worker.database.connect import connect
-from worker.model import open_encoder
-from worker.model.catalog import BUNDLED_MODEL
-from worker.model.cpu import cpu_quota
+from embedworker.database.connect import connect
+from embedworker.model import open_encoder
+from embedworker.model.catalog import BUNDLED_MODEL
+from embedworker.model.cpu import cpu_quota
 
 BLOCK = 10  # rows that are encoded, then inserted
 QUIET = 0.3  # seconds before each INSERT: the worker is idle again, and so are our own threads
@@ -80,7 +80,7 @@ def main() -> None:
                 [contents[given.rows :]],
             )
             wait_until(
-                lambda: one(
+                lambda: fetch_value(
                     connection,
                     NOTHING_PENDING,
                 ),
@@ -102,14 +102,14 @@ def main() -> None:
                         encode.append(time.perf_counter() - begun)
                         continue
                     begun = time.perf_counter()
-                    key = one(
+                    key = fetch_value(
                         connection, "insert into article (content) values (%s) returning id", [text]
                     )
                     heard = [n.payload for n in connection.notifies(timeout=60, stop_after=1)]
                     if heard != [str(key)]:
                         raise SystemExit(f"expected the vector of row {key}, not of {heard}")
                     visible.append(time.perf_counter() - begun)
-                    nearest = one(
+                    nearest = fetch_value(
                         connection,
                         FOUND,
                         [vector],

@@ -24,8 +24,8 @@ from typing import Any
 
 from quality import ours
 
-from worker.model import BUNDLED_MODEL, Encoder, open_encoder
-from worker.search.beir import Collection, read_beir
+from embedworker.model import BUNDLED_MODEL, Encoder, open_encoder
+from embedworker.search.beir import Collection, read_beir
 
 SETTINGS = ("exact+lexical=0", "default")
 BETWEEN = "\n\n"

@@ -17,8 +17,8 @@ from harness import (
     Measure,
     cluster,
     database,
+    fetch_value,
     machine,
-    one,
     options,
     report,
     wait_until,
@@ -27,8 +27,8 @@ from harness import (
 )
 from texts import texts
 
-from worker.database.connect import connect
-from worker.model.catalog import BUNDLED_MODEL
+from embedworker.database.connect import connect
+from embedworker.model.catalog import BUNDLED_MODEL
 
 ROUND = 3600.0  # seconds; on two processors a text of a million characters takes minutes
 PENDING = "select sum(pending) from embed.status"
@@ -85,9 +85,12 @@ def main() -> None:
                     looks.append(running.memory())
 
                 wait_until(
-                    lambda: one(connection, PENDING) == 0, check=look, pause=0.5, patience=ROUND
+                    lambda: fetch_value(connection, PENDING) == 0,
+                    check=look,
+                    pause=0.5,
+                    patience=ROUND,
                 )
-                one(connection, "select embed.query(%s) is null", [f"question {seed}"])
+                fetch_value(connection, "select embed.query(%s) is null", [f"question {seed}"])
                 means = {lane: float(np.mean([at[lane] for at in looks])) for lane in looks[0]}
                 samples.append((time.monotonic() - begun, means))
                 print(f"round {seed}: {samples[-1][0]:.0f} s, {samples[-1][1]}", flush=True)

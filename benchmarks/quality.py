@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from worker.model.bundled import bundled_folder
-from worker.model.catalog import BUNDLED_MODEL, catalog
-from worker.search.beir import Collection, read_beir
-from worker.search.metrics import DEEP, means, measured
+from embedworker.model.bundled import bundled_folder
+from embedworker.model.catalog import BUNDLED_MODEL, catalog
+from embedworker.search.beir import Collection, read_beir
+from embedworker.search.measures import DEEP, means, measured
 
 K = 10
 TIMED = 100  # questions encoded one by one, for the reference's time
@@ -75,7 +75,7 @@ def ours(
     arguments += ["--compare", settings, "--chunk" if chunk else "--no-chunk"]
     arguments += ["--quick"] if quick else []
     done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", *arguments], stdout=subprocess.PIPE, check=True
+        [sys.executable, "-m", "embedworker.cli", *arguments], stdout=subprocess.PIPE, check=True
     )
     report: dict[str, Any] = json.loads(done.stdout)
     return report

@@ -22,8 +22,8 @@ from harness import (
     Measure,
     cluster,
     database,
+    fetch_value,
     machine,
-    one,
     options,
     p50_p95,
     report,
@@ -34,11 +34,11 @@ from harness import (
 )
 from texts import questions, texts
 
-from worker.database.connect import connect
-from worker.model import open_encoder
-from worker.model.catalog import BUNDLED_MODEL
-from worker.model.cpu import cpu_quota
-from worker.model.encoder import Encoder
+from embedworker.database.connect import connect
+from embedworker.model import open_encoder
+from embedworker.model.catalog import BUNDLED_MODEL
+from embedworker.model.cpu import cpu_quota
+from embedworker.model.encoder import Encoder
 
 BETWEEN = 0.15  # seconds between two questions, on average
 BLOCK = 10  # questions that are encoded, then asked
@@ -56,7 +56,7 @@ def pause(kind: str, chance: random.Random) -> None:
 def ask(connection: Connection, question: str) -> float:
     """The milliseconds that a question takes."""
     begun = time.perf_counter()
-    one(connection, ASK, [question])
+    fetch_value(connection, ASK, [question])
     return 1000 * (time.perf_counter() - begun)
 
 
@@ -70,7 +70,7 @@ def encode(encoder: Encoder, question: str) -> float:
 def empty(connection: Connection) -> float:
     """The milliseconds that a statement takes that asks for nothing."""
     begun = time.perf_counter()
-    one(connection, "select 1")
+    fetch_value(connection, "select 1")
     return 1000 * (time.perf_counter() - begun)
 
 
@@ -131,20 +131,20 @@ def main() -> None:
                     copy.write_row(row)
             watching.execute("select embed.enable('article', array['content'])")
             wait_until(
-                lambda: one(watching, "select count(*) from article_embedding") > 0,
+                lambda: fetch_value(watching, "select count(*) from article_embedding") > 0,
                 check=running.check,
                 pause=0.1,
             )
             busy: list[float] = []
             intervals = []
             for _, asking in turns([False, True], given.rounds):
-                begun = one(watching, "select clock_timestamp()")
+                begun = fetch_value(watching, "select clock_timestamp()")
                 until = time.monotonic() + given.seconds
                 while time.monotonic() < until:
                     time.sleep(chance.expovariate(1 / BETWEEN))
                     if asking:
                         busy.append(ask(connection, next(stock)))
-                intervals.append((asking, begun, one(watching, "select clock_timestamp()")))
+                intervals.append((asking, begun, fetch_value(watching, "select clock_timestamp()")))
             done = watching.execute("select id, embedded_at from article_embedding").fetchall()
             if len({key for key, _ in done}) == given.rows:
                 raise SystemExit("the backfill ended too soon; give more --rows")

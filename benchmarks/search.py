@@ -14,16 +14,16 @@ import time
 
 import numpy as np
 import numpy.typing as npt
-from harness import Connection, Measure, cluster, database, machine, one, options, report
+from harness import Connection, Measure, cluster, database, fetch_value, machine, options, report
 from pgvector import Vector
 from texts import questions, texts
 
-from worker.database.connect import connect
-from worker.model.catalog import BUNDLED_MODEL
-from worker.queue.source import load_sources
-from worker.service.indexing import Indexer
-from worker.service.models import Models
-from worker.settings import load
+from embedworker.database.connect import connect
+from embedworker.model.catalog import BUNDLED_MODEL
+from embedworker.queue.source import load_sources
+from embedworker.service.indexing import Indexer
+from embedworker.service.models import Models
+from embedworker.settings import index_memory, load
 
 SHARE = (0.15, 0.5)  # of the second vector in a mixture
 NOISE = 0.1  # length of the noise
@@ -39,7 +39,7 @@ SCANS = (
     "select coalesce(sum(idx_scan), 0)::bigint from pg_stat_user_indexes"
     " where relname = 'article_embedding' and indexrelname like '%%hnsw'"
 )
-ROADS = {
+PATHS = {
     "hnsw": "set enable_indexscan = on; set enable_seqscan = off; set enable_sort = off",
     "exact": "set enable_indexscan = off; set enable_seqscan = on; set enable_sort = on",
     "planner": "reset enable_indexscan; reset enable_seqscan; reset enable_sort",
@@ -101,31 +101,31 @@ def main() -> None:
             )
             load_vectors(connection, mixtures(base, given.vectors, given.seed), loaded.fingerprint)
             begun = time.perf_counter()
-            indexer = Indexer(url, after_rows=0)
-            indexer.consider(connection, source)
+            indexer = Indexer(url, after_rows=0, memory=index_memory())
+            indexer.run_if_due(connection, source)
             indexer.wait()
             build = time.perf_counter() - begun
-            if one(connection, INDEXES) != 1:
+            if fetch_value(connection, INDEXES) != 1:
                 raise SystemExit("no index was built: there is nothing to compare")
-            scans = one(connection, SCANS)
+            scans = fetch_value(connection, SCANS)
             found: dict[str, list[list[int]]] = {}
             times: dict[str, list[float]] = {}
-            for road, setting in ROADS.items():
+            for path, setting in PATHS.items():
                 connection.execute(setting)
-                found[road], times[road] = [], []
+                found[path], times[path] = [], []
                 for vector in asked:
                     begun = time.perf_counter()
-                    found[road].append(one(connection, SEARCH, [Vector(vector), K]))
-                    times[road].append(1000 * (time.perf_counter() - begun))
-                if road == "hnsw":
+                    found[path].append(fetch_value(connection, SEARCH, [Vector(vector), K]))
+                    times[path].append(1000 * (time.perf_counter() - begun))
+                if path == "hnsw":
                     connection.execute("select pg_stat_force_next_flush()")
-                    if one(connection, SCANS) - scans < given.questions:
+                    if fetch_value(connection, SCANS) - scans < given.questions:
                         raise SystemExit("the index was there and was not used")
     shared = [
         len(set(near) & set(exact)) / K
         for near, exact in zip(found["hnsw"], found["exact"], strict=True)
     ]
-    p50 = {road: statistics.median(taken) for road, taken in times.items()}
+    p50 = {path: statistics.median(taken) for path, taken in times.items()}
     measures = [
         Measure("vectors", given.vectors),
         Measure("build of the index", build, "s"),

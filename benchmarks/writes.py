@@ -28,8 +28,8 @@ from harness import (
     Process,
     cluster,
     database,
+    fetch_value,
     machine,
-    one,
     options,
     report,
     turns,
@@ -38,9 +38,9 @@ from harness import (
     worker,
 )
 
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.model.catalog import TESTING_MODEL
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.model.catalog import TESTING_MODEL
 
 TABLES = ("plain", "notify", "enabled")
 INSERT = "insert into {table} (content) values ('a text of some length, number ' || :number)"
@@ -98,10 +98,12 @@ def copy(connection: Connection, table: str, rows: int) -> float:
 def settle(connection: Connection, running: Process) -> None:
     """Empty the tables, wait until the worker has nothing to do, and write everything out."""
     connection.execute("truncate plain, notify, notify_queue, enabled")
-    number = one(connection, "select id from embed.source where relation = 'enabled'::regclass")
+    number = fetch_value(
+        connection, "select id from embed.source where relation = 'enabled'::regclass"
+    )
     wait_until(
         lambda: (
-            not one(
+            not fetch_value(
                 connection,
                 f"select exists (select from embed.inbox_{number}) or exists (select from"
                 f" embed.queue_{number}) or exists (select from enabled_embedding)"

@@ -16,9 +16,9 @@ from typing import Any
 import psycopg
 import typer.main
 
-from worker.cli.app import app
-from worker.service import metrics
-from worker.settings import describe
+from embedworker.cli.app import app
+from embedworker.service import metrics
+from embedworker.settings import describe
 
 HERE = Path(__file__).parent
 PAGE = HERE / "reference.md"
@@ -33,6 +33,7 @@ select
 from pg_proc p
 where p.pronamespace = 'embed'::regnamespace
 and p.proname !~ '^_'
+and coalesce(obj_description(p.oid, 'pg_proc'), '') !~ '^Answers with the call to write'
 and p.prorettype <> 'trigger'::regtype
 and (has_function_privilege('public', p.oid, 'execute') or not p.prosecdef)
 and not exists (
@@ -68,15 +69,20 @@ order by a.attnum
 """
 
 SQLSTATES = {
-    "EW001": "no worker answered in time",
+    "EW001": "no worker is there, or none answered in time",
     "EW002": "the table is not enabled, or the row has no vector yet",
     "EW003": "an argument is wrong",
     "EW004": "a column that was enabled is gone, or the table is another one",
     "EW005": "dimensions differ",
     "EW006": "refused, because data would be lost",
-    "EW007": "questions have no road inside the server: dblink or its login is missing",
+    "EW007": (
+        "the server cannot connect to itself to forward the question: "
+        "dblink or its login is missing"
+    ),
     "EW008": "the question could not be embedded",
+    "EW010": "refused while the model of the table is being changed, or before",
     "EW009": "the login has asked as many questions as it may in a minute",
+    "EW011": "a notice: no worker answered, so the words alone rank the rows of a search",
 }
 
 EXIT_CODES = """\
@@ -89,7 +95,7 @@ EXIT_CODES = """\
 
 
 def reference(connection: psycopg.Connection[Any]) -> str:
-    """The page, for a migrated database."""
+    """Return the page, for a migrated database."""
     return "\n".join(
         [
             "# Reference",
@@ -207,7 +213,7 @@ def _settings() -> Iterator[str]:
 
 
 def _commands() -> Iterator[str]:
-    """What ``--help`` says, set here: its own looks change with typer's version."""
+    """Yield the text of ``--help``, in a layout that does not depend on typer's version."""
     root = typer.main.get_command(app)
     for path, command in _tree("embedworker", root):
         yield f"### {path}"
@@ -289,10 +295,10 @@ def _filled(text: str) -> str:
 
 
 def _from_a_fresh_database() -> str:
-    from worker.database.account import Account
-    from worker.database.cluster import Cluster
-    from worker.database.installation import unpack
-    from worker.database.migrate import migrate
+    from embedworker.database.embedded.account import Account
+    from embedworker.database.embedded.cluster import Cluster
+    from embedworker.database.embedded.installation import unpack
+    from embedworker.database.migrate import migrate
 
     with tempfile.TemporaryDirectory(
         prefix="embedworker-docs-", ignore_cleanup_errors=True

@@ -12,12 +12,12 @@ from typing import Annotated
 from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from worker import Worker
-from worker.integrations.sqlalchemy import Embedded, enable_all, search_async
+from embedworker import Worker
+from embedworker.errors import ConfigurationError
+from embedworker.integrations.sqlalchemy import Embedded, enable_all, search_async
 
 URL = os.environ["DATABASE_URL"]
 engine = create_async_engine(URL.replace("postgresql://", "postgresql+psycopg://"))
@@ -77,9 +77,7 @@ async def add(recipe: NewRecipe, database: Database) -> int:
 async def find(q: str, database: Database, k: int = 5) -> list[Found]:
     try:
         hits = await search_async(database, Recipe, q, k)
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != "EW003":
-            raise
+    except ConfigurationError:
         return []  # the question is blank, or far too long
     return [Found(title=hit.row.title, passage=hit.passage, score=hit.score) for hit in hits]
 

@@ -18,7 +18,7 @@ values
     (3, 'Coffee machine', 'Run the descaling program when the red light blinks.')
 on conflict (id) do update set title = excluded.title, content = excluded.content;
 
--- A worker is at it. An application would not wait: what has no vector yet is just not found.
+-- A worker embeds the rows. An application would not wait: a row without a vector is just not found.
 do $$
 begin
     while exists (select from embed.status where source = 'manual'::regclass and embedded < rows) loop
@@ -31,10 +31,11 @@ $$;
 select (hit."row").title, round(hit.score::numeric, 2) as score, hit.passage
 from embed.search(null::manual, '빨래하다가 물이 안 빠져요', k => 2) as hit;
 
--- The same idea as an expression, to be combined with anything else that SQL can do.
+-- The same idea as an expression, to be combined with anything else that SQL can do. `select` has the
+-- question computed once; that a condition leaves enough rows is a setting that `migrate` makes.
 select title
 from manual
 join manual_embedding using (id)
 where length(content) < 200
-order by embedding <=> embed.query('noise behind the fridge')
+order by embedding <=> (select embed.query('noise behind the fridge'))
 limit 1;

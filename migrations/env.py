@@ -1,4 +1,4 @@
-"""Alembic's environment: run by ``worker.database.migrate``, which hands over a connection."""
+"""Alembic's environment: run by ``embedworker.database.migrate``, which hands over a connection."""
 
 from alembic import context
 

@@ -1,6 +1,6 @@
 """${message}"""
 
-from worker.database.scripts import run_files
+from embedworker.database.scripts import migrating_connection, run_files
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
@@ -9,7 +9,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    run_files()
+    run_files(migrating_connection(), "schema/")
 
 
 def downgrade() -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # What the developer has set must not decide whether a test passes.
@@ -25,5 +26,30 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 pytest_plugins = sorted(file.stem for file in Path(__file__).parent.glob("fix_*.py"))
 
+# Their many cases take a minute and a half of `make test` on two cores; the marked ones stay in it.
+BROAD = {
+    "test_alembic",
+    "test_capture_tables",
+    "test_ddl",
+    "test_large_work",
+    "test_loopback",
+    "test_mark",
+    "test_matching",
+    "test_query_security",
+    "test_statistics",
+    "test_status_counters",
+    "test_timeouts",
+    "test_trust",
+}
+
 settings.register_profile("here", deadline=None)  # a loaded machine is no fault of the code
 settings.load_profile("here")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of real processes and of many cases as slow, but for those marked smoke."""
+    for item in items:
+        many = "acceptance" in item.path.parts or item.path.stem in BROAD
+        if many and item.get_closest_marker("smoke") is None:
+            item.add_marker("slow")

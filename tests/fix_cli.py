@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from waiting import wait_until
 
-from worker.model.catalog import TESTING_MODEL
+from embedworker.model.catalog import TESTING_MODEL
 
 TIMEOUT = 110  # seconds
 
@@ -25,7 +25,7 @@ Run = subprocess.CompletedProcess[str]
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "worker.cli", *arguments]
+    return [sys.executable, "-P", "-m", "embedworker.cli", *arguments]
 
 
 def embedworker(*arguments: str, timeout: float = TIMEOUT, **environment: str) -> Run:

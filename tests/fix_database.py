@@ -1,11 +1,14 @@
 """A real PostgreSQL for the tests, and a fresh database for each of them.
 
+``TEST_POSTGRES=/usr/lib/postgresql/17/bin`` runs the tests on that PostgreSQL, which has pgvector.
+
 server         a running throwaway Cluster, one for the whole run (fsync off: it may forget)
 bare_database  URL of an empty database without any extension
 database       URL of a migrated database
 connection     an open autocommit connection to ``database``
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,13 +21,24 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from worker.database.account import Account
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.installation import Installation, unpack
+from embedworker.database.connect import connect
+from embedworker.database.embedded.account import Account
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.embedded.installation import Installation, unpack
+
+Connection = psycopg.Connection[tuple[Any, ...]]
 
 TEMPLATE = "template_migrated"
 _UNSAFE_BUT_QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_SMALL = {"shared_buffers": "128MB"}  # all of it is looked through for each table that is dropped
+# What `migrate` has set for the template; a copy of a database does not have it.
+_COPY_SETTINGS = """
+    select format(
+        'alter database %%I set %%s = %%L', %s::text, split_part(c, '=', 1), split_part(c, '=', 2)
+    )
+    from pg_db_role_setting s join pg_database d on d.oid = s.setdatabase, unnest(s.setconfig) as c
+    where d.datname = %s and s.setrole = 0
+"""
 _numbers = count(1)
 
 
@@ -39,7 +53,14 @@ def server_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def installation(server_folder: Path) -> Installation:
-    return unpack(server_folder, Account.unprivileged())
+    account = Account.unprivileged()
+    given = os.environ.get("TEST_POSTGRES")
+    if not given:
+        return unpack(server_folder, account)
+    programs = Path(given)
+    if not account.can_enter(programs):
+        pytest.exit(f"user id {account.uid} runs the server and may not enter {programs}", 2)
+    return Installation(programs.parent)
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +74,7 @@ def new_cluster(
         folder = server_folder / f"cluster{len(made)}"
         folder.mkdir()
         folder.chmod(0o711)
-        made.append(Cluster(folder, installation, options=options))
+        made.append(Cluster(folder, installation, options={**_SMALL, **options}))
         return made[-1]
 
     yield make
@@ -71,7 +92,7 @@ def server(new_cluster: Callable[..., Cluster]) -> Cluster:
 @pytest.fixture(scope="session")
 def template(server: Cluster) -> str:
     """Name of a migrated database that others are copied from in a tenth of a second."""
-    from worker.database.migrate import migrate
+    from embedworker.database.migrate import migrate
 
     with psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(TEMPLATE)))
@@ -87,7 +108,7 @@ def bare_database(server: Cluster) -> Iterator[str]:
 
 @pytest.fixture
 def database(server: Cluster, template: str) -> Iterator[str]:
-    from worker.database.loopback import set_up_loopback
+    from embedworker.database.loopback import set_up_loopback
 
     with _new_database(server, template) as url:
         with connect(url) as connection:
@@ -108,6 +129,8 @@ def _new_database(server: Cluster, template: str) -> Iterator[str]:
     drop = sql.SQL("drop database {} with (force)")
     with psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute(copy.format(sql.Identifier(name), sql.Identifier(template)))
+        for (statement,) in connection.execute(_COPY_SETTINGS, [name, template]).fetchall():
+            connection.execute(statement.encode())
     try:
         yield server.url(name)
     finally:

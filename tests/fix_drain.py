@@ -4,6 +4,7 @@ app     an open autocommit connection for the part of the application; its table
         ``shop``, which is new for each test and unknown to the worker's search_path
 drain   ``drain()`` sweeps, moves, claims, embeds and completes until nothing is due
 lane    the same by one worker that goes on living
+database_has  ``database_has("work_mem", "1MB")`` sets it for all sessions that come
 """
 
 import hashlib
@@ -16,27 +17,27 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from fix_database import Connection
 from fix_database import _new_database as new_database
 from psycopg import sql
 from waiting import INTERVAL, wait_until
 
-from worker import settings
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.migrate import migrate
-from worker.model.catalog import TESTING_MODEL
-from worker.model.testing import hash_vector
-from worker.queue.lease import enter, leave
-from worker.queue.source import Source, load_sources
-from worker.service.indexing import Indexer
-from worker.service.keeper import Progress
-from worker.service.models import Models
-from worker.service.passages import PassageLane
-from worker.service.registry import Registry
+from embedworker import settings
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.migrate import migrate
+from embedworker.model.catalog import TESTING_MODEL
+from embedworker.model.testing import hash_vector
+from embedworker.queue.lease import enter, leave
+from embedworker.queue.source import Source, load_sources
+from embedworker.service.indexing import Indexer
+from embedworker.service.keeper import Progress
+from embedworker.service.models import Models
+from embedworker.service.passages import PassageLane
+from embedworker.service.registry import Registry
 
 LONGEST = 100.0  # seconds until work counts as endless; loading torch alone may take a minute
 
-Connection = psycopg.Connection[tuple[Any, ...]]
 Drain = Callable[[], list[str]]
 
 
@@ -46,10 +47,12 @@ class Lane:
     def __init__(self, url: str) -> None:
         self.url = url
         chosen = settings.load(index_after_rows=10**9, window=200)
-        self.connection = connect(url, lock_timeout=chosen.lock_timeout)
+        self.connection = connect(
+            url, lock_timeout=chosen.lock_timeout, all_rows=True, writing=True
+        )
         self.connection.prepare_threshold = None
         self.worker = enter(self.connection, lanes=["passages"])
-        self.registry = Registry(self.connection, self.worker, Models(chosen, threads=1))
+        self.registry = Registry(self.connection, Models(chosen, threads=1))
         self.progress = Progress()
         self.wake = Event()
         self.lane = PassageLane(
@@ -58,7 +61,7 @@ class Lane:
             self.registry,
             self.progress,
             chosen,
-            Indexer(url, after_rows=10**9),
+            Indexer(url, after_rows=10**9, memory=0),
             self.wake,
         )
 
@@ -112,6 +115,22 @@ def app(shared_database: str) -> Iterator[Connection]:
             connection.rollback()
             connection.execute("reset role; drop schema shop cascade")
             connection.execute("select embed._refresh(id) from embed.source")
+
+
+@pytest.fixture
+def database_has(app: Connection) -> Iterator[Callable[[str, str], None]]:
+    """``database_has("work_mem", "1MB")``: all sessions that come have it, until the test ends."""
+    name = sql.Identifier(app.info.dbname)
+
+    def alter(setting: str, value: str) -> None:
+        app.execute(
+            sql.SQL("alter database {} set {} = {}").format(
+                name, sql.Identifier(setting), sql.Literal(value)
+            )
+        )
+
+    yield alter
+    app.execute(sql.SQL("alter database {} reset all").format(name))
 
 
 @pytest.fixture(scope="session")
@@ -276,7 +295,7 @@ def captured(
     source = source_of(connection, relation, name)
     rows = connection.execute(
         sql.SQL("select {} from {} i").format(
-            _as_texts([f"i.{place}" for place in source.places]),
+            _as_texts([f"i.k{place}" for place in range(1, len(source.key_types) + 1)]),
             sql.Identifier("embed", f"inbox_{source.id}"),
         )
     ).fetchall()

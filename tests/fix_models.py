@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.model import BUNDLED_MODEL, Encoder, open_encoder
-from worker.model.bundled import bundled_folder
+from embedworker.model import BUNDLED_MODEL, Encoder, open_encoder
+from embedworker.model.bundled import bundled_folder
 
 
 @pytest.fixture(scope="session")

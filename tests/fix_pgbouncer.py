@@ -15,9 +15,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from waiting import wait_until
 
-from worker.database.account import Account
-from worker.database.cluster import Cluster
-from worker.database.installation import free_port
+from embedworker.database.embedded.account import Account
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.embedded.installation import free_port
 
 POOL = 3  # sessions of the server that all clients share
 WITH_PREPARED = (1, 21)  # the version that follows prepared statements, unless told not to

@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from worker.database.cluster import Cluster
+from embedworker.database.embedded.cluster import Cluster
 
 CHUNK = 65536
 LOOK = 0.05  # seconds in which an end is noticed

@@ -18,14 +18,14 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from worker.database.connect import connect
-from worker.database.statements import statement
-from worker.model.catalog import TESTING_MODEL
-from worker.model.encoder import Tokens, Vectors
-from worker.model.testing import HashEncoder, hash_vector
-from worker.queue.source import Connection
-from worker.service.models import Loaded
-from worker.service.questions import BATCH, QuestionLane
+from embedworker.database.connect import connect
+from embedworker.database.statements import statement
+from embedworker.model.catalog import SMALL_MODEL, TESTING_MODEL
+from embedworker.model.encoder import Tokens, Vectors
+from embedworker.model.testing import HashEncoder, SmallEncoder, hash_vector
+from embedworker.queue.source import Connection
+from embedworker.service.models import Loaded
+from embedworker.service.questions import BATCH, QuestionLane
 
 WORKER_LOCK = 1701667429
 LISTEN = 0.1  # seconds between looks at whether to stop
@@ -90,18 +90,20 @@ class QuestionRunner(threading.Thread):
     def load(self, connection: Connection, name: str) -> Loaded:
         if name in self._loaded:
             return self._loaded[name]
-        encoder = _CountingEncoder(self)
+        encoder = _CountingEncoder(self, name)
         fingerprint = {**asdict(encoder.fingerprint), "digest": encoder.fingerprint.digest}
         row = connection.execute(
             statement("fingerprint_register"), {**fingerprint, "model": name, "notes": "{}"}
         ).fetchone()
         assert row is not None
-        self._loaded[name] = Loaded(name, encoder, row[0])
+        self._loaded[name] = Loaded(name, encoder, row[0], encoder.notes)
         return self._loaded[name]
 
 
 class _CountingEncoder(HashEncoder):
-    def __init__(self, runner: QuestionRunner) -> None:
+    def __init__(self, runner: QuestionRunner, name: str) -> None:
+        if name == SMALL_MODEL:
+            self.name, self.dimensions = name, SmallEncoder.dimensions
         super().__init__()
         self._runner = runner
 

@@ -8,9 +8,9 @@ import pytest
 from fix_database import _new_database as new_database
 from psycopg.conninfo import make_conninfo
 
-from worker.database.cluster import Cluster
-from worker.database.migrate import migrate
-from worker.model.catalog import TESTING_MODEL
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.migrate import migrate
+from embedworker.model.catalog import TESTING_MODEL
 
 PASSWORD = "made up for the test"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from waiting import wait_until
 
-from worker.model.catalog import TESTING_MODEL
+from embedworker.model.catalog import TESTING_MODEL
 
 SLOW = 60.0  # seconds; a machine that does much else
 START = 300.0  # seconds; importing torch alone takes long there
@@ -33,7 +33,7 @@ class ServerProcess:
         environment = {f"EMBEDWORKER_{name.upper()}": value for name, value in settings.items()}
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker.cli", "serve", *arguments],
+                [sys.executable, "-m", "embedworker.cli", "serve", *arguments],
                 env={
                     **os.environ,
                     "EMBEDWORKER_ALLOW_TESTING_MODEL": "1",

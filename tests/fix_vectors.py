@@ -6,6 +6,10 @@ A text's vector is the normalised sum of its words' vectors, so texts that share
 other and a test can say which row must come first.
 """
 
+import re
+import unicodedata
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -17,10 +21,11 @@ import pytest
 from pgvector import SparseVector
 from psycopg import sql
 
-from worker.model.lexical import length, question_terms, term_vector
-from worker.model.testing import DIMENSIONS, hash_vector
-from worker.queue.source import load_sources
-from worker.queue.statistics import count
+from embedworker.model.lexical import DIMENSIONS as PLACES
+from embedworker.model.lexical import LENGTH, length, question_terms, term_vector
+from embedworker.model.testing import DIMENSIONS, hash_vector
+from embedworker.queue.source import load_sources
+from embedworker.queue.statistics import count
 
 WORKER_LOCK_CLASS = 1701667429
 
@@ -230,6 +235,21 @@ class VectorWriter:
 @pytest.fixture
 def vectors(connection: psycopg.Connection[Any]) -> VectorWriter:
     return VectorWriter(connection)
+
+
+def bigram_vector(text: str, average: float) -> SparseVector:
+    """The vector of terms that workers of version 0002 made: bigrams of everything, no mark."""
+    runs = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
+    terms = [run[at : at + 2] for run in runs for at in range(max(1, len(run) - 1))]
+    norm = 1.2 * (0.25 + 0.75 * len(terms) / average)
+    values = {
+        LENGTH + 1 + zlib.crc32(term.encode()) % (PLACES - LENGTH - 1): count * 2.2 / (count + norm)
+        for term, count in Counter(terms).items()
+    }
+    made_now = term_vector(text, average)
+    shares = dict(zip(made_now.indices(), made_now.values(), strict=True))
+    values |= {place: shares[place] for place in range(LENGTH) if place in shares}
+    return SparseVector({LENGTH: float(len(terms)), **values}, PLACES)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 hash_database  URL of a migrated database whose default model is the encoder of the tests
 shop           an autocommit connection to it, for the part of the application
-workers        ``workers.start()`` starts ``python -m worker.cli run --only-passages``
+workers        ``workers.start()`` starts ``python -m embedworker.cli run --only-passages``
 """
 
 import os
@@ -15,16 +15,15 @@ from typing import Any
 
 import psycopg
 import pytest
+from fix_database import Connection
 from fix_database import _new_database as new_database
 from psycopg import sql
 from waiting import wait_until
 
-from worker import resources
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.model.catalog import TESTING_MODEL
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+from embedworker import resources
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.model.catalog import TESTING_MODEL
 
 START = 30.0  # seconds until a worker must be up on a machine that does much else
 ENVIRONMENT = {
@@ -39,11 +38,11 @@ ENVIRONMENT = {
 ALTERED = """
 import sys
 from pathlib import Path
-from worker.database import revision, statements
+from embedworker.database import revision, statements
 queries, migrations = Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
 statements.sql_folder = lambda: queries
 revision.migrations_folder = lambda: migrations
-from worker.cli.app import main
+from embedworker.cli.app import main
 main()
 """
 
@@ -62,7 +61,7 @@ class WorkerProcess:
         migrations: Path | None = None,
     ) -> None:
         self.log = log
-        started = [sys.executable, "-m", "worker.cli"]
+        started = [sys.executable, "-m", "embedworker.cli"]
         if sql_folder is not None or migrations is not None:
             queries, versions = sql_folder or resources.sql_folder(), migrations
             versions = versions or resources.migrations_folder()

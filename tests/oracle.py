@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psycopg
+from fix_database import Connection
 from psycopg import sql
 from waiting import wait_until
 
-from worker.model.testing import hash_vector
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+from embedworker.model.testing import hash_vector
 
 PREFIX = "passage: "
 

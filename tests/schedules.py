@@ -16,12 +16,12 @@ from oracle import Verdict, judge
 from psycopg import sql
 from waiting import wait_until
 
-from worker.database.connect import connect
-from worker.model.testing import hash_vector
-from worker.queue.claim import FRESH, RETRIES, Job, claim, move, read
-from worker.queue.complete import Passage, Result, complete
-from worker.queue.lease import enter, free
-from worker.queue.source import Source, load_sources
+from embedworker.database.connect import connect
+from embedworker.model.testing import hash_vector
+from embedworker.queue.claim import FRESH, RETRIES, Job, claim, move, read
+from embedworker.queue.complete import Passage, Result, complete
+from embedworker.queue.lease import enter, free
+from embedworker.queue.source import Source, load_sources
 
 LEASE = 60.0  # seconds
 LOCK_TIMEOUT = 2.0  # seconds

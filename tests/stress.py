@@ -10,12 +10,10 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import psycopg
+from fix_database import Connection
 from oracle import Verdict, judge, wait_settled
-
-Connection = psycopg.Connection[tuple[Any, ...]]
 
 SHARED = 60
 OWN = 20

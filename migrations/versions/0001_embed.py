@@ -1,6 +1,9 @@
-"""The schema embed: sources, queues, triggers, questions and the ready table embed.document."""
+"""The tables of the schema embed: sources, questions and the ready table embed.document.
 
-from worker.database.scripts import run_files
+The file is frozen: a change of a table belongs to a migration of its own.
+"""
+
+from embedworker.database.scripts import migrating_connection, run_files
 
 revision = "0001"
 down_revision = None
@@ -9,8 +12,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    run_files("schema/*.sql", "functions/*.sql", "triggers/*.sql")
+    run_files(migrating_connection(), "schema/001_tables.sql")
 
 
 def downgrade() -> None:
-    run_files("schema/down/0001.sql")
+    run_files(migrating_connection(), "schema/down/0001.sql")

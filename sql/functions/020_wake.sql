@@ -8,8 +8,8 @@
 -- A transaction that has notified cannot be prepared, so where prepared transactions are allowed
 -- the default is to leave it to the poll. `set embed.notify = on | off` decides otherwise.
 --
--- Neither function has a search_path of its own, which would be set anew for every statement of the
--- application. The triggers that call them have none either and more rights than whoever set it, so every
+-- Neither function has a search_path of its own, which would be set again for every statement of the
+-- application. The triggers that call them have none either and more rights than the role that set it, so every
 -- name is qualified. The first is one that the planner writes in where it is called.
 create or replace function embed._notifies() returns boolean
 language sql stable
@@ -23,7 +23,7 @@ create or replace function embed.wake() returns void
 language plpgsql
 as $$
 begin
-    if embed._notifies() and pg_catalog.pg_try_advisory_xact_lock(1701667428, 1) then
+    if embed._notifies() and pg_catalog.pg_try_advisory_xact_lock(embed._lock_global(), embed._turn_notify()) then
         -- Always empty: a payload over 8000 bytes would fail the application's statement.
         perform pg_catalog.pg_notify('embed', '');
     end if;

@@ -49,6 +49,7 @@ declare
     own @extschema:vector@.vector;
     has_text boolean;
 begin
+    perform embed._require_rows(pg_catalog.pg_typeof(source));
     plan := embed._search_plan(pg_catalog.pg_typeof(source), name, k, true);
     given := embed._key_values(
         pg_catalog.to_jsonb(key), key::text, pg_catalog.pg_typeof(key), plan.key_names, plan.key_types, plan.relation
@@ -71,12 +72,27 @@ begin
     end if;
     return query
     select s."row", s.score, s.similarity, s.passage, s.passage_start, s.passage_end
-    from embed._search_rows(source, own, k, plan, given) as s;
+    from embed._search_rows(source, own, k, 0, plan, given) as s;
 end
 $$;
 
 comment on function embed.similar(anyelement, anycompatible, integer, text) is
     'The k rows of a table nearest in meaning to the row with the given key, which is left out; a key of several columns is given as row(…). Of a row in several passages, the mean is compared.';
+
+-- The most natural first try, embed.similar('article', 1).
+create or replace function embed.similar(source text, key anycompatible, k integer default 10, name text default null)
+returns table (
+    "row" text, score real, similarity real, passage text, passage_start integer, passage_end integer
+)
+language plpgsql stable
+as $$
+begin
+    perform embed._refuse_name('similar', source);
+end
+$$;
+
+comment on function embed.similar(text, anycompatible, integer, text) is
+    'Answers with the call to write: a table is given by a null of its row type, as in embed.similar(null::article, 1).';
 
 create or replace function embed.similarity(a text, b text, model text default null) returns real
 language plpgsql stable

@@ -1,10 +1,11 @@
--- Three roles for logins to be members of, so that nobody needs a superuser for daily work:
+-- Four roles for logins to be members of, so that nobody needs a superuser for daily work:
 --   embed_worker   what `embedworker run` needs, and nothing of the application's but the columns
 --                  that are embedded
 --   embed_admin    may call embed.enable and its like for tables of its own. Trusted by the worker:
 --                  filters and triggers of its tables run with the worker's rights
+--   embed_monitor  sees how it goes and no text: status, workers, failures, doctor, metrics
 --   embed_search   may ask questions where that was taken from everybody (embed.restrict_questions)
--- Whoever writes to an enabled table needs none: the triggers run as the one who enabled it.
+-- A writer of an enabled table needs none: the triggers run as the one who enabled it.
 
 -- Makes the roles, which belong to the whole cluster; returns those that this role may not make.
 create or replace function embed._make_roles() returns text[]
@@ -15,7 +16,7 @@ declare
     wanted text;
     missing text[] := '{}';
 begin
-    foreach wanted in array array['embed_worker', 'embed_admin', 'embed_search'] loop
+    foreach wanted in array array['embed_worker', 'embed_admin', 'embed_monitor', 'embed_search'] loop
         continue when to_regrole(wanted) is not null;
         begin
             execute format('create role %I nologin', wanted);
@@ -24,6 +25,13 @@ begin
             when duplicate_object or unique_violation then null; -- another database's migrate, just now
         end;
     end loop;
+    begin
+        if not pg_has_role('pg_monitor', to_regrole('embed_monitor'), 'member') then
+            grant embed_monitor to pg_monitor;
+        end if;
+    exception when insufficient_privilege then
+        null; -- a managed service may keep it from us: grant embed_monitor to the login itself
+    end;
     return missing;
 end
 $$;
@@ -33,60 +41,62 @@ create or replace function embed._grant_roles() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    s embed.source;
 begin
     if to_regrole('embed_worker') is not null then
-        grant usage on schema embed to embed_worker;
+        perform embed._grant_usage('embed_worker');
         grant usage on sequence embed.seq, embed.worker_id to embed_worker;
-        grant select on embed.source, embed.model, embed.reranker, embed.setting, embed.status, embed.failure, embed.worker to embed_worker;
+        grant select on embed.source, embed.model, embed.reranker, embed.setting to embed_worker;
         grant select on embed.schema_version to embed_worker;
         grant select, insert, update on embed.fingerprint, embed.source_state to embed_worker;
         grant select, insert, update, delete
-            on embed.worker_session, embed.sweep_request, embed.sweep_state, embed.lexical_state, embed.lexical_term, embed.question_cache
+            on embed.worker_session, embed.source_tally, embed.sweep_request, embed.sweep_state, embed.lexical_state, embed.lexical_term, embed.question_cache
             to embed_worker;
         grant select, update, delete on embed.question to embed_worker;
-        drop policy if exists embed_worker on embed.lexical_state;
-        drop policy if exists embed_worker on embed.lexical_term;
-        create policy embed_worker on embed.lexical_state to embed_worker using (true) with check (true);
-        create policy embed_worker on embed.lexical_term to embed_worker using (true) with check (true);
-        for s in select * from embed.source x order by x.id loop
-            -- Otherwise, or after a restore, a worker does it at its first look.
-            if s.relation_oid = s.relation and exists (
-                select
-                from pg_class t, pg_class v
-                where t.oid = s.relation and v.oid = s.vectors and pg_has_role(t.relowner, 'usage') and pg_has_role(v.relowner, 'usage')
-            ) and embed._obstacle(s) is null then
-                perform embed._guard_vectors(s);
-                perform embed._grant_worker(s);
-            end if;
-        end loop;
+        grant execute on function embed._question_counts(), embed._learn() to embed_worker;
+        perform embed._ensure_policy('embed.lexical_state', 'embed_worker', 'to embed_worker using (true) with check (true)');
+        perform embed._ensure_policy('embed.lexical_term', 'embed_worker', 'to embed_worker using (true) with check (true)');
     end if;
     if to_regrole('embed_admin') is not null then
-        grant usage, create on schema embed to embed_admin;
+        perform embed._grant_usage('embed_admin');
+        grant execute on function embed._open_schema(regrole) to embed_admin;
+        if has_schema_privilege('embed_admin', 'embed', 'create') then
+            revoke create on schema embed from embed_admin;
+        end if;
         grant usage on sequence embed.seq to embed_admin;
         grant select
-            on embed.fingerprint, embed.worker_session, embed.lexical_state, embed.lexical_term, embed.status, embed.failure, embed.worker,
+            on embed.fingerprint, embed.worker_session, embed.source_tally, embed.lexical_state, embed.lexical_term,
                 embed.schema_version
             to embed_admin;
-        grant select, insert, update, delete on embed.source, embed.source_state, embed.sweep_request, embed.sweep_state to embed_admin;
+        grant select on embed.source to embed_admin;
+        revoke insert, update, delete on embed.source from embed_admin;
+        grant select, insert, update, delete on embed._own_source, embed.source_state, embed.sweep_request, embed.sweep_state to embed_admin;
+        grant select, insert, update, delete on embed.switch_state to embed_admin;
         grant select, insert, update on embed.model, embed.reranker, embed.setting to embed_admin;
         grant select, insert, update, delete on embed.question_limit, embed.question_allowance to embed_admin;
-        grant execute on function embed.limit_questions(integer, regrole) to embed_admin;
-        -- What is left of a table that is disabled.
+        -- The remains of a table that is disabled.
         grant delete on embed.lexical_term to embed_admin;
-        drop policy if exists embed_admin on embed.lexical_term;
-        create policy embed_admin on embed.lexical_term for delete to embed_admin using (true);
+        perform embed._ensure_policy('embed.lexical_term', 'embed_admin', 'for delete to embed_admin using (true)');
+    end if;
+    if to_regrole('embed_monitor') is not null then
+        perform embed._grant_usage('embed_monitor');
+        grant select
+            on embed.source, embed.source_state, embed.sweep_request, embed.sweep_state, embed.setting, embed.model, embed.reranker,
+                embed.fingerprint, embed.worker_session, embed.source_tally, embed.switch_state, embed.schema_version
+            to embed_monitor;
+        grant execute on function embed._question_counts() to embed_monitor;
     end if;
     if to_regrole('embed_search') is not null then
-        grant usage on schema embed to embed_search;
-        grant execute on function embed.query(text, text), embed._question(text, text), embed._rerank(text, text[]) to embed_search;
+        perform embed._grant_usage('embed_search');
+        grant execute on function embed.query(text, text), embed.query(text, regclass), embed._question(text, text), embed._rerank(text, text[]) to embed_search;
     end if;
+    -- They say themselves who may read them.
+    grant select on embed.status, embed.failure, embed.worker, embed.switch to public;
+    perform embed._open_questions();
 end
 $$;
 
--- Gives the worker's role what it needs of one source, column by column: a table may hold more than
--- the worker should see. Called by whoever enables the table, who owns it.
+-- Gives the worker's role, and those that look, what they need of one source, column by column: a table may hold more than
+-- the worker should see. Called by the role that enables the table, which owns it.
 create or replace function embed._grant_worker(source embed.source) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -102,7 +112,16 @@ declare
             or strpos(source.filter, format('"{%s}"', a.attnum)) > 0
         )
     );
+    observer name;
 begin
+    perform embed._write_compact(source);
+    -- How many wait and since when, but no key and no error, which may quote the text.
+    for observer in select r.rolname from pg_roles r where r.rolname in ('embed_monitor', 'embed_admin') loop
+        execute format(
+            'grant select (priority, at) on embed.inbox_%1$s to %2$I; grant select (seq, due, attempts, priority, claimed_by, since) on embed.queue_%1$s to %2$I',
+            source.id, observer
+        );
+    end loop;
     if to_regrole('embed_worker') is null then
         return;
     end if;
@@ -113,24 +132,24 @@ begin
     execute format(
         'grant select, insert, update, delete on embed.inbox_%1$s, embed.queue_%1$s, %2$s to embed_worker', source.id, source.vectors
     );
-    -- To write a queue anew that has become empty; before PostgreSQL 17 only its owner may.
-    if current_setting('server_version_num')::integer >= 170000 then
-        execute format('grant maintain on embed.queue_%s to embed_worker', source.id);
-    end if;
     execute format('revoke execute on function embed.source_%s_refresh() from public', source.id);
-    execute format('grant execute on function embed.source_%s_refresh() to embed_worker', source.id);
+    execute format('grant execute on function embed.source_%1$s_refresh(), embed.source_%1$s_compact() to embed_worker', source.id);
     if not has_schema_privilege('embed_worker', a_schema, 'usage') then
         begin
+            -- Where this role may use the schema but not let others, the server only warns.
             execute format('grant usage on schema %I to embed_worker', a_schema);
         exception when insufficient_privilege then
-            raise notice 'a worker that logs in as a member of embed_worker cannot reach the schema % yet', a_schema
-                using hint = format('As its owner: grant usage on schema %I to embed_worker;', a_schema);
+            null; -- said below
         end;
+    end if;
+    if not has_schema_privilege('embed_worker', a_schema, 'usage') then
+        raise notice 'a worker that logs in as a member of embed_worker cannot reach the schema % yet', a_schema
+            using hint = format('As its owner: grant usage on schema %I to embed_worker;', a_schema);
     end if;
 end
 $$;
 
--- embed._refresh for a worker that does not own what is to be written anew (triggers, functions,
+-- embed._refresh for a worker that does not own what is to be written again (triggers, functions,
 -- policies): then by way of a function that runs as the one who enabled the table. Also says where
 -- row security would hide rows from this role, since a row that is not seen is taken for deleted.
 create or replace function embed._refresh_source(source_id integer) returns text
@@ -207,6 +226,8 @@ declare
     s embed.source;
     hidden text;
 begin
+    -- A worker's session may refuse to read by policies. Here they are looked at first, below.
+    perform set_config('row_security', 'on', true);
     execute format('prepare embed_held as select from %s', named);
     deallocate embed_held;
     select * into s from embed.source x where x.id = source_id;
@@ -220,62 +241,9 @@ begin
 end
 $$;
 
--- Everybody who can connect may ask questions, each of which costs a worker some milliseconds.
-create or replace function embed.restrict_questions(restricted boolean default true) returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if to_regrole('embed_search') is null then
-        raise exception 'the role embed_search does not exist'
-            using errcode = 'EW003', hint = 'Run `embedworker migrate` as a role that may create roles, or create role embed_search, then migrate.';
-    end if;
-    if restricted then
-        revoke execute on function embed.query(text, text), embed._question(text, text), embed._rerank(text, text[]) from public;
-    else
-        grant execute on function embed.query(text, text), embed._question(text, text), embed._rerank(text, text[]) to public;
-    end if;
-end
-$$;
-
-comment on function embed.restrict_questions(boolean) is
-    'Lets only members of embed_search ask questions; false lets everybody again.';
-
--- A token bucket for each login role, see embed._charge_question. Changing a limit fills its buckets.
--- Limits of roles that were dropped go at the next call: a new role may get an old one's number.
-create or replace function embed.limit_questions(a_minute integer, role regrole default null) returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if a_minute < 1 then
-        raise exception 'a limit of % questions a minute', a_minute
-            using errcode = 'EW003',
-            hint = 'Give at least 1, or null for no limit; who may ask at all is for embed.restrict_questions().';
-    end if;
-    delete from embed.question_limit l
-    where l.role <> 0 and not exists (select from pg_roles r where r.oid = l.role);
-    delete from embed.question_allowance b
-    where limit_questions.role is null or b.role = limit_questions.role or not exists (select from pg_roles r where r.oid = b.role);
-    if limit_questions.role is null and a_minute is null then
-        delete from embed.question_limit l where l.role = 0;
-    else
-        insert into embed.question_limit (role, a_minute)
-        values (coalesce(limit_questions.role, 0), limit_questions.a_minute)
-        on conflict on constraint question_limit_pkey do update
-        set a_minute = excluded.a_minute;
-    end if;
-end
-$$;
-
-comment on function embed.limit_questions(integer, regrole) is
-    'At most so many questions a minute of a login role, a minute''s worth of them at once; without a role, of each that has no limit of its own. Null: no limit. A question asked before is free while its vector is kept, and reranking counts as a question.';
-
-grant usage on sequence embed.seq to public; -- the inbox numbers changes as whoever enabled the table
+grant usage on sequence embed.seq to public; -- the inbox numbers changes as the role that enabled the table
 
 revoke execute on function
     embed._make_roles(),
-    embed._grant_roles(),
-    embed.restrict_questions(boolean),
-    embed.limit_questions(integer, regrole)
+    embed._grant_roles()
 from public;

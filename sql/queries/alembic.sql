@@ -13,6 +13,7 @@ select
     s.template,
     case when s.into_attnum is not null then coalesce(embed._column_name(s.relation, s.into_attnum), s.into_column) end as into_column,
     s.chunk,
+    s.words,
     embed._filter_sql(s) as filter,
     array(
         select coalesce(embed._column_name(s.relation, k.attnum), s.keys[k.place])
@@ -35,6 +36,11 @@ join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where n.nspname <> 'embed'
 order by s.id;
 
+-- alembic_readable
+-- Whether this role may read what is enabled.
+select current_user as role,
+    pg_catalog.has_table_privilege('embed.source', 'select') and pg_catalog.has_table_privilege('embed.model', 'select') as readable;
+
 -- alembic_vector_tables
 -- The tables that embed.enable has made, those of tables that are no longer enabled among them.
 select n.nspname as schema, c.relname as table
@@ -47,10 +53,10 @@ where c.relkind = 'r' and d.description like 'Vectors of %%, kept by embedworker
 -- The indexes that workers have built on columns of the application's own tables.
 select n.nspname as schema, c.relname as index
 from embed.source s
-join pg_catalog.pg_index i on i.indrelid = s.relation and i.indkey[0] = s.into_attnum
-join pg_catalog.pg_class c on c.oid = i.indexrelid
+cross join lateral embed._vector_indexes(s) as x
+join pg_catalog.pg_class c on c.oid = x.index
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-join pg_catalog.pg_am a on a.oid = c.relam and a.amname = 'hnsw';
+where s.into_attnum is not null and x.method = 'hnsw';
 
 -- alembic_dimensions
 -- How long a model's vectors are, the default one's if none is named.

@@ -36,7 +36,8 @@ select embed.enable(
     into_column => %(into_column)s,
     chunk => %(chunk)s,
     filter => %(filter)s,
-    key => %(key)s::text[]
+    key => %(key)s::text[],
+    words => %(words)s
 )::text;
 
 -- cli_disable
@@ -72,11 +73,20 @@ order by s.relation, s.id;
 select pg_catalog.count(*) from embed.worker where 'passages' = any (lanes);
 
 -- cli_status
--- Every source and how far it is.
+-- Every source and how far it is, by the counters of the workers.
 select
     source::text, name, model, state, coverage::text, rows, embedded, pending, stale, dead, removing,
-    oldest_wait, rows_per_second, eta, truncated, split, paused, index_state, error
+    oldest_wait, rows_per_second, eta, truncated, split, paused, index_state, error, counted_at, estimated, words
 from embed.status;
+
+-- cli_status_exact
+-- The same by a count of every row.
+select
+    x.source::text, x.name, x.model, x.state, x.coverage::text, x.rows, x.embedded, x.pending, x.stale, x.dead, x.removing,
+    x.oldest_wait, x.rows_per_second, x.eta, x.truncated, x.split, x.paused, x.index_state, x.error, x.counted_at, x.estimated,
+    s.words
+from embed.status_exact() as x
+join embed._watched_sources() as s on s.relation = x.source and s.name = x.name;
 
 -- cli_failures
 -- The rows that could not be embedded, the oldest first.
@@ -90,8 +100,8 @@ limit %(limit)s;
 select pg_catalog.count(*) from embed.failure;
 
 -- cli_workers
--- The live workers.
-select id, host, pid, lanes, model, embedded, rows_per_second, started_at, seen_at
+-- The lanes of live workers.
+select id, host, pid, process, lanes, model, embedded, rows_per_second, started_at, seen_at
 from embed.worker
 order by id;
 
@@ -103,32 +113,78 @@ select
     pg_catalog.set_config('embed.rerank_timeout', %(timeout)s, true);
 
 -- search_plan
--- What a table is searched with: its row type, its model, and the names of its key columns.
-select pg_catalog.format('%%I.%%I', n.nspname, c.relname), p.model, p.key_names
+-- What a table is searched with: its row type, its model, the names of its key columns, and of those that
+-- are numeric.
+select
+    pg_catalog.format('%%I.%%I', n.nspname, c.relname), p.model, p.key_names,
+    array(
+        select a.attname::text
+        from pg_catalog.pg_attribute a
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+        and embed._base_type(a.atttypid) = 'pg_catalog.numeric'::regtype
+    )
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 cross join lateral embed._search_plan(c.reltype::regtype, %(name)s, %(k)s, false) as p
 where c.oid = %(table)s::text::regclass;
 
 -- search_text
--- The rows of a table nearest in meaning to a question.
-select s.score, s.similarity, s.bm25, s.reranked, s.passage, pg_catalog.to_jsonb(s."row") as found
-from embed.search(
-    null::{relation}, %(question)s, k => %(k)s, name => %(name)s, lexical => %(lexical)s, rerank => %(rerank)s
-) as s;
+-- The rows of a table nearest in meaning to a question, and a last row that says why the words alone ranked them.
+-- Not by jsonb, which refuses a \u0000 that json holds.
+with found as materialized (
+    select s.score, s.similarity, s.bm25, s.reranked, s.passage, pg_catalog.to_json(s."row")::text as found, s.place
+    from embed.search(
+        null::{relation}, %(question)s, k => %(k)s, name => %(name)s, lexical => %(lexical)s, rerank => %(rerank)s,
+        matching => %(matching)s::jsonb, skip => %(skip)s
+    ) with ordinality as s ("row", score, similarity, bm25, reranked, passage, passage_start, passage_end, place)
+), counted as (
+    select pg_catalog.max(f.place) as places from found f
+)
+select x.score, x.similarity, x.bm25, x.reranked, x.passage, x.found, x.degraded
+from (
+    select f.*, null as degraded from found f
+    union all
+    select null, null, null, null, null, null, null, pg_catalog.current_setting('embed.degraded', true)
+    from counted
+) as x
+order by x.place nulls last;
 
 -- search_vector
 -- The rows of a table nearest to a vector.
-select s.score, s.similarity, s.bm25, s.reranked, s.passage, pg_catalog.to_jsonb(s."row") as found
-from embed.search(null::{relation}, %(question)b, k => %(k)s, name => %(name)s) as s;
+select s.score, s.similarity, s.bm25, s.reranked, s.passage, pg_catalog.to_json(s."row")::text as found
+from embed.search(
+    null::{relation}, %(question)b, k => %(k)s, name => %(name)s, matching => %(matching)s::jsonb, skip => %(skip)s
+) as s;
+
+-- search_similar
+-- The rows of a table nearest in meaning to one of its own.
+select s.score, s.similarity, null, null, s.passage, pg_catalog.to_json(s."row")::text as found
+from embed.similar(null::{relation}, %(key)s, k => %(k)s, name => %(name)s) as s;
+
+-- search_sources
+-- What is enabled, with the columns as they are called now.
+select pg_catalog.jsonb_build_object(
+    'name', s.name,
+    'table', s.relation::text,
+    'columns', array(
+        select coalesce(embed._column_name(s.relation, k.attnum), s.columns[k.place])
+        from unnest(s.column_attnums) with ordinality as k (attnum, place)
+        order by k.place
+    ),
+    'model', coalesce(s.model, embed.default_model())
+)
+from embed.source s
+order by s.id;
+
+-- search_status
+-- What embed.status shows, of one source or of all.
+select pg_catalog.to_jsonb(s)
+from embed.status s
+where %(name)s::text is null or s.name = %(name)s;
 
 -- search_query
 -- The vector of a question.
 select embed.query(%(question)s::text, %(model)s::text);
-
--- search_default_model
--- The model that is used where none is named.
-select embed.default_model();
 
 -- search_ask
 -- Leave a question for the workers; its vector at once where it is known already.

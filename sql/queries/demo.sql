@@ -94,8 +94,8 @@ join embed.source_state t on t.source = s.id
 where s.relation = 'demo.article'::regclass;
 
 -- demo_wait
--- Allow for a worker that is still loading its model.
-set embed.query_timeout = '1min';
+-- Allow for a worker that is still starting, or loading its model.
+select pg_catalog.set_config('embed.query_timeout', '1min', false), pg_catalog.set_config('embed.worker_grace', '1min', false);
 
 -- demo_search
 -- The articles nearest to a question.

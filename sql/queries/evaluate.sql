@@ -68,8 +68,7 @@ where s.relation = 'embedworker_eval.document'::regclass;
 -- evaluate_progress
 -- How far a source is, exactly.
 select x.rows, x.pending, x.dead, x.error
-from embed.status x
-where x.source = %(relation)s::bigint::oid::regclass and x.name = %(name)s;
+from embed.status_exact(%(relation)s::bigint::oid::regclass, %(name)s) as x;
 
 -- evaluate_failure
 -- One of the reasons why rows of a source were given up.
@@ -136,7 +135,7 @@ select
     (select x.extversion from pg_catalog.pg_extension x where x.extname = 'vector') as pgvector;
 
 -- evaluate_planner
--- Which roads the planner may take, so that exact and approximate search can be told apart.
+-- Which access paths the planner may use, so that exact and approximate search can be told apart.
 select
     pg_catalog.set_config('enable_indexscan', %(indexscan)s, false),
     pg_catalog.set_config('enable_seqscan', %(seqscan)s, false),
@@ -151,7 +150,7 @@ select embed.query(%(question)s, %(model)s) is not null;
 select pg_catalog.pg_stat_get_xact_numscans(%(index)s::bigint::oid);
 
 -- evaluate_forget
--- Have a question's vector made anew, so that every setting is timed with the model. The empty bytes
+-- Forget a question's vector, so that every setting is timed with the model. The empty bytes
 -- keep the primary key out of it, by which only hits may be found.
 delete from embed.question_cache where hash || ''::bytea = embed.text_hash(%(question)s);
 
@@ -166,7 +165,10 @@ select {keys}, s.score, s.reranked is not null as reranked
 from embed.search(null::{relation}, %(question)s::text, k => %(k)s, name => %(name)s, lexical => %(lexical)s::real, rerank => %(rerank)s::integer) as s;
 
 -- evaluate_timeouts
--- Bound the waits for vectors and scores for the whole session, which is ours: no pooler is let in.
+-- Bound the waits for vectors and scores for the whole session, which is ours: no pooler is let in. A search that no
+-- worker answers is an error here: its order is not what is measured.
 select
+    pg_catalog.set_config('embed.search_without_worker', 'error', false),
     pg_catalog.set_config('embed.query_timeout', %(timeout)s, false),
+    pg_catalog.set_config('embed.worker_grace', %(timeout)s, false),
     pg_catalog.set_config('embed.rerank_timeout', %(timeout)s, false);

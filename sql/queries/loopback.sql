@@ -28,8 +28,18 @@ select embed._loopback_try(%(host)s);
 -- Connect through the foreign server as it is; null when that works.
 select embed._loopback_check();
 
+-- loopback_renewable
+-- Whether this role may renew the connection; the function is there where dblink is.
+select coalesce(
+    pg_catalog.has_function_privilege(pg_catalog.to_regprocedure('embed._loopback_renew()'), 'execute'), false
+);
+
+-- loopback_renew
+-- Point the foreign server to this server again where it leads elsewhere.
+select r.renewed, r.problem from embed._loopback_renew() as r;
+
 -- loopback_ready
--- Remember that the road works, and for which database it was made.
+-- Remember that the loopback works, and for which database it was made.
 insert into embed.setting (name, value)
 select 'loopback', d.oid::text
 from pg_catalog.pg_database d

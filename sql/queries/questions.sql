@@ -21,7 +21,7 @@ and q.embedding is null
 and q.error is null;
 
 -- questions_unlock
--- Have whoever asked look at once.
+-- Let the asker look at once.
 select embed._unlock_questions(%(ids)s::uuid[], %(locked)s::boolean[]);
 
 -- questions_put_back
@@ -54,3 +54,7 @@ where q.id in (
     where a.asked_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => %(age)s)
     for update skip locked
 );
+
+-- questions_learn
+-- Make judgements of what people chose, and delete questions that were kept for long enough.
+select embed._learn();

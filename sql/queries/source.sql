@@ -3,7 +3,8 @@
 select
     s.id,
     s.name,
-    format('%%I.%%I', n.nspname, c.relname) as relation,
+    -- Null of a table that was dropped, whose source could not be struck yet.
+    case when c.oid is not null then format('%%I.%%I', n.nspname, c.relname) end as relation,
     c.relkind = 'p' as partitioned,
     (select format('%%I.%%I', vn.nspname, vc.relname) from pg_catalog.pg_class vc join pg_catalog.pg_namespace vn on vn.oid = vc.relnamespace
         where vc.oid = s.vectors) as vectors,
@@ -14,18 +15,25 @@ select
         where a.attrelid = to_regclass('embed.queue_' || s.id) and a.attname ~ '^k[0-9]+$' order by a.attnum) as key_types,
     embed._rows_sql(s) as rows,
     embed._text_sql(s, 's') as text,
+    embed._fault_sql(s) as fault,
     quote_ident(embed._column_name(s.relation, s.into_attnum)) as into_column,
     s.chunk,
     coalesce(s.model, embed.default_model()) as model,
     s.dimensions,
     s.paused,
     s.version,
-    t.fingerprint
+    t.fingerprint,
+    coalesce(embed._key_sql(s), '{{}}') as words,
+    s.words as with_terms
 from embed.source s
 join embed.source_state t on t.source = s.id
 left join pg_catalog.pg_class c on c.oid = s.relation
 left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 order by s.id;
+
+-- source_known
+-- Whether a source is still there.
+select from embed.source where id = %(source)s;
 
 -- source_refresh
 -- Bring a source in line with its table and say how it went.
@@ -66,18 +74,10 @@ update embed.source_state set index_state = %(index_state)s where source = %(sou
 insert into embed.sweep_request (source, reason) values (%(source)s, %(reason)s);
 
 -- fingerprint_register
--- The number of a fingerprint; the notes are those of the latest worker. It is made from the digest:
--- vectors outlive this schema (dropped and migrated anew, or adopted by another database), and a
--- number from a sequence would then stand for another model. One after the other: of two keys, on
--- conflict minds but one.
-insert into embed.fingerprint (id, digest, model, revision, query_prefix, passage_prefix, pooling, dimensions, max_tokens, notes)
-overriding system value
-select
-    ('x' || left(encode(sha256(convert_to(%(digest)s, 'UTF8')), 'hex'), 8))::bit(32)::integer & 2147483647,
+-- The number of a fingerprint, which is entered if it is new.
+select embed._register_fingerprint(
     %(digest)s, %(model)s, %(revision)s, %(query_prefix)s, %(passage_prefix)s, %(pooling)s, %(dimensions)s, %(max_tokens)s, %(notes)s
-from (select pg_advisory_xact_lock(1701667428, 4)) as turn
-on conflict (digest) do update set notes = excluded.notes, created_at = now()
-returning id;
+);
 
 -- models_in_use
 -- The models that questions and rows may need.
@@ -85,6 +85,10 @@ select s.model from embed.source s where s.model is not null
 union
 select embed.default_model();
 
+-- model_default
+-- The model that is used where none is named.
+select embed.default_model();
+
 -- model_card
 -- What the database knows of a model.
-select name, dimensions, max_tokens, query_prefix, passage_prefix, pooling from embed.model where name = %(name)s;
+select name, dimensions, max_tokens, query_prefix, passage_prefix, endpoint from embed.model where name = %(name)s;

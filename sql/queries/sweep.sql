@@ -1,7 +1,7 @@
 -- sweep_turn
 -- One sweeps a source at a time; until the end of the transaction, so that no pooler and no dead
 -- connection that the server still believes in can keep it.
-select pg_try_advisory_xact_lock(1701667430, %(source)s);
+select embed._take_sweep(%(source)s);
 
 -- sweep_begin
 -- Start over for everything asked for so far; a request that comes later starts another sweep.
@@ -50,19 +50,23 @@ where source = %(source)s;
 
 -- sweep_due
 -- Sources to sweep: the last one is older than the interval, or there was none, or it was begun and
--- its worker has gone.
+-- its worker has gone; or it ended in the future, by a clock that was ahead.
 select s.id, w.phase is distinct from 'done' and w.source is not null as unfinished
 from embed.source s
 left join embed.sweep_state w on w.source = s.id
 where not s.paused
-and (w.finished_at is null or w.finished_at < now() - %(interval)s * interval '1 second')
+and (
+    w.finished_at is null
+    or w.finished_at < now() - %(interval)s * interval '1 second'
+    or w.finished_at > now() + interval '1 minute'
+)
 and not exists (select from embed.sweep_request r where r.source = s.id);
 
 -- sweep_rows
 -- One page of the source in key order: rows without a vector, with one of another text or model, or
 -- with one that was altered by hand go into the queue, behind everything else. A row that is being
--- worked on gets a new seq: what made the difference may not be what the worker has read. A dead
--- letter stays one. All passages are looked at; a last one that is missing shows as text left over.
+-- worked on gets a new seq: what made the difference may not be what the worker has read. Its attempt
+-- is not counted, or it would look as if a worker had died with it. A dead letter stays one.
 with page as materialized (
     select {s_keys_as_places}, {text} as text, {row_stored} as stored
     from {rows} s
@@ -71,21 +75,12 @@ with page as materialized (
     limit %(limit)s
 ),
 judged as materialized (
-    select {j_places}, v.chunks is null as missing, not v.intact as stale
+    select {j_places}, coalesce(v.fault = 'missing', false) as missing, coalesce(v.fault <> 'missing', false) as stale
     from page j
     cross join lateral (
-        select
-            max(v.chunk) + 1 as chunks,
-            count(*) = max(v.chunk) + 1
-                and bool_and(
-                    v.fingerprint = %(fingerprint)s
-                    and v.hash = embed.text_hash(j.text)
-                    and coalesce(v.checksum = substr(sha256({vector_send}({judged_stored})), 1, 8), false)
-                )
-                and embed.nonblank(substr(j.text, max(v.passage_end) + 1)) is null as intact
-        from {vectors} v
-        where {v_is_j}
-    ) as v
+        select j.text, j.stored, embed.text_hash(j.text) as hash, %(fingerprint)s::integer as fingerprint offset 0
+    ) as r
+    cross join lateral (select {fault} as fault from {vectors} v where {v_is_j}) as v
     where j.text is not null
     and not exists (select from {queue} q where {q_is_j} and q.due = 'infinity')
 ),
@@ -96,7 +91,11 @@ queued as (
     where %(repair)s and (j.missing or j.stale)
     order by {j_places}
     on conflict ({places}) do update
-    set seq = excluded.seq, due = excluded.due, claimed_by = null
+    set seq = excluded.seq,
+        due = excluded.due,
+        claimed_by = null,
+        attempts = case when q.attempts > 1 then q.attempts else 0 end,
+        priority = case when q.attempts > 1 then q.priority else 0 end
     where q.claimed_by is not null and q.due < 'infinity'
     returning 1
 )
@@ -105,6 +104,38 @@ select
     (select {j_texts} from page j order by {j_places_desc} limit 1) as cursor,
     (select count(*) from judged where missing) as missing,
     (select count(*) from judged where stale) as stale,
+    (select count(*) from queued) as queued;
+
+-- sweep_rows_unjudged
+-- The same page where one of its rows makes the server raise an error, in the filter for instance: all of its
+-- keys go into the queue. There each row is read by itself, and one that cannot be read fails alone.
+with page as materialized (
+    select {s_keys_as_places}
+    from {only} {relation} s
+    where {after}
+    order by {s_keys}
+    limit %(limit)s
+),
+queued as (
+    insert into {queue} as q ({places}, seq, due, priority)
+    select {j_places}, nextval('embed.seq'), now(), 20
+    from page j
+    where not exists (select from {queue} q where {q_is_j} and q.due = 'infinity')
+    order by {j_places}
+    on conflict ({places}) do update
+    set seq = excluded.seq,
+        due = excluded.due,
+        claimed_by = null,
+        attempts = case when q.attempts > 1 then q.attempts else 0 end,
+        priority = case when q.attempts > 1 then q.priority else 0 end
+    where q.claimed_by is not null and q.due < 'infinity'
+    returning 1
+)
+select
+    (select count(*) from page) as visited,
+    (select {j_texts} from page j order by {j_places_desc} limit 1) as cursor,
+    0 as missing,
+    0 as stale,
     (select count(*) from queued) as queued;
 
 -- sweep_orphans
@@ -141,3 +172,31 @@ select
     (select count(*) from page) as visited,
     (select {j_texts} from page j order by {j_places_desc} limit 1) as cursor,
     (select count(*) from judged) as orphaned;
+
+-- sweep_orphans_unjudged
+-- The same page of vectors where a row makes the server raise an error.
+with page as materialized (
+    select distinct {v_keys_as_places}
+    from {vectors} v
+    where {after}
+    order by {places}
+    limit %(limit)s
+),
+queued as (
+    insert into {queue} as q ({places}, seq, due, priority)
+    select {j_places}, nextval('embed.seq'), now(), 20
+    from page j
+    where not exists (select from {queue} q where {q_is_j} and q.due = 'infinity')
+    order by {j_places}
+    on conflict ({places}) do update
+    set seq = excluded.seq,
+        due = excluded.due,
+        claimed_by = null,
+        attempts = case when q.attempts > 1 then q.attempts else 0 end,
+        priority = case when q.attempts > 1 then q.priority else 0 end
+    where q.claimed_by is not null and q.due < 'infinity'
+)
+select
+    (select count(*) from page) as visited,
+    (select {j_texts} from page j order by {j_places_desc} limit 1) as cursor,
+    0 as orphaned;

@@ -1,8 +1,12 @@
 -- worker_register
 -- A new worker. Its number is never in use by another: the sequence is as wide as an advisory lock's key.
-insert into embed.worker_session (id, host, pid, lanes, model, backend, lock_held)
-values (nextval('embed.worker_id'), %(host)s, %(pid)s, %(lanes)s, %(model)s, pg_backend_pid(), false)
+insert into embed.worker_session (id, host, pid, process, lanes, model, version, backend, lock_held)
+values (nextval('embed.worker_id'), %(host)s, %(pid)s, %(process)s, %(lanes)s, %(model)s, %(version)s, pg_backend_pid(), false)
 returning id;
+
+-- worker_lost_columns
+-- Columns that our tables have lost, null if none.
+select embed._lost_columns();
 
 -- worker_name
 -- Say in pg_stat_activity whose connection this is. Poolers that know this setting hand it on.
@@ -19,15 +23,15 @@ select pg_try_advisory_lock(1701667429, %(worker)s);
 
 -- worker_lock_held
 -- Say that the lock can be relied on; enters the worker again if a peer has struck it meanwhile.
-insert into embed.worker_session (id, host, pid, lanes, model, backend, lock_held)
-values (%(worker)s, %(host)s, %(pid)s, %(lanes)s, %(model)s, %(backend)s, true)
+insert into embed.worker_session (id, host, pid, process, lanes, model, version, backend, lock_held)
+values (%(worker)s, %(host)s, %(pid)s, %(process)s, %(lanes)s, %(model)s, %(version)s, %(backend)s, true)
 on conflict (id) do update set lock_held = true, backend = excluded.backend;
 
 -- worker_seen
 -- Sign of life, with what was done since the last one. Enters a worker again that a peer has struck:
 -- its connection may have been away for longer than the peer believed in it.
-insert into embed.worker_session as w (id, host, pid, lanes, model, backend, lock_held, embedded, rows_per_second)
-values (%(worker)s, %(host)s, %(pid)s, %(lanes)s, %(model)s, pg_backend_pid(), %(lock_held)s, %(embedded)s, %(rows_per_second)s)
+insert into embed.worker_session as w (id, host, pid, process, lanes, model, version, backend, lock_held, embedded, rows_per_second)
+values (%(worker)s, %(host)s, %(pid)s, %(process)s, %(lanes)s, %(model)s, %(version)s, pg_backend_pid(), %(lock_held)s, %(embedded)s, %(rows_per_second)s)
 on conflict (id) do update
 set seen_at = now(),
     embedded = w.embedded + excluded.embedded,
@@ -40,8 +44,9 @@ set seen_at = now(),
 delete from embed.worker_session where id = %(worker)s;
 
 -- worker_others
--- The other workers, and whether each is gone: its lock can be had, or, where it has none, it was
--- silent for three leases, and for longer than three signs of life.
+-- The other workers, and whether each is gone: its lock is free, or, where it has none, it was
+-- silent for three leases, and for longer than three signs of life. A sign from the future is one of
+-- a clock that was ahead: a live worker gives another at once.
 select
     w.id,
     case
@@ -50,7 +55,7 @@ select
             where l.locktype = 'advisory' and l.classid = 1701667429 and l.objid = w.id::oid
             and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
         )
-        else w.seen_at < now() - greatest(3 * %(lease)s, 15) * interval '1 second'
+        else abs(extract(epoch from now() - w.seen_at)) > greatest(3 * %(lease)s, 15)
     end as gone
 from embed.worker_session w
 where w.id <> %(worker)s;

@@ -129,7 +129,7 @@ create table embed.worker_session (
     rows_per_second real not null default 0
 );
 
--- How often terms occur in the passages of a source, see worker/model/lexical.py. Written anew as
+-- How often terms occur in the passages of a source, see worker/embedworker/model/lexical.py. Written again as
 -- another version; lexical_state says which one counts.
 create table embed.lexical_state (
     source integer primary key references embed.source (id) on delete cascade,
@@ -217,7 +217,7 @@ create table embed.question_limit (
 comment on table embed.question_limit is
     'Written by embed.limit_questions. A role whose a_minute is null has no limit, the general one neither.';
 
--- What is left of it: a bucket of tokens for each role that has asked. Unlogged: full after a crash.
+-- The rest of it: a bucket of tokens for each role that has asked. Unlogged: full after a crash.
 create unlogged table embed.question_allowance (
     role oid primary key,
     tokens double precision not null,

@@ -4,7 +4,7 @@
 -- and a plan each time). A rename or drop of a column would make them fail, and with them the
 -- application's write; so every function first tries whether its names still hold, in a block that
 -- reads only (no subtransaction id is spent), and if not, asks for a sweep instead. The worker then
--- writes the functions anew and finds by text hash what was missed.
+-- writes the functions again and finds by text hash what was missed.
 --
 -- They run as their owner: the application's roles need no rights on our tables. Those that run at every
 -- statement have no search_path of their own: to set it and to take it back cost about as much as all
@@ -39,12 +39,42 @@ return exists (select from pg_class c where c.oid = source.relation and c.relkin
         select from pg_trigger t where t.tgrelid = source.relation and t.tgname = format('embed_%s_row', source.id)
     );
 
+-- Refuses a function of a source that somebody made in advance: written over, it would stay his, and run
+-- in the statements of the table's writers and readers.
+create or replace function embed._check_function(source integer, verb text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    squatter record;
+begin
+    select p.oid::regprocedure::text as signature, o.rolname into squatter
+    from pg_proc p
+    join pg_roles o on o.oid = p.proowner
+    where p.pronamespace = 'embed'::regnamespace
+    and p.proname = format('source_%s_%s', source, verb)
+    and not o.rolsuper
+    and o.oid not in (
+        select n.nspowner from pg_namespace n where n.nspname = 'embed'
+        union all
+        select c.relowner from pg_class c where c.oid = to_regclass(format('embed.inbox_%s', source))
+    );
+    if found then
+        raise exception 'the function % belongs to %, who did not enable the table', squatter.signature, squatter.rolname
+            using errcode = 'insufficient_privilege',
+            hint = format('Have its owner or a superuser run: drop function %s cascade;', squatter.signature);
+    end if;
+end
+$$;
+
 -- Writes one of the functions; pinned, with a search_path that its names are looked up in.
 create or replace function embed._write_trigger_function(source integer, verb text, body text, pinned boolean default true) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    perform embed._check_function(source, verb);
+    perform embed._open_schema(quote_ident(current_user)::regrole);
     execute format(
         'create or replace function embed.%I() returns trigger language plpgsql security definer %s as %L',
         format('source_%s_%s', source, verb), case when pinned then 'set search_path = pg_catalog, pg_temp' else '' end, body
@@ -66,7 +96,7 @@ declare
         from unnest(source.watch_attnums) as w (attnum)
     );
     -- As text, byte for byte: json has no equality, and citext's would miss a change of case. By output
-    -- functions (see embed._column_sql): a cast to text may be the function of whoever owns the type,
+    -- functions (see embed._column_sql): a cast to text may be the function of the owner of the type,
     -- and ran as the owner of these functions, who can be a superuser.
     changed constant text := embed._each(
         '(old_row.%1$s is null) operator(pg_catalog.<>) (new_row.%1$s is null) or pg_catalog.format(''%%s'', old_row.%1$s) collate pg_catalog."C" operator(pg_catalog.<>) pg_catalog.format(''%%s'', new_row.%1$s) collate pg_catalog."C"',
@@ -83,27 +113,32 @@ declare
         ),
         'true'
     );
-    give_up constant text := format(
+    give_up constant text := embed._fill(
         $b$
         insert into embed.sweep_request (source, reason)
-        select %1$s, 'columns changed'
+        select {id}, 'columns changed'
         where not exists (
             select from embed.sweep_request r
-            where r.source operator(pg_catalog.=) %1$s and r.reason operator(pg_catalog.=) 'columns changed'
+            where r.source operator(pg_catalog.=) {id} and r.reason operator(pg_catalog.=) 'columns changed'
         );
         perform embed.wake();
         return null;$b$,
-        source.id
+        jsonb_build_object('id', source.id)
     );
-    places text;
+    wake constant text := embed._fill(
+        $b$embed._notifies() and pg_catalog.pg_try_advisory_xact_lock({global}, {notify}) then
+        perform pg_catalog.pg_notify('embed', '');
+    end if;$b$,
+        jsonb_build_object('global', embed._lock_global(), 'notify', embed._turn_notify())
+    );
+    words jsonb;
     event record;
 begin
     select
         array_agg(x.row_name order by x.place),
         array_agg(case when t.oid is not null then format('%I.%I', n.nspname, t.typname) end order by x.place),
-        array_agg(x.equal order by x.place),
-        string_agg(x.queue_name, ', ' order by x.place)
-    into names, types, equals, places
+        array_agg(x.equal order by x.place)
+    into names, types, equals
     from embed._keys(source) as x
     left join pg_attribute a on a.attrelid = source.relation and a.attnum = source.key_attnums[x.place]
     left join pg_type t on t.oid = a.atttypid
@@ -113,12 +148,16 @@ begin
             using errcode = 'EW004',
             hint = 'Call embed.disable and then embed.enable with the columns that are there.';
     end if;
+    words := jsonb_build_object(
+        'id', source.id, 'inbox', format('embed.inbox_%s', source.id), 'give_up', give_up, 'wake', wake,
+        'present', present, 'changed', changed, 'places', embed._each('k%2$s', names, ', ')
+    );
     if embed._captures_rows(source) then
-        perform embed._write_trigger_function(source.id, 'row', format(
+        perform embed._write_trigger_function(source.id, 'row'::text, embed._fill(
             $b$
 declare
-    n embed.inbox_%1$s%%rowtype;
-    o embed.inbox_%1$s%%rowtype;
+    n {inbox}%rowtype;
+    o {inbox}%rowtype;
     new_row alias for new;
     old_row alias for old;
     moved boolean := false;
@@ -127,56 +166,63 @@ begin
     begin
         -- A key of another type would be cast to ours.
         if tg_op operator(pg_catalog.<>) 'DELETE' then
-            if %11$s then
+            if {new_type_differs} then
                 raise datatype_mismatch;
             end if;
-            %2$s
+            {note_new}
         end if;
         if tg_op operator(pg_catalog.<>) 'INSERT' then
-            if %12$s then
+            if {old_type_differs} then
                 raise datatype_mismatch;
             end if;
-            %3$s
+            {note_old}
         end if;
         if tg_op operator(pg_catalog.=) 'INSERT' then
-            wanted := %4$s;
+            wanted := {present};
         elsif tg_op operator(pg_catalog.=) 'UPDATE' then
-            moved := not (%5$s);
-            wanted := %6$s;
+            moved := not ({same_key});
+            wanted := {changed};
         end if;
-    exception when syntax_error_or_access_rule_violation or data_exception then%7$s
+    exception when syntax_error_or_access_rule_violation or data_exception then{give_up}
     end;
     -- Of a changed key both go in: the old one's vector goes, the new one's is made.
     if moved then
-        insert into embed.inbox_%1$s (%8$s) values (%9$s), (%10$s);
+        insert into {inbox} ({places}) values ({old_key}), ({new_key});
     elsif tg_op operator(pg_catalog.=) 'DELETE' then
-        insert into embed.inbox_%1$s (%8$s) values (%9$s);
+        insert into {inbox} ({places}) values ({old_key});
     elsif wanted then
-        insert into embed.inbox_%1$s (%8$s) values (%10$s);
+        insert into {inbox} ({places}) values ({new_key});
     else
         return null;
     end if;
-    if embed._notifies() and pg_catalog.pg_try_advisory_xact_lock(1701667428, 1) then
-        perform pg_catalog.pg_notify('embed', '');
-    end if;
+    if {wake}
     return null;
 end$b$,
-            source.id,
-            embed._each('n.k%2$s := new.%1$s;', names, ' '),
-            embed._each('o.k%2$s := old.%1$s;', names, ' '),
-            present,
-            embed._each('o.k%2$s %1$s n.k%2$s', equals, ' and '),
-            changed,
-            give_up,
-            places,
-            embed._each('o.k%2$s', names, ', '),
-            embed._each('n.k%2$s', names, ', '),
-            (select string_agg(format('pg_catalog.pg_typeof(new.%s) operator(pg_catalog.<>) %L::pg_catalog.regtype', k.name, k.type), ' or ') from unnest(names, types) as k (name, type)),
-            (select string_agg(format('pg_catalog.pg_typeof(old.%s) operator(pg_catalog.<>) %L::pg_catalog.regtype', k.name, k.type), ' or ') from unnest(names, types) as k (name, type))
+            words || jsonb_build_object(
+                'note_new', embed._each('n.k%2$s := new.%1$s;', names, ' '),
+                'note_old', embed._each('o.k%2$s := old.%1$s;', names, ' '),
+                'same_key', embed._each('o.k%2$s %1$s n.k%2$s', equals, ' and '),
+                'old_key', embed._each('o.k%2$s', names, ', '),
+                'new_key', embed._each('n.k%2$s', names, ', '),
+                'new_type_differs', (
+                    select string_agg(
+                        format('pg_catalog.pg_typeof(new.%s) operator(pg_catalog.<>) %L::pg_catalog.regtype', k.name, k.type),
+                        ' or '
+                    )
+                    from unnest(names, types) as k (name, type)
+                ),
+                'old_type_differs', (
+                    select string_agg(
+                        format('pg_catalog.pg_typeof(old.%s) operator(pg_catalog.<>) %L::pg_catalog.regtype', k.name, k.type),
+                        ' or '
+                    )
+                    from unnest(names, types) as k (name, type)
+                )
+            )
         ), pinned => false);
         -- The table was captured by statements before it got a parent; dropping those triggers
         -- would lock it against readers.
-        perform embed._silence_capture(source.id, array['insert', 'update', 'delete']);
+        perform embed._silence_capture(source.id, array['insert', 'update', 'delete']::text[]);
     else
         for event in
             select *
@@ -207,157 +253,45 @@ end$b$,
                 )
             ) as e (verb, transition, query)
         loop
-            perform embed._write_trigger_function(source.id, event.verb, format(
+            perform embed._write_trigger_function(source.id, event.verb, embed._fill(
                 $b$
 begin
     begin
-        perform from (%1$s) as names_hold, %2$s as types_hold where false and %3$s;
-    exception when syntax_error_or_access_rule_violation then%4$s
+        perform from ({query}) as names_hold, {transition} as types_hold where false and {types_hold};
+    exception when syntax_error_or_access_rule_violation then{give_up}
     end;
-    insert into embed.inbox_%5$s (%6$s) %1$s;
-    if found and embed._notifies() and pg_catalog.pg_try_advisory_xact_lock(1701667428, 1) then
-        perform pg_catalog.pg_notify('embed', '');
-    end if;
+    insert into {inbox} ({places}) {query};
+    if found and {wake}
     return null;
 end$b$,
-                event.query, event.transition,
-                (
-                    select string_agg(format('embed._same_type(types_hold.%s, null::%s)', k.name, k.type), ' and ')
-                    from unnest(names, types) as k (name, type)
-                ),
-                give_up, source.id, places
+                words || jsonb_build_object(
+                    'query', event.query,
+                    'transition', event.transition,
+                    'types_hold', (
+                        select string_agg(format('embed._same_type(types_hold.%s, null::%s)', k.name, k.type), ' and ')
+                        from unnest(names, types) as k (name, type)
+                    )
+                )
             ), pinned => false);
         end loop;
     end if;
 
-    -- For a worker that may not write these functions anew itself, see embed._refresh_source.
+    -- For a worker that may not write these functions again itself, see embed._refresh_source.
+    perform embed._check_function(source.id, 'refresh');
     execute format(
-        'create or replace function embed.source_%1$s_refresh() returns text language sql security definer set search_path = pg_catalog, pg_temp as ''select embed._refresh(%1$s)''',
-        source.id
+        'create or replace function embed.source_%1$s_refresh() returns text language sql security definer set search_path = pg_catalog, pg_temp as ''select embed._refresh(%1$s) -- written by %2$s''',
+        source.id, embed._edition()
     );
 
     -- TRUNCATE: the rows are gone, so their vectors are orphans, and the worker clears them.
-    perform embed._write_trigger_function(source.id, 'truncate', format(
+    perform embed._write_trigger_function(source.id, 'truncate'::text, embed._fill(
         $b$
 begin
-    insert into embed.sweep_request (source, reason) values (%s, 'truncate');
+    insert into embed.sweep_request (source, reason) values ({id}, 'truncate');
     perform embed.wake();
     return null;
 end$b$,
-        source.id
-    ));
+        words
+    ), pinned => true);
 end
 $write$;
-
--- The triggers that a source needs and that its tables do not have yet.
-create or replace function embed._missing_triggers(source embed.source)
-returns table (relation regclass, trigger_name text, definition text)
-language sql stable
-set search_path = pg_catalog, pg_temp
-begin atomic
-    with recursive tree as (
-        select (source).relation as relation, c.relkind = 'p' as partitioned from pg_class c where c.oid = (source).relation
-        union
-        -- Not pg_partition_tree, which waits for locks on the partitions.
-        select i.inhrelid::regclass, c.relkind = 'p'
-        from tree t
-        join pg_inherits i on i.inhparent = t.relation and t.partitioned
-        join pg_class c on c.oid = i.inhrelid
-    ),
-    wanted as (
-        -- One an event: transition tables allow neither several events nor UPDATE OF.
-        select (source).relation as relation, e.verb, format('after %s on %s referencing %s for each statement', e.verb, (source).relation, e.tables) as rule
-        from (values
-            ('insert', 'new table as new_rows'),
-            ('update', 'old table as old_rows new table as new_rows'),
-            ('delete', 'old table as old_rows')
-        ) as e (verb, tables)
-        where not embed._captures_rows(source)
-        union all
-        -- Partitions inherit it, those attached later too.
-        select (source).relation, 'row', format('after insert or update or delete on %s for each row', (source).relation)
-        where embed._captures_rows(source)
-        union all
-        -- This one they do not inherit.
-        select t.relation, 'truncate', format('after truncate on %s for each statement', t.relation) from tree t
-    )
-    select
-        w.relation,
-        format('embed_%s_%s', (source).id, w.verb),
-        format(
-            'create trigger %I %s execute function embed.%I()',
-            format('embed_%s_%s', (source).id, w.verb), w.rule, format('source_%s_%s', (source).id, w.verb)
-        )
-    from wanted w
-    where not exists (
-        select from pg_trigger t where t.tgrelid = w.relation and t.tgname = format('embed_%s_%s', (source).id, w.verb)
-    );
-end;
-
--- Puts the triggers on the tables, which locks them against writers for a moment. Says whether it
--- did. A worker does not wait for the lock, since writers would wait behind it.
-create or replace function embed._attach_capture(source embed.source, wait boolean default true) returns boolean
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    m record;
-begin
-    if not wait then
-        for m in select distinct x.relation, c.relkind from embed._missing_triggers(source) as x join pg_class c on c.oid = x.relation loop
-            execute format(
-                'lock table %s %s in share row exclusive mode nowait',
-                case when m.relkind = 'p' then '' else 'only' end, m.relation
-            );
-        end loop;
-    end if;
-    for m in select * from embed._missing_triggers(source) loop
-        execute m.definition;
-    end loop;
-    return found;
-end
-$$;
-
--- The functions of a source whose columns are gone must do nothing, or every write would ask anew.
-create or replace function embed._silence_capture(
-    source integer, verbs text[] default array['insert', 'update', 'delete', 'row', 'truncate']
-) returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    silent constant text := 'begin return null; end';
-    a_verb text;
-begin
-    for a_verb in
-        select v.verb
-        from unnest(verbs) as v (verb)
-        join pg_proc p on p.proname = format('source_%s_%s', source, v.verb) and p.pronamespace = 'embed'::regnamespace
-        where p.prosrc <> silent
-    loop
-        perform embed._write_trigger_function(source, a_verb, silent);
-    end loop;
-end
-$$;
-
-create or replace function embed._drop_capture(source integer) returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    signature text;
-begin
-    for signature in
-        select p.oid::regprocedure::text
-        from pg_proc p
-        where p.pronamespace = 'embed'::regnamespace
-        and p.proname in (
-            select format('source_%s_%s', source, verb)
-            from unnest(array['insert', 'update', 'delete', 'truncate', 'row', 'open', 'visible', 'refresh']) as verb
-        )
-    loop
-        -- What depends on them goes with them: triggers, and the policy of the vectors.
-        execute format('drop function %s cascade', signature);
-    end loop;
-end
-$$;

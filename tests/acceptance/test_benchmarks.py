@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from psycopg import connect
 
-from worker.database.cluster import Cluster
-from worker.model.catalog import TESTING_MODEL
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.model.catalog import TESTING_MODEL
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -72,9 +72,7 @@ def test_questions(
 ) -> None:
     monkeypatch.setenv("EMBEDWORKER_TESTING_DELAY", "0.02")
     monkeypatch.setenv("EMBEDWORKER_BATCH_TOKENS", "500")
-    found = benchmark(
-        "questions", questions=3, rounds=1, seconds=0.5, rows=600, model=TESTING_MODEL
-    )
+    found = benchmark("questions", questions=3, rounds=1, seconds=2, rows=1200, model=TESTING_MODEL)
     assert found["asked again after the answer, p50"] < found["embed.query, at random times, p50"]
     assert found["backfill, nobody asks"] > 0
 

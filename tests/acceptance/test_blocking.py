@@ -15,13 +15,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from fix_database import Connection
 from fix_worker import Workers, failpoint, wait_claimed, wait_reached
 from oracle import judge, queue_of, wait_settled
 from psycopg import sql
 from stress import deadlocks
 from waiting import wait_until
-
-Connection = psycopg.Connection[tuple[Any, ...]]
 
 OURS = "embedworker%"
 OLD = 1.0  # seconds
@@ -189,6 +188,7 @@ def test_a_vector_in_the_row_can_meet_an_update_of_the_application(
     assert deadlocks(shop) == 0
 
 
+@pytest.mark.smoke
 def test_an_open_application_transaction_does_not_stop_the_worker(
     shop: Connection, workers: Workers
 ) -> None:

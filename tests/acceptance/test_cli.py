@@ -12,9 +12,9 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from typer.testing import CliRunner
 
-from worker.cli.app import app
-from worker.database.cluster import Cluster
-from worker.model import BUNDLED_MODEL, DEFAULT_MODEL, catalog
+from embedworker.cli.app import app
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.model import BUNDLED_MODEL, DEFAULT_MODEL, catalog
 
 ARTICLES = [
     ("자전거 펑크", "튜브를 꺼내 물에 담그고 구멍을 찾는다"),
@@ -63,6 +63,7 @@ def role(server: Cluster) -> Iterator[str]:
 # Setting up
 
 
+@pytest.mark.smoke
 def test_migrate_sets_up_keeps_the_model_and_takes_out_again(bare_database: str) -> None:
     cli = Cli(bare_database)
     name = conninfo_to_dict(bare_database)["dbname"]
@@ -173,6 +174,7 @@ def test_what_cannot_be_enabled(
     assert "hint: " in error
 
 
+@pytest.mark.smoke
 def test_hints_name_flags_as_the_command_line_has_them(
     cli: Cli, articles: psycopg.Connection[Any]
 ) -> None:
@@ -234,6 +236,7 @@ def test_enable_says_where_the_vectors_are_and_may_be_repeated(
     ).fetchall() == [(["title", "content"], "{1}: {2}")]
 
 
+@pytest.mark.smoke
 def test_enable_passes_every_option_on(cli: Cli, articles: psycopg.Connection[Any]) -> None:
     articles.execute("alter table article add column code text not null default gen_random_uuid()")
     articles.execute("alter table article add unique (code)")
@@ -359,6 +362,7 @@ def test_status_with_a_live_worker(cli: Cli, enabled: psycopg.Connection[Any]) -
 # Searching
 
 
+@pytest.mark.smoke
 def test_search_finds_rows(cli: Cli, enabled: psycopg.Connection[Any]) -> None:
     assert enabled
     with cli.worker():
@@ -373,7 +377,7 @@ def test_search_finds_rows(cli: Cli, enabled: psycopg.Connection[Any]) -> None:
         assert hit["row"]["title"] == title
         assert hit["passage"] == f"{title}\n{content}"
     assert ARTICLES[hits[0]["key"]["id"] - 1][0] in said.stdout
-    assert "scores order the rows of one search" in said.stderr
+    assert said.stderr == ""
 
 
 def test_search_without_a_worker_says_so_within_its_time(
@@ -381,10 +385,11 @@ def test_search_without_a_worker_says_so_within_its_time(
 ) -> None:
     assert enabled
     started = time.monotonic()
-    error = cli.refused("search", "article", "anything", EMBEDWORKER_QUERY_TIMEOUT="1")
+    said = cli("search", "article", "anything", EMBEDWORKER_QUERY_TIMEOUT="1")
     assert time.monotonic() - started < 15
-    assert "no worker answered the question within 1s" in error
-    assert "`embedworker run`" in error
+    assert said.returncode == 0
+    assert "the words alone rank the rows: EW001: no worker that answers questions" in said.stderr
+    assert "no row of article has a word of the question" in said.stderr
     articles.execute("create table untouched (id int primary key, words text)")
     cli.ok("enable", "untouched", "words")
     assert "Start a worker: embedworker run." in cli.refused("search", "untouched", "anything")
@@ -399,8 +404,9 @@ def test_search_where_questions_have_no_road_inside_the_server(
     with cli.worker():
         hits = cli.json("search", "article", "anything", "-k", "3")
     assert len(hits) == 3
-    error = cli.refused("search", "article", "something else", EMBEDWORKER_QUERY_TIMEOUT="0.5")
-    assert "no worker answered" in error
+    said = cli("search", "article", "something else", EMBEDWORKER_QUERY_TIMEOUT="0.5")
+    assert said.returncode == 0
+    assert "the words alone rank the rows: EW007: questions cannot reach a worker" in said.stderr
 
 
 def test_a_role_that_may_only_read_searches_and_is_refused_the_rest(
@@ -411,8 +417,11 @@ def test_a_role_that_may_only_read_searches_and_is_refused_the_rest(
         reader = Cli(url_of(cli.url, user=role, password="secret-of-theirs"))
         with cli.worker():
             assert len(reader.json("search", "article", "anything")) == 3
-        assert "permission denied" in reader.refused("enable", "article", "title")
-        assert "hint: Run this as the owner" in reader.refused("status")
+        enabled.execute("create schema locked; create table locked.box (id int)")
+        said = reader.refused("enable", "locked.box", "title")
+        assert 'As its owner: grant usage on schema "locked" to' in said
+        assert "may not use embed.enable" in reader.refused("enable", "article", "title")
+        assert "grant embed_monitor to" in reader.refused("status")
         assert "permission denied" in reader.refused("run", "--once")
     finally:
         enabled.execute(f"drop owned by {role}".encode())
@@ -443,11 +452,13 @@ def test_models_shows_the_whole_catalogue(tmp_path: Path) -> None:
         ("run", "embedworker run [OPTIONS]"),
     ],
 )
+@pytest.mark.smoke
 def test_usage_is_written_as_everywhere(command: str, usage: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"], prog_name="embedworker").output
     assert usage in map(str.strip, shown.replace("Usage: ", "").splitlines())
 
 
+@pytest.mark.smoke
 def test_help_answers_without_loading_what_is_heavy() -> None:
     said = embedworker("--help", PYTHONPROFILEIMPORTTIME="1")
     assert said.returncode == 0

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_database import _UNSAFE_BUT_QUICK as UNSAFE_BUT_QUICK
+from fix_database import Connection
 from fix_database import _new_database as new_database
 from fix_pgbouncer import POOL, PgBouncer
 from fix_proxy import Proxy
@@ -18,12 +19,10 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from waiting import wait_until
 
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.loopback import set_up_loopback
-from worker.database.migrate import migrate
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.loopback import set_up_loopback
+from embedworker.database.migrate import migrate
 
 LONG = 60.0  # seconds until a recovery counts as none: the longest pause is 10
 OURS = "datname = current_database() and application_name like"
@@ -150,6 +149,8 @@ def test_a_standby_that_is_away(frail: Cluster, frail_workers: Workers) -> None:
         worker = frail_workers.start(both_lanes=True)
         add(shop)
         caught_up(shop)
+        # Stands for the WAL that the server writes by chance while a question is left.
+        shop.execute("alter table embed.question set logged")
         boss.execute("alter system set synchronous_standby_names = 'away'")
         boss.execute("select pg_reload_conf()")
         wait_until(lambda: shop.execute("show synchronous_standby_names").fetchone() == ("away",))
@@ -297,6 +298,7 @@ def test_the_address_of_notifications_is_down(
     assert worker.terminate() == 0
 
 
+@pytest.mark.smoke
 def test_no_notification_ever(shop: Connection, workers: Workers) -> None:
     database = sql.Identifier(shop.info.dbname)
     shop.execute(sql.SQL("alter database {} set embed.notify = off").format(database))
@@ -322,6 +324,7 @@ def far(shop: Connection, workers: Workers, proxy: Proxy) -> WorkerProcess:
     return worker
 
 
+@pytest.mark.smoke
 def test_the_network_is_cut(shop: Connection, far: WorkerProcess, proxy: Proxy) -> None:
     proxy.cut()
     wait_said(far, "cannot connect")
@@ -466,6 +469,17 @@ def test_a_worker_through_pgbouncer(
     assert len(said) == len(warnings(worker, POOLER)) == 2, said  # once for each of two processes
     assert worker.terminate() == 0
     assert left_in_sessions(pooled) == [CLEAN] * POOL
+
+
+def test_what_a_worker_writes_through_pgbouncer_is_told_apart(
+    hash_database: str, pgbouncer: PgBouncer
+) -> None:
+    pooled = pgbouncer.url(hash_database)
+    writing = "select coalesce(current_setting('embed.writing', true), '')"
+    with connect(pooled, writing=True) as connection:
+        assert connection.execute(writing).fetchone() == ("on",)
+    with psycopg.connect(pooled, prepare_threshold=None) as application:
+        assert application.execute(writing).fetchone() == ("",)
 
 
 def test_a_worker_through_pgbouncer_is_killed(

@@ -3,18 +3,15 @@
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
+from fix_database import Connection
 from fix_worker import SIGCONT, SIGSTOP, Workers, failpoint, wait_claimed, wait_reached
 from oracle import judge, queue_of, wait_settled
 from psycopg import sql
 from waiting import wait_until
 
-from worker.resources import sql_folder
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+from embedworker.resources import sql_folder
 
 FREED = 2.0  # seconds within which a killed worker's rows are free; the lease is 60
 
@@ -69,6 +66,7 @@ def test_nothing_is_claimed_before_the_lock_is_held(
     assert judge(shop, "article").good
 
 
+@pytest.mark.smoke
 def test_another_has_the_rows_within_two_seconds(
     shop: Connection, workers: Workers, gate: Path
 ) -> None:
@@ -126,6 +124,9 @@ def test_a_worker_that_slept_through_its_lease(
     articles(shop)
     sleeper = workers.start(**failpoint("after-embed", gate), lease="1")
     wait_reached(gate)
+    # It sweeps in another thread, and would sleep with the lock of the sweep.
+    swept = "select from embed.sweep_state where phase = 'done'"
+    wait_until(lambda: shop.execute(swept).fetchone() is not None, 30, "a sweep that is done")
     sleeper.signal(SIGSTOP)
     shop.execute("update article set content = '새 ' || content where id % 2 = 0")
     shop.execute("delete from article where id % 5 = 0")

@@ -14,8 +14,8 @@ import pytest
 from fix_cli import Cli, command, embedworker
 from waiting import wait_until
 
-from worker.demo.material import articles, script
-from worker.model import BUNDLED_MODEL, DEFAULT_MODEL, TESTING_MODEL
+from embedworker.demo.material import articles, script
+from embedworker.model import BUNDLED_MODEL, DEFAULT_MODEL, TESTING_MODEL
 
 IN_TIME = 110  # seconds; a minute on an idle machine
 TESTING = ("demo", "--model", TESTING_MODEL)
@@ -213,6 +213,7 @@ def test_a_model_that_cannot_be_had_is_said_at_once(quick: Cli) -> None:
     assert time.monotonic() - started < IN_TIME
 
 
+@pytest.mark.smoke
 def test_a_model_that_nobody_knows_starts_no_worker(quick: Cli, tmp_path: Path) -> None:
     error = quick.refused("demo", "--model", "nosuch")
     assert "model 'nosuch' is not known" in error

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import psycopg
+import pytest
 from fix_cli import Cli, embedworker
 from psycopg import sql
 
@@ -27,6 +28,7 @@ def test_with_and_without_a_worker(cli: Cli) -> None:
         assert "ok   " not in quiet
 
 
+@pytest.mark.smoke
 def test_advice_is_printed(cli: Cli) -> None:
     said = cli("doctor", "--quiet")
     assert said.returncode == 1
@@ -41,6 +43,13 @@ def test_server_that_is_not_there() -> None:
     assert "connection" in said.stdout
     assert "secret4711" not in said.stdout + said.stderr
     assert "Traceback" not in said.stderr
+
+
+def test_a_check_that_cannot_be_made_stops_no_other(cli: Cli) -> None:
+    nowhere = "postgresql://127.0.0.1:1/x"
+    found = states(cli.json("doctor", code=1, EMBEDWORKER_LISTEN_URL=nowhere))
+    assert found["database", "notifications"] == "problem"
+    assert found["models", "disk"] == "ok"
 
 
 def test_database_that_is_not_set_up(bare_database: str) -> None:

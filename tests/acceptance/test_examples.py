@@ -19,14 +19,15 @@ from fastapi.testclient import TestClient
 from fix_database import _new_database as new_database
 from waiting import wait_until
 
-from worker import Worker
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.installation import Installation, free_port
-from worker.database.loopback import set_up_loopback
+from embedworker import Worker
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.embedded.installation import Installation, free_port
+from embedworker.database.loopback import set_up_loopback
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
+PATIENT = "-c embed.query_timeout=60s -c embed.worker_grace=60s"
 LONGEST = 60.0  # seconds on a machine that does much else
 
 
@@ -50,12 +51,13 @@ def worker(url: str) -> Iterator[Worker]:
 
 
 @pytest.mark.usefixtures("worker")
+@pytest.mark.smoke
 def test_psql(url: str, installation: Installation) -> None:
     script = EXAMPLES / "search.sql"
     for _ in range(2):
         said = subprocess.run(
             [installation.program("psql"), url, "-X", "-f", script],
-            env={**os.environ, "PGOPTIONS": "-c embed.query_timeout=60s"},
+            env={**os.environ, "PGOPTIONS": PATIENT},
             capture_output=True,
             text=True,
             timeout=LONGEST,
@@ -72,7 +74,7 @@ def test_psycopg(url: str) -> None:
     for _ in range(2):
         said = subprocess.run(
             [sys.executable, EXAMPLES / "psycopg_search.py", "the drain hose of the", "machine"],
-            env={**os.environ, "DATABASE_URL": url, "PGOPTIONS": "-c embed.query_timeout=60s"},
+            env={**os.environ, "DATABASE_URL": url, "PGOPTIONS": PATIENT},
             capture_output=True,
             text=True,
             timeout=LONGEST,
@@ -150,7 +152,7 @@ def test_the_page_in_a_browser(url: str, site: str, chromium: Callable[[str], st
             ).fetchall(),
             LONGEST,
         )
-        connection.execute("set embed.query_timeout = '1min'")
+        connection.execute("set embed.query_timeout = '1min'; set embed.worker_grace = '1min'")
         connection.execute("select embed.query(%s)", [question])  # it may still be starting
     empty = Seen(chromium(f"{site}/"))
     assert (empty.title, empty.field, empty.found) == ("Recipes", "", [])
@@ -187,9 +189,10 @@ class Seen(HTMLParser):
             self.found.append(data)
 
 
+@pytest.mark.smoke
 def test_each_fits_on_two_screens() -> None:
     programs = [file for file in EXAMPLES.iterdir() if file.suffix in (".py", ".sql")]
-    assert len(programs) == 3
+    assert len(programs) == 5
     for file in programs:
         assert len(file.read_text().splitlines()) < 100
         assert file.name in (EXAMPLES / "README.md").read_text()

@@ -3,19 +3,17 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
+from fix_database import Connection
 from fix_worker import ENVIRONMENT, Workers, failpoint, wait_claimed, wait_reached
 from hub_server import hub
 from oracle import failures, inbox_of, judge, queue_of, wait_settled
 from psycopg import sql
 from waiting import wait_until
 
-from worker.database.loopback import set_up_loopback
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+from embedworker.database.loopback import set_up_loopback
 
 QUICK = {"max_attempts": "2", "backoff_max": "0.1"}
 
@@ -34,6 +32,7 @@ def is_dead(shop: Connection, *keys: int, relation: str = "article") -> Callable
     return lambda: shop.execute(query).fetchone() == (list(keys),)
 
 
+@pytest.mark.smoke
 def test_one_failing_text_among_others(shop: Connection, workers: Workers) -> None:
     articles(shop, *[f"글 {n} {'<<fail>>' if n == 37 else ''}" for n in range(1, 101)])
     workers.start(**QUICK)
@@ -58,6 +57,7 @@ def test_a_text_whose_vector_has_no_direction(shop: Connection, workers: Workers
     assert "no direction (NaN" in error
 
 
+@pytest.mark.smoke
 def test_back_off_grows_until_a_row_is_dead(shop: Connection, workers: Workers) -> None:
     articles(shop, "<<fail>>")
     worker = workers.start(max_attempts="4", backoff_max="300")
@@ -95,6 +95,7 @@ def test_a_dead_row_is_revived_by_another_text(shop: Connection, workers: Worker
     assert judge(shop, "article").good
 
 
+@pytest.mark.smoke
 def test_a_dead_row_is_revived_by_hand(shop: Connection, workers: Workers) -> None:
     articles(shop, "<<fail>>", "좋은 글")
     worker = workers.start(**QUICK)
@@ -157,6 +158,7 @@ def test_texts_that_need_memory(shop: Connection, workers: Workers) -> None:
     assert "MemoryError" in worker.output()
 
 
+@pytest.mark.smoke
 def test_a_model_that_is_missing_stops_nobody_else(shop: Connection, workers: Workers) -> None:
     articles(shop, "좋은 글")
     shop.execute("select embed.add_model('nowhere/at-all', 384)")
@@ -334,10 +336,10 @@ def test_a_table_that_refuses_every_vector(shop: Connection, workers: Workers) -
 def test_rows_that_could_not_be_handed_back_at_once(
     shop: Connection, workers: Workers, gate: Path, hash_database: str
 ) -> None:
-    """Somebody holds the queue when a worker writes, and still when it hands its rows back.
+    """Somebody holds the queue when a worker hands its rows back.
 
-    It goes on with other work, and so keeps the lease of all that it holds: what it has forgotten
-    of that would wait for as long as there is work. A change waited a minute beside a vacuum.
+    The worker goes on with other work, and extends the lease of all that it holds. A row that it
+    had forgotten would wait for as long as there is work. A change waited a minute beside a vacuum.
     """
     articles(shop, "먼저 있던 글")
     shop.execute("create table busy (id integer primary key, content text)")
@@ -353,18 +355,16 @@ def test_rows_that_could_not_be_handed_back_at_once(
             sql.SQL("lock table {} in access exclusive mode").format(queue_of(shop, "article"))
         )
         gate.touch()
-        seen: set[str] = set()
-
-        def tried_both() -> bool:
-            rows = shop.execute(
-                "select query from pg_stat_activity where wait_event_type = 'Lock'"
-            ).fetchall()
-            seen.update(
-                name for (query,) in rows for name in ("chunks", "priority") if name in query
-            )
-            return seen == {"chunks", "priority"}
-
-        wait_until(tried_both, 20, "a worker that waits to write and to hand back")
+        waiting = (
+            "select from pg_stat_activity where datname = current_database()"
+            " and wait_event_type = 'Lock' and query ~ 'j [(]seq, priority[)]'"
+        )
+        # A write meets the lock first, or a look for work does: both end with rows handed back.
+        wait_until(
+            lambda: shop.execute(waiting).fetchone() is not None,
+            20,
+            "a worker that hands rows back",
+        )
         shop.execute("insert into busy values (1, '다른 일')")
         wait_settled(shop, "busy")
     number = 1

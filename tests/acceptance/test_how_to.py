@@ -17,13 +17,13 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from waiting import wait_until
 
-from worker import Worker
-from worker.cli.app import app
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.loopback import set_up_loopback
-from worker.service import metrics
-from worker.settings import describe, load
+from embedworker import Worker, testing
+from embedworker.cli.app import app
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.loopback import set_up_loopback
+from embedworker.service import metrics
+from embedworker.settings import describe, load
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -80,10 +80,12 @@ def url(server: Cluster, hash_template: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("heading", sections())
+@pytest.mark.smoke
 def test_the_sql_of_a_recipe(server: Cluster, url: str, heading: str) -> None:
     code = "\n".join(sections()[heading])
     # In one session, since a recipe may set something; its own time-out is for idle machines.
     code = code.replace("embed.query_timeout = '30s'", "embed.query_timeout = '60s'")
+    code = code.replace("database shop", f"database {conninfo_to_dict(url)['dbname']}")
     if re.search(r"embed\.(query|search|similar|similarity)\(", code):
         settings = load(index_after_rows=10**9, poll_max=0.2)
         with Worker(url, settings) as worker, connect(url) as connection:
@@ -103,7 +105,7 @@ def _run(server: Cluster, url: str, code: str) -> None:
     said = subprocess.run(
         [server.installation.program("psql"), url, "-X", "-v", "ON_ERROR_STOP=1"],
         input=code,
-        env={**os.environ, "PGOPTIONS": "-c embed.query_timeout=60s"},
+        env={**os.environ, "PGOPTIONS": "-c embed.query_timeout=60s -c embed.worker_grace=60s"},
         capture_output=True,
         text=True,
         timeout=LONGEST,
@@ -126,7 +128,7 @@ def test_back_up_and_restore(server: Cluster, url: str, tmp_path: Path) -> None:
         "PGUSER": str(given["user"]),
         "PGPASSWORD": str(given["password"]),
     }
-    program = f"{shlex.quote(sys.executable)} -P -m worker.cli"
+    program = f"{shlex.quote(sys.executable)} -P -m embedworker.cli"
     code = code.replace("embedworker", program).replace(" shop\n", f" {given['dbname']}\n")
     Worker(url, load(), lanes=["passages"]).run_once()
     with connect(url) as connection:
@@ -154,6 +156,7 @@ def test_back_up_and_restore(server: Cluster, url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.smoke
 def test_every_command_exists(page: Path) -> None:
     if page.name == "reference.md":
         return  # written from the commands themselves
@@ -203,6 +206,7 @@ def test_names_are_not_made_up(page: Path) -> None:
     variables = {row.variable for row in describe()} | VARIABLES
     assert set(re.findall(r"\bEMBEDWORKER_[A-Z_]*[A-Z]\b", text)) <= variables
     known = set(re.findall(r"embedworker_[a-z_]+", str(metrics.__doc__)))
+    known |= {name for name in testing.__all__ if name.startswith("embedworker_")}
     assert set(re.findall(r"\bembedworker_(?!eval\b)[a-z_]+", text)) <= known
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
@@ -216,6 +220,7 @@ def _anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in found}
 
 
+@pytest.mark.smoke
 def test_functions_are_not_made_up(connection: psycopg.Connection[Any]) -> None:
     names = {
         name
@@ -225,12 +230,19 @@ def test_functions_are_not_made_up(connection: psycopg.Connection[Any]) -> None:
         )
     }
     # Settings of a session, and files whose names are like it.
-    names |= {"query_timeout", "rerank_timeout", "notify"}
+    names |= {"query_timeout", "rerank_timeout", "worker_grace", "writing", "notify"}
+    names |= {"search_without_worker", "degraded"}
     for page in PAGES:
         used = set(re.findall(r"\bembed\.([a-z][a-z_]*)\b", page.read_text()))
         assert used <= names, (page.name, used - names)
 
 
+@pytest.mark.smoke
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+@pytest.mark.smoke
 def test_every_page_can_be_found_from_the_readme() -> None:
     linked = set(re.findall(r"\]\((docs/[a-z-]+\.md)", (ROOT / "README.md").read_text()))
     assert linked == {f"docs/{page.name}" for page in DOCS.glob("*.md")}

@@ -1,17 +1,15 @@
 """The HNSW index of a table comes by itself, after the rows, and nobody waits for it."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import psycopg
 import pytest
+from fix_database import Connection
 from fix_worker import Workers
 from oracle import wait_settled
 from waiting import wait_until
 
-from worker.database.connect import connect
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+from embedworker.database.connect import connect
 
 INDEXES = """
 select i.indisvalid
@@ -31,6 +29,7 @@ def articles(shop: Connection, rows: int, into: str | None = None) -> None:
 
 
 @pytest.mark.parametrize("into", [None, "embedding"])
+@pytest.mark.smoke
 def test_it_is_built_beside_writers(shop: Connection, workers: Workers, into: str | None) -> None:
     articles(shop, 60, into)
     with psycopg.connect(workers.url) as app:

@@ -1,16 +1,13 @@
 """Neither a text of a row nor a password is in what a worker writes, whatever goes wrong."""
 
 import json
-from typing import Any
 
-import psycopg
 import pytest
+from fix_database import Connection
 from fix_worker import Workers
 from oracle import wait_settled
 from psycopg.conninfo import conninfo_to_dict
 from waiting import wait_until
-
-Connection = psycopg.Connection[tuple[Any, ...]]
 
 SECRETS = ("은밀한", "hunter2", "바나나우유")
 
@@ -20,13 +17,14 @@ def silent(output: str) -> bool:
 
 
 @pytest.mark.parametrize("form", ["json", "human"])
+@pytest.mark.smoke
 def test_a_run_with_every_kind_of_failure(shop: Connection, workers: Workers, form: str) -> None:
     shop.execute(
         """
         create table article (id integer primary key, content text);
         insert into article select n, '은밀한 글 ' || n from generate_series(1, 40) n;
         insert into article values (41, '은밀한 <<fail>>');
-        insert into article select n, '은밀한 <<oom>>' from generate_series(42, 50) n;
+        insert into article select n, '은밀한 <<oom>> ' || n from generate_series(42, 50) n;
         select embed.enable('article', array['content']);
 
         create table note (id integer primary key, content text, embedding vector(384));

@@ -4,10 +4,10 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
+from fix_database import Connection
 from fix_worker import Workers
 from monitored import Monitored
 from oracle import wait_settled
@@ -15,12 +15,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from psycopg import sql
 from waiting import wait_until
 
-from worker import settings
-from worker.model.catalog import TESTING_MODEL
-from worker.search.client import query_vector
-from worker.service import observer, readiness
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+from embedworker import settings
+from embedworker.model.catalog import TESTING_MODEL
+from embedworker.search.client import query_vector
+from embedworker.service import observer, readiness
 
 OF_ARTICLE = '{name="article",source="public.article"}'
 QUICK = {"metrics_port": "0", "stalled_after": "1", "poll_max": "0.2"}
@@ -159,6 +157,7 @@ def test_a_database_that_is_asked_seldom(
     wait_until(lambda: "it is still being asked" in str(verdict.reasons()))
 
 
+@pytest.mark.smoke
 def test_a_source_in_trouble_while_rows_wait(shop: Connection, workers: Workers) -> None:
     articles(shop, "하나")
     worker = workers.start(**QUICK)
@@ -200,10 +199,7 @@ def test_rows_that_nobody_moves(shop: Connection, workers: Workers) -> None:
     wait_settled(shop, "article")
     # The queue's mover is one at a time: here it is somebody who never ends.
     with psycopg.connect(workers.url) as other:
-        other.execute(
-            "select pg_advisory_xact_lock(1701667431, id) from embed.source"
-            " where relation = 'article'::regclass"
-        )
+        other.execute("select source from embed.source_state for update")
         shop.execute("insert into article values (2, '둘')")
         seen.wait_reason("passages: rows wait, and nothing has been embedded for")
     wait_settled(shop, "article")

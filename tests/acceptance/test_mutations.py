@@ -22,12 +22,18 @@ from schedules import (
 )
 from stress import stress
 
-from worker.database import statements
-from worker.resources import sql_folder
+from embedworker.database import statements
+from embedworker.resources import sql_folder
 
 Alter = Callable[..., Path]
 
 FENCE = "    where q.seq = j.seq and q.claimed_by = %(worker)s\n"
+
+
+def file_of(query: str, folder: Path) -> Path:
+    """Return the file of a folder sql/ that holds a query."""
+    (file,) = [f for f in (folder / "queries").glob("*.sql") if f"-- {query}\n" in f.read_text()]
+    return file
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def alter(tmp_path: Path) -> Alter:
 
     def copy(query: str, *changes: tuple[str, str], folder: Path | None = None) -> Path:
         altered = folder or Path(shutil.copytree(sql_folder(), tmp_path / "sql"))
-        file = altered / "queries" / "queue.sql"
+        file = file_of(query, altered)
         before, head, rest = file.read_text().partition(f"-- {query}\n")
         body, end, after = rest.partition(";\n")
         for old, new in changes:
@@ -67,7 +73,7 @@ def test_a_move_that_keeps_what_is_queued(
     hash_database: str, alter: Alter, use: Callable[[Path], None]
 ) -> None:
     folder = alter("queue_move")
-    file = folder / "queries" / "queue.sql"
+    file = file_of("queue_move", folder)
     text = file.read_text()
     start = text.index("do update", text.index("-- queue_move\n"))
     end = text.index("\n)\nselect count(*), max(place)::text from taken", start)
@@ -107,6 +113,7 @@ def test_a_claim_that_brings_the_text_along(
     assert verdict.inbox == verdict.queued == 0
 
 
+@pytest.mark.smoke
 def test_a_completion_by_key_alone(
     hash_database: str, alter: Alter, use: Callable[[Path], None]
 ) -> None:

@@ -1,4 +1,4 @@
-"""The Python of the README, run as it stands there."""
+"""The Python of the README and of docs/python.md, run as it stands there."""
 
 import re
 from collections.abc import Iterator
@@ -12,19 +12,21 @@ from alembic.operations import Operations
 from fix_database import _new_database as new_database
 from sqlalchemy import create_engine
 
-from worker import Worker
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.loopback import set_up_loopback
-from worker.settings import load
+from embedworker import Worker
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.loopback import set_up_loopback
+from embedworker.settings import load
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PYTHON = ROOT / "docs" / "python.md"
 ARTICLES = [(1, "Flat tyre", "Take the wheel off."), (2, "Bread", "Knead it."), (3, "Tea", "Hot.")]
 
 
-def blocks(section: str, url: str) -> list[str]:
+def blocks(section: str, url: str, page: Path = README) -> list[str]:
     """The code of a section, with the address filled in."""
-    text = README.read_text().partition(f"### {section}\n")[2].partition("\n### ")[0]
+    text = re.split(r"\n#{2,3} ", page.read_text().partition(f"### {section}\n")[2])[0]
     found = re.findall(r"```python\n(.*?)```", text, re.S)
     assert found, section
     return [
@@ -40,7 +42,7 @@ def url(server: Cluster, hash_template: str) -> Iterator[str]:
     """A database with three embedded articles."""
     with pytest.MonkeyPatch.context() as patch, new_database(server, hash_template) as made:
         patch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
-        patch.setenv("PGOPTIONS", "-c embed.query_timeout=60s")
+        patch.setenv("PGOPTIONS", "-c embed.query_timeout=60s -c embed.worker_grace=60s")
         with connect(made) as connection:
             set_up_loopback(connection)
             connection.execute(
@@ -60,6 +62,7 @@ def run(code: str, **given: Any) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.smoke
 def test_sqlalchemy(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks("SQLAlchemy", url)
     with Worker(url, lanes=["questions"]) as worker:
@@ -72,8 +75,9 @@ def test_sqlalchemy(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     names["engine"].dispose()
 
 
+@pytest.mark.smoke
 def test_alembic(url: str) -> None:
-    env, migration = blocks("Alembic", url)
+    env, migration = blocks("Alembic", url, PYTHON)
     run(env)
     names = run(migration, op=op)
     engine = create_engine(url.replace("://", "+psycopg://", 1))
@@ -90,6 +94,7 @@ def test_alembic(url: str) -> None:
     assert Worker(url, lanes=["passages"]).run_once() == []
 
 
+@pytest.mark.smoke
 def test_from_python(url: str) -> None:
     (code,) = blocks("From Python", url)
     names = run(code.replace(") as client", ", timeout=60) as client"))

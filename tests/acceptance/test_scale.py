@@ -4,16 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
+from fix_database import Connection
 from fix_worker import Workers
 from oracle import inbox_of, judge, queue_of, wait_settled
 from psycopg import sql
 from waiting import wait_until
 
-from worker.queue.source import load_sources
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+from embedworker.queue.source import load_sources
 
 BATCH = 100
 
@@ -90,6 +88,7 @@ def test_the_claim_of_a_large_queue(shop: Connection) -> None:
     assert took < 3 * small_time + 2
 
 
+@pytest.mark.smoke
 def test_a_queue_that_the_planner_takes_for_empty(shop: Connection) -> None:
     """Analysed when it was empty, and full since: rows are looked up by key, one by one.
 
@@ -135,6 +134,7 @@ def test_a_queue_that_the_planner_takes_for_empty(shop: Connection) -> None:
         completed = pages(
             "queue_complete",
             **keys,
+            source=source.id,
             worker=1,
             fingerprint=0,
             seqs=numbers,

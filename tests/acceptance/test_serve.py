@@ -21,10 +21,10 @@ from fix_serve import SLOW, ServerProcess, Serving
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import wait_until
 
-from worker.model import open_encoder
-from worker.model.catalog import DEFAULT_MODEL, TESTING_MODEL
-from worker.model.testing import MAX_TOKENS, hash_vector
-from worker.serving.connection import CONNECTIONS, HEAD_TIMEOUT
+from embedworker.model import open_encoder
+from embedworker.model.catalog import DEFAULT_MODEL, TESTING_MODEL
+from embedworker.model.testing import MAX_TOKENS, hash_vector
+from embedworker.serving.http_connection import CONNECTIONS, HEAD_TIMEOUT
 
 TOKEN = "a-token-that-is-long-enough"
 TOLERANCE = 1e-7
@@ -62,6 +62,7 @@ def refused(kind: type[openai.APIStatusError], words: str, call: Any) -> Any:
 
 
 @pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}])
+@pytest.mark.smoke
 def test_one_text_and_several(client: openai.OpenAI, encoding: dict[str, Any]) -> None:
     one = embed(client, "가을 하늘", **encoding)
     assert (one.object, one.model, len(one.data)) == ("list", TESTING_MODEL, 1)
@@ -117,6 +118,7 @@ def test_who_asks_chooses_the_prefix(
     assert_vector(found.data[0].embedding, f"{prefix}글")
 
 
+@pytest.mark.smoke
 def test_what_is_refused_and_why(client: openai.OpenAI) -> None:
     bad = openai.BadRequestError
     refused(bad, "token numbers", lambda: embed(client, [1, 2, 3]))
@@ -448,3 +450,26 @@ def test_sigterm_while_the_model_loads(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "log")
     wait_until(lambda: "listening" in server.output(), 60, repr(server))
     assert server.terminate() == 0, server
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1\r\nHost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n",
+        b"HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("line", [b"POST /v1/embeddings ", b"GET /healthz ", b"GET /nothing "])
+def test_a_request_with_two_lengths_is_refused_and_ends_the_connection(
+    embeddings_server: ServerProcess, line: bytes, framing: bytes
+) -> None:
+    """What follows would be a request to one reader and a body to another (RFC 9112, 6.3)."""
+    follows = b"1\r\nx\r\n0\r\n\r\nGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+    host, _, port = embeddings_server.url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=SLOW) as peer:
+        peer.sendall(line + framing + follows)
+        answer = b"".join(iter(lambda: peer.recv(65536), b""))
+    assert answer.split(b" ", 2)[1] == b"400"
+    assert answer.count(b"HTTP/1.1 ") == 1, "the second request is not answered"
+    assert b"connection: close" in answer.lower()

@@ -96,7 +96,9 @@ def test_every_block(server_folder: Path, tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     program = programs / "embedworker"
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m worker.cli "$@"\n')
+    program.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m embedworker.cli "$@"\n'
+    )
     program.chmod(0o755)
     data = server_folder / "tutorial"
     own = {
@@ -105,7 +107,11 @@ def test_every_block(server_folder: Path, tmp_path: Path) -> None:
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "120",
     }
-    environment = {**os.environ, **own, "PGOPTIONS": "-c embed.query_timeout=60s"}
+    environment = {
+        **os.environ,
+        **own,
+        "PGOPTIONS": "-c embed.query_timeout=60s -c embed.worker_grace=60s",
+    }
     environment["PATH"] = f"{programs}:{environment['PATH']}"
     shell = Shell(tmp_path, environment)
     done, running = 0, False

@@ -1,31 +1,30 @@
 """Workers one version apart from the schema they work on, in both directions.
 
-There is one version so far. The next one is made here, of what versions are allowed to do: columns
-and functions are added, and one function that workers call returns a column more.
+The next version is made here, of what versions are allowed to do: columns and functions are added,
+one function that workers call returns a column more, and one that only older workers need is
+dropped when none of them is left.
 """
 
+import re
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 from alembic.script import ScriptDirectory
+from fix_database import Connection
 from fix_worker import START, Workers
 from oracle import judge, wait_settled
 from waiting import wait_until
 
-from worker import resources, settings
-from worker.database import migrate as migrating
-from worker.database import revision
-from worker.database.loopback import set_up_loopback
-from worker.errors import DatabaseError
-from worker.model.catalog import TESTING_MODEL
-from worker.service import doctor
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+from embedworker import resources, settings
+from embedworker.database import migrate as migrating
+from embedworker.database import revision, scripts
+from embedworker.database.loopback import set_up_loopback
+from embedworker.errors import DatabaseError
+from embedworker.model.catalog import TESTING_MODEL
+from embedworker.service import doctor
 
 NEXT = '''
 from alembic import op
@@ -40,18 +39,8 @@ def upgrade() -> None:
     op.execute("""
         alter table embed.source add column hue text not null default 'none';
         alter table embed.question add column hue text;
-        alter table embed.worker_session add column version text not null default '0';
-        create function embed.hue(integer) returns text language sql return 'none';
-        alter function embed._poll(jsonb) rename to _poll_before;
-        create function embed._poll(after jsonb)
-        returns table (
-            source integer, version bigint, paused boolean, work boolean, sweep boolean, hue text
-        )
-        language sql stable
-        begin atomic
-            select p.source, p.version, p.paused, p.work, p.sweep, embed.hue(p.source)
-            from embed._poll_before(after) p;
-        end;
+        alter table embed.worker_session add column hue text not null default '0';
+        drop function embed._poll(jsonb);
     """)
 
 
@@ -62,23 +51,40 @@ def downgrade() -> None:
 
 @pytest.fixture
 def later(tmp_path: Path) -> Path:
-    """The migrations of the version after this one."""
-    folder = Path(shutil.copytree(resources.migrations_folder(), tmp_path / "migrations"))
-    (folder / "versions" / "9999_next.py").write_text(NEXT.format(newest=revision.known()[-1]))
-    return folder
+    """The folder with ``migrations`` and ``sql`` of the version after this one."""
+    shutil.copytree(resources.sql_folder(), tmp_path / "sql")
+    shutil.copytree(resources.migrations_folder(), tmp_path / "migrations")
+    newest = revision.known()[-1]
+    (tmp_path / "migrations" / "versions" / "9999_next.py").write_text(NEXT.format(newest=newest))
+    poll = tmp_path / "sql" / "functions" / "035_worker.sql"
+    text, changes = re.subn(
+        r"(_poll\(after jsonb\)\nreturns table \(.*)\)\n", r"\1, hue text)\n", poll.read_text()
+    )
+    assert changes == 1
+    poll.write_text(text)
+    (poll.parent / "100_next.sql").write_text(
+        "create or replace function embed.hue(integer) returns text language sql return 'none';"
+    )
+    (tmp_path / "sql" / "schema" / "finish").mkdir()
+    (tmp_path / "sql" / "schema" / "finish" / "9999.sql").write_text(
+        "drop function if exists embed.wake_up();"
+    )
+    return tmp_path
 
 
 @pytest.fixture
 def migrate_later(
     hash_database: str, later: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], None]:
+) -> Callable[[], list[str]]:
     """Bring the database to the version after this one, as its package would."""
 
-    def run() -> None:
+    def run() -> list[str]:
         with monkeypatch.context() as patch:
-            patch.setattr(migrating, "migrations_folder", lambda: later)
-            patch.setattr(revision, "migrations_folder", lambda: later)
-            migrating.migrate(hash_database, model=TESTING_MODEL)
+            for module in (migrating, revision):
+                patch.setattr(module, "migrations_folder", lambda: later / "migrations")
+            for module in (migrating, scripts):
+                patch.setattr(module, "sql_folder", lambda: later / "sql")
+            return migrating.migrate(hash_database, model=TESTING_MODEL)
 
     return run
 
@@ -94,7 +100,7 @@ def test_the_newest_version_is_that_of_alembic() -> None:
 
 
 def test_workers_go_on_while_the_schema_becomes_newer(
-    shop: Connection, workers: Workers, migrate_later: Callable[[], None]
+    shop: Connection, workers: Workers, migrate_later: Callable[[], list[str]]
 ) -> None:
     """Before, during and after it; and one that is started on the newer schema."""
     assert set_up_loopback(shop) == []
@@ -127,13 +133,13 @@ def test_workers_go_on_while_the_schema_becomes_newer(
 
 
 def test_a_newer_worker_waits_for_its_schema(
-    shop: Connection, workers: Workers, later: Path, migrate_later: Callable[[], None]
+    shop: Connection, workers: Workers, later: Path, migrate_later: Callable[[], list[str]]
 ) -> None:
     """It says so once, leaves everything to the worker that fits, and begins by itself."""
     shop.execute("create table article (id integer primary key, content text)")
     shop.execute("select embed.enable('article', array['content'])")
     newest = revision.known()[-1]
-    newer = workers.start(up=False, migrations=later)
+    newer = workers.start(up=False, migrations=later / "migrations")
     said = f"has the version {newest}, this worker needs 9999; run `embedworker migrate`"
     wait_until(lambda: said in newer.output(), START, "the newer worker to say what it needs")
     write(shop, 1)
@@ -149,8 +155,9 @@ def test_a_newer_worker_waits_for_its_schema(
     assert newer.output().count(said) == 1
 
 
+@pytest.mark.smoke
 def test_an_older_migrate_touches_nothing(
-    hash_database: str, shop: Connection, migrate_later: Callable[[], None]
+    hash_database: str, shop: Connection, migrate_later: Callable[[], list[str]]
 ) -> None:
     migrate_later()
     functions = "select count(*), max(xmin::text::bigint) from pg_proc"
@@ -161,3 +168,20 @@ def test_an_older_migrate_touches_nothing(
     assert shop.execute(functions).fetchone() == before
     found = {f.check: f for f in doctor.examine(hash_database, settings.load())}
     assert found["schema"].state == "warning"
+
+
+def test_what_only_older_workers_need_goes_with_the_last_of_them(
+    shop: Connection, workers: Workers, migrate_later: Callable[[], list[str]]
+) -> None:
+    """The migration says which worker keeps it; the next one drops it."""
+    there = "select to_regprocedure('embed.wake_up()') is not null"
+    shop.execute("create function embed.wake_up() returns void language sql return null")
+    older = workers.start()
+    (remark,) = migrate_later()
+    assert f"process {older.pid} on " in remark
+    assert "run `embedworker migrate` again when they have ended" in remark
+    assert shop.execute(there).fetchone() == (True,)
+    assert older.terminate() == 0
+    assert shop.execute("select from embed.worker_session").fetchall() == []
+    assert migrate_later() == []
+    assert shop.execute(there).fetchone() == (False,)

@@ -4,16 +4,14 @@ import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
+from fix_database import Connection
 from fix_worker import Workers, failpoint, wait_reached
 from oracle import inbox_of, judge, queue_of, wait_settled
 from psycopg import sql
 from waiting import wait_until
-
-Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def article(shop: Connection, rows: Sequence[str] = ()) -> None:
@@ -27,6 +25,7 @@ def article(shop: Connection, rows: Sequence[str] = ()) -> None:
     shop.execute("select embed.enable('article', array['content'])")
 
 
+@pytest.mark.smoke
 def test_changes_are_followed(shop: Connection, workers: Workers) -> None:
     article(shop)
     workers.start()
@@ -59,6 +58,7 @@ def test_a_truncated_table_leaves_nothing(shop: Connection, workers: Workers) ->
     assert shop.execute("select count(*) from article_embedding").fetchone() == (0,)
 
 
+@pytest.mark.smoke
 def test_a_truncate_while_the_model_runs_leaves_nothing(
     shop: Connection, workers: Workers, gate: Path
 ) -> None:
@@ -129,6 +129,7 @@ def test_writers_after_one_that_notified_do_not(shop: Connection, workers: Worke
     assert judge(shop, "article").good
 
 
+@pytest.mark.smoke
 def test_several_columns_and_a_template(shop: Connection, workers: Workers) -> None:
     shop.execute(
         """
@@ -154,16 +155,24 @@ def test_several_columns_and_a_template(shop: Connection, workers: Workers) -> N
     assert verdict.rows == 4
 
 
+@pytest.mark.smoke
 def test_a_vector_in_the_table_itself(shop: Connection, workers: Workers) -> None:
     shop.execute(
         """
         create table note (id integer primary key, content text, embedding vector(384));
         insert into note select n, '쪽지 ' || n from generate_series(1, 30) n;
+        create table heard (id integer);
+        create function hear() returns trigger language plpgsql as
+        $$ begin insert into heard values (new.id); return new; end $$;
+        create trigger hear before update on note for each row
+            when (current_setting('embed.writing', true) is distinct from 'on')
+            execute function hear();
         select embed.enable('note', array['content'], into_column => 'embedding')
         """
     )
-    worker = workers.start()
+    worker = workers.start(log_level="debug")
     wait_settled(shop, "note")
+    assert shop.execute("select count(*) from heard").fetchone() == (0,)
     verdict = judge(shop, "note", into_column="embedding")
     assert verdict.good, verdict
     assert verdict.rows == 30
@@ -231,6 +240,7 @@ def test_a_row_that_is_locked_at_its_end(
     assert judge(shop, "article").wrong == 0
 
 
+@pytest.mark.smoke
 def test_a_filter(shop: Connection, workers: Workers) -> None:
     shop.execute(
         """
@@ -250,6 +260,7 @@ def test_a_filter(shop: Connection, workers: Workers) -> None:
     assert verdict.rows == 1
 
 
+@pytest.mark.smoke
 def test_pause_and_resume(shop: Connection, workers: Workers) -> None:
     article(shop, ["하나"])
     shop.execute("create table other (id integer primary key, content text)")
@@ -306,7 +317,7 @@ def test_more_tables_than_workers(shop: Connection, workers: Workers) -> None:
             f"insert into {name} select n, '책 ' || n from generate_series(1, {rows}) n".encode()
         )
         shop.execute(f"select embed.enable('{name}', array['content'])".encode())
-    workers.start(window="120", batch_tokens="300", testing_delay="0.05")
+    workers.start(window="120", batch_tokens="300", testing_delay="0.2")
     for name in names[1:]:
         wait_settled(shop, name)
         assert judge(shop, name).good
@@ -332,9 +343,11 @@ def test_the_connection_that_listens_does_nothing_else(shop: Connection, workers
     wait_settled(shop, "article")
     seen = shop.execute(
         "select split_part(application_name, ' ', 2), count(*) from pg_stat_activity"
-        " where application_name like 'embedworker %' group by 1 order by 1"
+        # A count of rows in the background has a connection of its own for a moment.
+        " where application_name like 'embedworker %' and application_name !~ ' count '"
+        " group by 1 order by 1"
     ).fetchall()
-    assert seen == [("keep", 1), ("listen", 1), ("passages", 1)]
+    assert seen == [("keep", 1), ("listen", 1), ("passages", 1), ("write", 1)]
 
 
 def test_a_key_of_two_columns(shop: Connection, workers: Workers) -> None:
@@ -385,6 +398,7 @@ def test_unchanged_text_is_not_embedded_again(shop: Connection, workers: Workers
     assert after == before
 
 
+@pytest.mark.smoke
 def test_sigterm_hands_rows_back(shop: Connection, workers: Workers, gate: Path) -> None:
     article(shop, [f"글 {n}" for n in range(300)])
     # Batches of about 10 texts: the window is claimed, the first batch is at the model.
@@ -409,12 +423,64 @@ def test_sigterm_hands_rows_back(shop: Connection, workers: Workers, gate: Path)
     assert shop.execute("select count(*) from embed.worker_session").fetchone() == (0,)
 
 
+def test_one_signal_that_comes_twice_is_one(shop: Connection, workers: Workers, gate: Path) -> None:
+    """timeout(1) sends SIGTERM to the process and then to its group."""
+    article(shop, [f"글 {n}" for n in range(50)])
+    worker = workers.start(**failpoint("after-embed", gate), batch_tokens="150")
+    wait_reached(gate)
+    for _ in range(2):
+        worker.process.terminate()
+    wait_until(lambda: "ending in order" in worker.output())
+    gate.touch()
+    assert worker.wait() == 0, worker
+    claimed = sql.SQL("select count(claimed_by) from {}").format(queue_of(shop, "article"))
+    assert shop.execute(claimed).fetchone() == (0,)
+
+
+def test_a_second_signal_that_comes_later_ends_at_once(
+    shop: Connection, workers: Workers, gate: Path
+) -> None:
+    article(shop, ["하나"])
+    worker = workers.start(**failpoint("after-embed", gate))
+    wait_reached(gate)
+    worker.process.terminate()
+    wait_until(lambda: "ending in order" in worker.output())
+
+    def ended() -> bool:
+        worker.process.terminate()
+        return worker.process.poll() is not None
+
+    wait_until(ended, what="the end of a worker whose batch does not end")
+    assert worker.process.returncode == 1
+
+
 def test_sigterm_of_a_worker_without_work(shop: Connection, workers: Workers) -> None:
     article(shop, ["하나"])
     worker = workers.start()
     wait_settled(shop, "article")
     assert worker.terminate(timeout=5) == 0
     assert shop.execute("select count(*) from embed.worker_session").fetchone() == (0,)
+
+
+def test_sigterm_between_two_sessions(shop: Connection, workers: Workers) -> None:
+    """Sessions fail one after the other; none leaves a line in the list of workers."""
+    article(shop, ["하나"])
+    worker = workers.start()
+    wait_settled(shop, "article")
+    shop.execute("alter function embed._poll(jsonb) rename to _polled")
+    sessions = "select count(*), max(id) from embed.worker_session"
+    _, first = shop.execute(sessions).fetchone() or (0, 0)
+
+    connected = "select from pg_stat_activity where application_name like 'embedworker passages%'"
+
+    def between_two() -> bool:
+        """After five of them the pause is three seconds."""
+        _, last = shop.execute(sessions).fetchone() or (0, 0)
+        return bool(last >= first + 5) and not shop.execute(connected).rowcount
+
+    wait_until(between_two)
+    assert worker.terminate() == 0
+    assert shop.execute(sessions).fetchone() == (0, None)
 
 
 def test_once(shop: Connection, workers: Workers) -> None:
@@ -429,6 +495,7 @@ def test_once(shop: Connection, workers: Workers) -> None:
     assert not any(word in idle.output() for word in ("WARNING", "ERROR", "Traceback"))
 
 
+@pytest.mark.smoke
 def test_both_lanes_end_together(shop: Connection, workers: Workers) -> None:
     """Without --only-…, passages are embedded by a child of the process that answers questions."""
     article(shop, ["하나"])
@@ -440,11 +507,11 @@ def test_both_lanes_end_together(shop: Connection, workers: Workers) -> None:
     assert shop.execute("select count(*) from embed.worker_session").fetchone() == (0,)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_terminal_ends_both_processes_in_order(
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_for_the_group_ends_both_processes_in_order(
     number: int, shop: Connection, workers: Workers, gate: Path
 ) -> None:
-    """It signals the child, too, which then gets the parent's SIGTERM: not the second, a first."""
+    """A terminal or systemd signals the child, too, which then gets the parent's SIGTERM."""
     article(shop, ["하나"])
     worker = workers.start(both_lanes=True, up=False, **failpoint("after-embed", gate))
     wait_reached(gate)

@@ -15,11 +15,11 @@ from fix_worker import Workers, use_hash_model
 from oracle import Verdict, judge, wait_settled
 from stress import Writers, deadlocks, make_table
 
-from worker.database.account import Account
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.installation import unpack
-from worker.database.migrate import migrate
+from embedworker.database.connect import connect
+from embedworker.database.embedded.account import Account
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.embedded.installation import unpack
+from embedworker.database.migrate import migrate
 
 SETTINGS = {
     "lease": "3",

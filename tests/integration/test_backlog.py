@@ -4,13 +4,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from fix_database import Connection
 from fix_drain import Drain, source_of
 from psycopg import sql
 from waiting import wait_until
 
-from worker.database.statements import statement
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+from embedworker.database.statements import statement
 
 
 @pytest.fixture

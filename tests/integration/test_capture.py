@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from fix_drain import Connection, Drain, assert_current, captured, drain_url, make_dead
 
-from worker.normalization import normalized
+from embedworker.normalization import normalized
 
 TABLE = """
 create table article (id integer primary key, title text, body text, views integer default 0);

@@ -1,6 +1,7 @@
 """Tables of every kind, key and name: captured, embedded, updated, deleted."""
 
 import threading
+from contextlib import nullcontext
 
 import psycopg
 import pytest
@@ -123,6 +124,7 @@ create extension citext schema shop;
 
 
 @pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.slow
 def test_key(app: Connection, drain: Drain, kind: str) -> None:
     definition, key, values = KEYS[kind]
     app.execute(TYPES)
@@ -337,6 +339,53 @@ def test_partitions_come_and_go(partitioned: Connection, drain: Drain) -> None:
     assert assert_current(app, "article") == {FOUND: "three"}
 
 
+UNSEEN_OF_A_PARTITION = {
+    "detached": (
+        "alter table article detach partition article_de",
+        "alter table article attach partition article_de for values in ('de')",
+    ),
+    "its triggers disabled": (
+        "alter table article_de disable trigger all",
+        "alter table article_de enable trigger all",
+    ),
+    "exchanged for another": (
+        "alter table article detach partition article_de; alter table article_de rename to old;"
+        " create table article_de (like old); insert into article_de select * from old;"
+        " drop table old",
+        "alter table article attach partition article_de for values in ('de')",
+    ),
+}
+CHANGES_OF_A_PARTITION = (
+    "update article_de set body = 'changed' where id = 2; delete from article_de where id = 3;"
+    " insert into article_de (region, id, body) values ('de', 9, 'new')"
+)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["one transaction", "three"])
+@pytest.mark.parametrize("how", UNSEEN_OF_A_PARTITION)
+def test_partition_that_was_away_between_two_looks(
+    partitioned: Connection, drain: Drain, how: str, at_once: bool
+) -> None:
+    """Before and after, the table has the same partitions and triggers."""
+    app = partitioned
+    app.execute("insert into article values ('de', 3, 'to be deleted')")
+    assert drain() == []
+    assert len(assert_current(app, "article")) == 4
+    away, back = UNSEEN_OF_A_PARTITION[how]
+    with app.transaction() if at_once else nullcontext():
+        app.execute(away)
+        app.execute(CHANGES_OF_A_PARTITION)
+        app.execute(back)
+    assert captured(app, "article") == []
+    assert drain() == []
+    assert sorted(assert_current(app, "article").values()) == [
+        "changed",
+        "new",
+        "one",
+        "three",
+    ]
+
+
 def test_a_partition_of_its_own(partitioned: Connection, drain: Drain) -> None:
     """What reaches an enabled partition through its root fires no statement trigger of it."""
     app = partitioned
@@ -381,6 +430,7 @@ def test_table_that_becomes_a_partition(app: Connection, drain: Drain) -> None:
     assert sorted(assert_current(app, "article_kr").values()) == ["alone", "three", "two!"]
 
 
+@pytest.mark.smoke
 def test_root_and_partition_both_enabled(partitioned: Connection, drain: Drain) -> None:
     app = partitioned
     app.execute("select embed.enable('article_de', array['body'])")
@@ -399,6 +449,7 @@ insert into essay values (1, 'child one'), (3, 'child three');
 """
 
 
+@pytest.mark.smoke
 def test_inheritance_children_are_sources_of_their_own(app: Connection, drain: Drain) -> None:
     app.execute(INHERITANCE)
     app.execute("select embed.enable('article', array['body'])")
@@ -440,6 +491,7 @@ NAMES = [
     ("name", "partitions"),
     [(name, False) for name in NAMES] + [(name, True) for name in NAMES[1:16:2]],
 )
+@pytest.mark.slow
 def test_names(app: Connection, drain: Drain, name: str, partitions: bool) -> None:
     key = name if name != "seq" else "key"  # a column of the vectors has that name
     identifiers = {
@@ -512,6 +564,7 @@ def test_long_names_that_begin_alike(app: Connection) -> None:
     app.execute("select embed.enable(%s, array['body'], name => 'two')", [two])
 
 
+@pytest.mark.smoke
 def test_search_path_of_the_application(app: Connection, drain: Drain) -> None:
     """Tables and operators of the caller's that look like ours or the system's are not used."""
     app.execute(
@@ -542,6 +595,7 @@ def test_search_path_of_the_application(app: Connection, drain: Drain) -> None:
         app.execute("drop schema trap cascade; set search_path = shop, public")
 
 
+@pytest.mark.smoke
 def test_two_sources_of_one_table(app: Connection, drain: Drain) -> None:
     app.execute(
         """

@@ -50,6 +50,45 @@ def error_of(app: Connection, source: int) -> tuple[str | None, str]:
     return row[0], row[1]
 
 
+UNSEEN = {
+    "triggers disabled for a while": (
+        "alter table article disable trigger all; update article set body = 'changed' where id = 1;"
+        " alter table article enable trigger all",
+        TEXTS | {("1",): "one: changed"},
+    ),
+    "one trigger disabled for a while": (
+        "alter table article disable trigger embed_{}_update;"
+        " update article set body = 'changed' where id = 1;"
+        " alter table article enable trigger embed_{}_update",
+        TEXTS | {("1",): "one: changed"},
+    ),
+    "a trigger dropped": (
+        "drop trigger embed_{}_delete on article; delete from article where id = 1",
+        {("2",): "two: second", ("3",): "three: "},
+    ),
+    "rows written anew": (
+        "alter table article alter column body type text using upper(body)",
+        {("1",): "one: FIRST", ("2",): "two: SECOND", ("3",): "three: "},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNSEEN)
+def test_what_no_trigger_saw_between_two_looks(
+    article: Connection, drain: Drain, what: str
+) -> None:
+    """The form is as it was at both, and a worker sweeps all the same: once."""
+    statement, expected = UNSEEN[what]
+    source = source_of(article, "article")
+    with article.transaction():
+        article.execute(statement.replace("{}", str(source.id)))
+    assert captured(article, "article") == []
+    assert drain() == []
+    assert assert_current(article, "article") == expected
+    again = article.execute("select embed._refresh(%s)", [source.id]).fetchone()
+    assert again == ("same",)
+
+
 RENAMES = {
     "table": ("alter table article rename to story", "story", ("id", "title", "body", "live")),
     "key": (
@@ -94,6 +133,7 @@ RENAMES = {
 
 @pytest.mark.parametrize("what", RENAMES)
 @pytest.mark.parametrize("worker", ["same worker", "new worker"])
+@pytest.mark.slow
 def test_rename(
     article: Connection, lane: Lane, shared_database: str, what: str, worker: str
 ) -> None:
@@ -157,6 +197,46 @@ def test_type_of_the_text(article: Connection, drain: Drain, statement: str, fir
     assert assert_current(article, "article")[("4",)] == "fou: fourth"
 
 
+def test_text_that_becomes_another_type_and_back(article: Connection, lane: Lane) -> None:
+    """What the look said is taken back as soon as it goes well again."""
+    lane.drain()
+    source = source_of(article, "article").id
+    article.execute("alter table article alter column body type jsonb using to_jsonb(body)")
+    lane.a_minute_later()
+    assert "body is now of type jsonb" in " ".join(lane.drain())
+    assert error_of(article, source)[1] == "error"
+    article.execute("alter table article alter column body type text using body #>> '{}'")
+    lane.a_minute_later()
+    assert lane.drain() == []
+    assert error_of(article, source)[0] is None
+    assert assert_current(article, "article") == TEXTS
+
+
+@pytest.mark.smoke
+def test_an_event_trigger_that_refuses_and_lets_pass_again(article: Connection, lane: Lane) -> None:
+    """The error holds its words and none of our functions, and is taken back."""
+    lane.drain()
+    source = source_of(article, "article").id
+    article.execute(
+        "create function refuse() returns event_trigger language plpgsql"
+        " as $$ begin raise exception 'not today' using hint = 'Come back tomorrow.'; end $$;"
+        "create event trigger refuse on ddl_command_start when tag in ('CREATE FUNCTION')"
+        " execute function refuse()"
+    )
+    try:
+        article.execute("alter table article rename title to name")
+        lane.a_minute_later()
+        lane.drain()
+        assert error_of(article, source) == ("not today\nHINT:  Come back tomorrow.", "error")
+    finally:
+        article.execute("drop event trigger refuse")
+    lane.a_minute_later()
+    assert lane.drain() == []
+    assert error_of(article, source)[0] is None
+    assert assert_current(article, "article") == TEXTS
+
+
+@pytest.mark.smoke
 def test_another_expression_of_a_generated_text(app: Connection, drain: Drain) -> None:
     if app.info.server_version < 170000:
         pytest.skip("SET EXPRESSION came with PostgreSQL 17")
@@ -316,6 +396,7 @@ def test_drop_of_a_table_with_row_security(article: Connection, lane: Lane) -> N
     article.execute("drop table article")
 
 
+@pytest.mark.smoke
 def test_table_dropped_and_made_again(article: Connection, drain: Drain) -> None:
     """In one transaction, before any worker has looked; the vectors that fit are used again."""
     before = vectors_of(article)
@@ -353,6 +434,7 @@ def test_truncated_vectors(article: Connection, drain: Drain) -> None:
     assert assert_current(article, "article") == TEXTS
 
 
+@pytest.mark.smoke
 def test_view_of_the_applications_on_the_vectors(article: Connection, lane: Lane) -> None:
     article.execute("create view mine as select * from article_embedding; drop table article")
     lane.a_minute_later()

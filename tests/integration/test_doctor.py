@@ -1,5 +1,6 @@
 """``embed.doctor()``: well where all is well, and each trouble found and told apart."""
 
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -64,7 +65,7 @@ def test_a_table_that_is_well(article: Connection) -> None:
             "update article_embedding set fingerprint = 0 where id = 1",
             "fingerprints",
             "warning",
-            "makes them anew",
+            "computes them again",
         ),
         (
             "update embed.source set created_at = now() - interval '9 days';"
@@ -193,6 +194,24 @@ def test_invalid_index(article: Connection) -> None:
     state, found, advice = findings(article)["index"]
     assert (state, found) == ("problem", "invalid")
     assert advice is not None
+    for statement in advice[advice.index("drop index") :].split(";")[:-1]:
+        article.execute(statement.encode())
+    assert findings(article)["index"][:2] == ("ok", "valid")
+
+
+def test_a_build_that_fails(article: Connection) -> None:
+    article.execute(
+        "update embed.source_state t set index_state = 'failed: out of memory' from embed.source s"
+        " where s.id = t.source and s.name = 'article'"
+    )
+    state, found, advice = findings(article)["index"]
+    assert (state, found) == (
+        "problem",
+        "none for 2 vectors: every search reads all of them; failed: out of memory",
+    )
+    assert advice is not None
+    article.execute(advice[advice.index("create index") :].encode())
+    assert findings(article)["index"][:2] == ("ok", "valid")
 
 
 def test_index_that_a_large_table_lacks_or_does_not_use(article: Connection) -> None:
@@ -236,6 +255,46 @@ def restored(app: Connection) -> Iterator[None]:
     app.execute("insert into embed.setting select * from kept on conflict do nothing")
 
 
+@pytest.mark.parametrize(
+    "switch",
+    [
+        "set default_transaction_read_only = on",
+        "alter database {database} set default_transaction_read_only = on",
+        "alter role t_reader set default_transaction_read_only = on",
+        "alter role t_reader in database {database} set default_transaction_read_only = on",
+        "alter system set default_transaction_read_only = on; select pg_reload_conf()",
+    ],
+)
+def test_a_database_that_takes_no_writes_is_no_standby(database: str, switch: str) -> None:
+    """Its advice is followed as it stands; in the next session the check is well."""
+    with (
+        psycopg.connect(database, autocommit=True) as boss,
+        login(database, "t_reader", "superuser") as first,
+    ):
+        again = make_conninfo(database, user="t_reader", password="made up")
+        switch = switch.format(database=boss.info.dbname)
+        try:
+            for statement in switch.split("; "):
+                (first if switch.startswith("set ") else boss).execute(statement.encode())
+            with psycopg.connect(again, autocommit=True) as second:
+                reader = first if switch.startswith("set ") else second
+                wait_until(
+                    lambda: reader.execute("show transaction_read_only").fetchone() == ("on",), 10
+                )
+                state, detail, advice = findings(reader, "database")["server"]
+                assert state == "problem"
+                assert detail.endswith(", default_transaction_read_only is on")
+                for statement in re.findall(r"((?:set|alter|reset|select) [^;]*);", advice or ""):
+                    reader.execute(statement.encode())
+            reader = first if switch.startswith("set ") else psycopg.connect(again, autocommit=True)
+            with reader:
+                wait_until(lambda: findings(reader, "database")["server"][0] == "ok", 10)
+        finally:
+            boss.execute("set default_transaction_read_only = off")
+            boss.execute("alter system reset default_transaction_read_only")
+            boss.execute("select pg_reload_conf()")
+
+
 @contextmanager
 def login(url: str, name: str, *grants: str) -> Iterator[Connection]:
     """A session of a login of its own, which has the given rights and no others."""
@@ -256,20 +315,21 @@ def held_up(connection: Connection) -> list[tuple[str, str]]:
     ).fetchall()
 
 
+@pytest.mark.slow
 def test_a_stranger_who_holds_a_lock_of_the_worker(
     article: Connection, shared_database: str
 ) -> None:
     source = source_of(article, "article").id
     with login(shared_database, "t_intruder") as intruder:
         intruder.execute("set application_name = 'psql'")
-        intruder.execute("select pg_advisory_lock(1701667431, %s)", [source])
+        intruder.execute("select pg_advisory_lock(1701667430, %s)", [source])
         intruder.execute("select pg_advisory_lock(1701667428, 3)")
         intruder.execute("select pg_advisory_lock(4711, 1)")
         ((detail, advice),) = wait_until(lambda: held_up(article), 30)
         pid = intruder.info.backend_pid
         assert detail.startswith(
             f"process {pid} (role t_intruder, application 'psql') holds up"
-            " changes of shop.article, embedworker migrate, at least since 2"
+            " embedworker migrate, sweeps of shop.article, at least since 2"
         )
         assert f"select pg_terminate_backend({pid})" in advice
         with login(shared_database, "t_looker", "in role embed_worker") as looker:
@@ -277,6 +337,7 @@ def test_a_stranger_who_holds_a_lock_of_the_worker(
             assert seen + ", at least since" == detail[: len(seen) + 16]
 
 
+@pytest.mark.slow
 def test_ordinary_holders_of_locks(article: Connection, shared_database: str) -> None:
     """A worker, a transaction that wakes workers, and a sweep from the command line: no trouble."""
     with (

@@ -15,11 +15,12 @@ import psycopg
 import pytest
 from waiting import wait_until
 
-from worker.database import embedded
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.errors import EmbeddedServerError, ServerUnavailable, UnsupportedServer
-from worker.settings import Settings, load
+from embedworker.database.connect import connect
+from embedworker.database.embedded import server
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.embedded.installation import Installation
+from embedworker.errors import EmbeddedServerError, ServerUnavailable, UnsupportedServer
+from embedworker.settings import Settings, load
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def chosen(server_folder: Path) -> Iterator[Settings]:
     """Settings with a data folder of their own, whose server is stopped at the end."""
     settings = load(data_dir=server_folder / "user data")
     yield settings
-    embedded.stop(settings)
+    server.stop(settings)
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +49,22 @@ def _password(cluster: Cluster) -> str:
     return cluster.passfile.read_text().rstrip().rpartition(":")[2]
 
 
+@pytest.mark.slow
 def test_keeps_data_and_address_between_runs(chosen: Settings) -> None:
-    assert not embedded.status(chosen).created
+    assert not server.status(chosen).created
     with pytest.raises(EmbeddedServerError, match="embedworker db start"):
-        embedded.url(chosen)
-    url = embedded.start(chosen)
-    assert embedded.start(chosen) == url == embedded.url(chosen) == embedded.database_url(chosen)
+        server.url(chosen)
+    url = server.start(chosen)
+    assert server.start(chosen) == url == server.url(chosen) == server.database_url(chosen)
     with connect(url, vectors=False) as connection:
         connection.execute("create table kept (x int); insert into kept values (42)")
-    assert embedded.status(chosen).running
-    assert embedded.stop(chosen)
-    assert not embedded.stop(chosen)
-    assert not embedded.status(chosen).running
+    assert server.status(chosen).running
+    assert server.stop(chosen)
+    assert not server.stop(chosen)
+    assert not server.status(chosen).running
     with pytest.raises(ServerUnavailable, match="embedworker db start"):
         connect(url)
-    assert embedded.start(chosen) == url
+    assert server.start(chosen) == url
     with connect(url, vectors=False) as connection:
         assert connection.execute("select x from kept").fetchone() == (42,)
 
@@ -70,7 +72,7 @@ def test_keeps_data_and_address_between_runs(chosen: Settings) -> None:
 def test_named_database_is_left_alone(server_folder: Path) -> None:
     folder = server_folder / "never made"
     named = load(data_dir=folder, database_url="postgresql://elsewhere/x")
-    assert embedded.database_url(named) == "postgresql://elsewhere/x"
+    assert server.database_url(named) == "postgresql://elsewhere/x"
     assert not folder.exists()
 
 
@@ -185,6 +187,7 @@ def test_moves_when_its_port_is_taken(cluster: Cluster) -> None:
     assert _show(url, "port") == str(cluster.port)
 
 
+@pytest.mark.slow
 def test_server_that_cannot_start_says_why(new_cluster: Callable[..., Cluster]) -> None:
     broken = new_cluster(shared_buffers="lots")
     with pytest.raises(EmbeddedServerError, match=r"invalid value.*shared_buffers.*server\.log"):
@@ -192,6 +195,7 @@ def test_server_that_cannot_start_says_why(new_cluster: Callable[..., Cluster]) 
     assert broken.pid is None
 
 
+@pytest.mark.slow
 def test_half_made_cluster_is_made_again(new_cluster: Callable[..., Cluster]) -> None:
     fresh = new_cluster(fsync="off")
     partial = fresh.folder / "data.partial"
@@ -202,25 +206,21 @@ def test_half_made_cluster_is_made_again(new_cluster: Callable[..., Cluster]) ->
     assert not partial.exists()
 
 
-def _start(settings: Settings) -> str:
-    return embedded.start(settings)
-
-
 @pytest.mark.slow
 def test_started_by_several_processes_at_once(server_folder: Path) -> None:
     settings = load(data_dir=server_folder / "several")
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(3, mp_context=context) as pool:
-            urls = set(pool.map(_start, [settings] * 3))
+            urls = set(pool.map(server.start, [settings] * 3))
         assert len(urls) == 1
-        assert embedded.status(settings).running
+        assert server.status(settings).running
         folder = server_folder / "several"
         assert not list(folder.glob(".unpacking-*"))
         with connect(urls.pop(), vectors=False) as connection:
             assert connection.execute("select 1").fetchone() == (1,)
     finally:
-        embedded.stop(settings)
+        server.stop(settings)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has the problem")
@@ -228,13 +228,13 @@ def test_root_is_told_of_a_folder_the_server_cannot_enter(tmp_path: Path) -> Non
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     with pytest.raises(EmbeddedServerError, match=r"does not run as root.*cannot enter"):
-        embedded.start(load(data_dir=closed / "data"))
+        server.start(load(data_dir=closed / "data"))
     assert not (closed / "data").exists()
 
 
 def _command(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "worker.cli", *arguments],
+        [sys.executable, "-m", "embedworker.cli", *arguments],
         env={"PATH": os.environ["PATH"], "EMBEDWORKER_DATA_DIR": str(folder), **variables},
         capture_output=True,
         text=True,
@@ -243,9 +243,10 @@ def _command(*arguments: str, folder: Path, **variables: str) -> subprocess.Comp
     )
 
 
+@pytest.mark.slow
 def test_command_line(chosen: Settings) -> None:
-    folder = embedded.data_folder(chosen)
-    embedded.stop(chosen)
+    folder = server.data_folder(chosen)
+    server.stop(chosen)
     assert '"running": false' in _command("db", "status", "--json", folder=folder).stdout
     printed = _command("db", "url", folder=folder)
     assert printed.returncode == 0, printed.stderr
@@ -264,7 +265,7 @@ def test_command_line(chosen: Settings) -> None:
 
 
 def test_command_line_exit_codes(chosen: Settings) -> None:
-    folder = embedded.data_folder(chosen)
+    folder = server.data_folder(chosen)
     wrong = _command("db", "status", folder=folder, EMBEDWORKER_LEASE="0")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: EMBEDWORKER_LEASE is wrong: ")
@@ -274,3 +275,35 @@ def test_command_line_exit_codes(chosen: Settings) -> None:
     assert "set EMBEDWORKER_DATA_DIR" in failed.stderr
     traced = _command("db", "start", folder=Path("/proc/none"), EMBEDWORKER_DEBUG="1")
     assert "Traceback" in traced.stderr
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "processors", "expected"),
+    [
+        (1024, 1, ("128MB", "64MB", "0", "8")),
+        (8192, 2, ("1024MB", "512MB", "1", "8")),
+        (256 * 1024, 64, ("2048MB", "512MB", "7", "64")),
+    ],
+)
+def test_fits_its_machine(
+    megabytes: int,
+    processors: int,
+    expected: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    server_folder: Path,
+    installation: Installation,
+) -> None:
+    monkeypatch.setattr("embedworker.database.embedded.cluster.memory", lambda: megabytes << 20)
+    monkeypatch.setattr("embedworker.database.embedded.cluster.cpu_quota", lambda: processors)
+    options = Cluster(server_folder / "never made", installation).options
+    names = (
+        "shared_buffers",
+        "maintenance_work_mem",
+        "max_parallel_maintenance_workers",
+        "max_parallel_workers",
+    )
+    assert tuple(options[name] for name in names) == expected
+
+
+def test_takes_what_fits(cluster: Cluster) -> None:
+    assert _show(cluster.url(), "maintenance_work_mem") == cluster.options["maintenance_work_mem"]

@@ -184,6 +184,67 @@ REFUSED: dict[str, tuple[str, str, str, str]] = {
         "EW003",
         "names no column",
     ),
+    "filter that depends on the time": (
+        "alter table article add published_at timestamptz",
+        "'article', array['body'], filter => 'published_at <= now()'",
+        "EW003",
+        "can change though its row does not",
+    ),
+    "filter that depends on the day": (
+        "alter table article add day date",
+        "'article', array['body'], filter => 'day < current_date'",
+        "EW003",
+        "can change though its row does not",
+    ),
+    "filter that depends on a setting": (
+        "",
+        "'article', array['body'], filter => $$body = current_setting('app.owner', true)$$",
+        "EW003",
+        "can change though its row does not",
+    ),
+    "filter that depends on who asks": (
+        "",
+        "'article', array['body'], filter => 'body = current_user'",
+        "EW003",
+        "can change though its row does not",
+    ),
+    "filter by chance": (
+        "",
+        "'article', array['body'], filter => 'n > random()'",
+        "EW003",
+        "can change though its row does not",
+    ),
+    "filter by a function that may change": (
+        "create function f(n integer) returns boolean language sql as 'select true'",
+        "'article', array['body'], filter => 'f(n)'",
+        "EW003",
+        "can change though its row does not",
+    ),
+    "filter by an operator that may change": (
+        "create function f(integer, integer) returns boolean language sql as 'select true';"
+        " create operator <<<< (leftarg = integer, rightarg = integer, function = f)",
+        "'article', array['body'], filter => 'n <<<< 3'",
+        "EW003",
+        "can change though its row does not",
+    ),
+    "filter by a cast that depends on a setting": (
+        "alter table article add at timestamptz",
+        "'article', array['body'], filter => 'at::date > ''2026-01-01'''",
+        "EW003",
+        "can change though its row does not",
+    ),
+    "filter by text that depends on a setting": (
+        "alter table article add at timestamptz",
+        "'article', array['body'], filter => 'at::text > ''2026'''",
+        "EW003",
+        "can change though its row does not",
+    ),
+    "filter by a system column": (
+        "",
+        "'article', array['body'], filter => 'live and xmin is not null'",
+        "EW003",
+        "can change though its row does not",
+    ),
     "table in the way": (
         "create table article_embedding (id integer)",
         "'article', array['body']",
@@ -442,6 +503,44 @@ def test_filter(article: Connection, drain: Drain) -> None:
         article.execute("select embed.disable('article'); drop schema more cascade")
 
 
+def test_filter_that_depends_on_the_time(article: Connection, drain: Drain) -> None:
+    """What the hint says works: a column that a job keeps."""
+    article.execute("alter table article add published_at timestamptz default '2000-01-01'")
+    with pytest.raises(psycopg.DatabaseError) as error:
+        article.execute(
+            "select embed.enable('article', array['body'], filter => 'published_at <= now()')"
+        )
+    assert error.value.diag.message_detail == "Not immutable: now()."
+    assert "add a boolean column, have a job update it" in (error.value.diag.message_hint or "")
+    job = "update article set shown = published_at <= now() where shown <> (published_at <= now())"
+    article.execute("alter table article add shown boolean not null default false")
+    article.execute(job)
+    article.execute("select embed.enable('article', array['body'], filter => 'shown')")
+    assert drain() == []
+    assert len(assert_current(article, "article")) == 5
+    article.execute("update article set published_at = 'infinity' where id = 1")
+    article.execute(job)
+    assert drain() == []
+    assert len(assert_current(article, "article")) == 4
+
+
+def test_filter_means_the_same_to_every_session(article: Connection, drain: Drain) -> None:
+    """The one that enables writes dates its own way."""
+    article.execute("alter table article add day date")
+    article.execute(
+        "update article set day = case id when 1 then '2026-02-01' else '2026-01-15' end::date"
+    )
+    article.execute("set datestyle = 'SQL, DMY'")
+    try:
+        article.execute(
+            "select embed.enable('article', array['body'], filter => 'day >= ''01/02/2026''')"
+        )
+    finally:
+        article.execute("reset datestyle")
+    assert drain() == []
+    assert set(assert_current(article, "article")) == {("1",)}
+
+
 @pytest.mark.parametrize("kind", ["json", "jsonb", "point", "integer[]"])
 def test_filter_over_a_column_of_any_type(article: Connection, drain: Drain, kind: str) -> None:
     """Some types have no equality; that must not make the application's update fail."""
@@ -453,15 +552,35 @@ def test_filter_over_a_column_of_any_type(article: Connection, drain: Drain, kin
     }[kind]
     article.execute(f"alter table article add more {kind}")
     article.execute(f"update article set more = '{first}'")
-    article.execute(
-        "select embed.enable('article', array['body'], filter => %s)", [f"more::text = '{first}'"]
-    )
+    condition = f"more = '{first}'" if kind == "integer[]" else f"more::text = '{first}'"
+    article.execute("select embed.enable('article', array['body'], filter => %s)", [condition])
     assert drain() == []
     assert len(assert_current(article, "article")) == 5
     article.execute(f"update article set more = '{second}' where id = 1; update article set n = 1")
     assert captured(article, "article") == [("1",)]
     assert drain() == []
     assert len(assert_current(article, "article")) == 4
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ('(person."{3}" AND (person."{12}" > 1))', '("{3}" AND ("{12}" > 1))'),
+        ('("A ""b"" c"."{3}" = 1)', '("{3}" = 1)'),
+        ("(t.\"{3}\" <> 'it''s t.\"{3}\"'::text)", "(\"{3}\" <> 'it''s t.\"{3}\"'::text)"),
+        ('("it\'s".f(t."{3}") = \'a\')', '("it\'s".f("{3}") = \'a\')'),
+        (
+            '(person.xmin IS NOT NULL AND shop.xmin_of("{3}"))',
+            '(xmin IS NOT NULL AND shop.xmin_of("{3}"))',
+        ),
+        ('((t."{3}").part > shop.two())', '(("{3}").part > shop.two())'),
+        ('("{3}" ~ E\'\\\\\'::text AND "{4}")', '("{3}" ~ E\'\\\\\'::text AND "{4}")'),
+    ],
+)
+def test_filter_is_stored_without_the_name_of_its_table(
+    app: Connection, stored: str, expected: str
+) -> None:
+    assert app.execute("select embed._unqualified(%s)", [stored]).fetchone() == (expected,)
 
 
 def test_filter_does_not_run_as_a_statement(article: Connection) -> None:
@@ -555,7 +674,7 @@ def test_the_error_of_an_earlier_worker(article: Connection, drain: Drain) -> No
 
 def test_vectors_of_an_earlier_installation(two_phase: str) -> None:
     """The schema was dropped: the number of a fingerprint must not stand for another model then."""
-    from worker.database.migrate import migrate
+    from embedworker.database.migrate import migrate
 
     with psycopg.connect(two_phase, autocommit=True) as connection:
         connection.execute("create schema shop; set search_path = shop, public")
@@ -629,10 +748,11 @@ def test_pause(article: Connection, lane: Lane) -> None:
 
 
 RIGHTS = """
-grant usage, create on schema embed to owner;
-grant select, insert, update, delete on embed.source, embed.source_state, embed.sweep_request
-    to owner;
-grant select on embed.model, embed.setting, embed.fingerprint to owner;
+grant usage on schema embed to owner;
+grant execute on function embed._open_schema(regrole) to owner;
+grant select, insert, update, delete
+    on embed._own_source, embed.source_state, embed.sweep_request to owner;
+grant select on embed.source, embed.model, embed.setting, embed.fingerprint to owner;
 grant select, delete on embed.lexical_term to owner;
 grant usage on sequence embed.seq to owner;
 """

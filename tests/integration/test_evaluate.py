@@ -1,7 +1,7 @@
 """``embedworker eval`` on a real server: what it measures is what the database answers.
 
 The tests with the deterministic encoder work the expected ranking out from its vectors. The one
-marked ``data`` holds the whole road against plain sentence-transformers with the same real model.
+marked ``data`` compares the whole way with plain sentence-transformers with the same real model.
 """
 
 import hashlib
@@ -10,31 +10,32 @@ import logging
 import random
 import signal
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
 import pytest
 from fix_cli import Cli, embedworker
+from fix_database import Connection
 from fix_database import _new_database as new_database
 from fix_drain import drain_url
 from fix_evaluation import data_sets
 
-from worker.cli.app import main
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.loopback import set_up_loopback
-from worker.database.rows import one
-from worker.database.statements import statement
-from worker.model.catalog import BUNDLED_MODEL, TESTING_MODEL
-from worker.model.cpu import cpu_quota
-from worker.model.testing import hash_vector
-from worker.search.beir import Collection, read_beir
-from worker.search.metrics import means, measured
-from worker.settings import DEFAULT_INDEX_AFTER_ROWS
+from embedworker.cli.app import main
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.loopback import set_up_loopback
+from embedworker.database.rows import fetch_one
+from embedworker.database.statements import statement
+from embedworker.model.catalog import BUNDLED_MODEL, TESTING_MODEL
+from embedworker.model.cpu import cpu_quota
+from embedworker.model.testing import hash_vector
+from embedworker.search.beir import Collection, read_beir
+from embedworker.search.measures import means, measured
+from embedworker.settings import DEFAULT_INDEX_AFTER_ROWS
 
 EXACT_TOLERANCE = 0.002  # of nDCG@10, comparing all vectors
 INDEX_TOLERANCE = 0.005  # of nDCG@10, by HNSW
@@ -43,8 +44,6 @@ ASKED = 150  # questions of a set
 OTHERS = 50  # documents compared beside those that are right answers
 SCHEMA = "select to_regnamespace('embedworker_eval') is not null"
 LONG = 900  # seconds, for a real model on a busy machine
-
-Connection = psycopg.Connection[Any]
 
 
 def write_set(folder: Path, documents: int = 30, questions: int = 8) -> Collection:
@@ -83,10 +82,10 @@ def ranked(collection: Collection, questions: Any, documents: Any) -> dict[str, 
     return means(measured(collection.relevance, runs[0], runs[1], 10))
 
 
-def dense(connection: Connection, *roads: str) -> str:
+def dense(connection: Connection, *paths: str) -> str:
     """Settings that compare by vectors alone, whether or not this version can weigh words."""
-    (known,) = one(connection.execute(statement("evaluate_has_lexical")))
-    return ",".join(f"{road}+lexical=0" if known else road for road in roads)
+    (known,) = fetch_one(connection.execute(statement("evaluate_has_lexical")))
+    return ",".join(f"{path}+lexical=0" if known else path for path in paths)
 
 
 def test_measures_are_those_of_the_vectors(
@@ -105,11 +104,12 @@ def test_measures_are_those_of_the_vectors(
     assert report["fingerprint"]["query_prefix"] == "query: "
     (found,) = report["settings"]
     assert found["measures"] == pytest.approx(expected)
-    assert found["road"] == "exact"
+    assert found["path"] == "exact"
     assert 0 < found["p50_ms"] <= found["p95_ms"]
-    assert one(connection.execute(SCHEMA)) == (False,)  # nothing is left behind
+    assert fetch_one(connection.execute(SCHEMA)) == (False,)  # nothing is left behind
 
 
+@pytest.mark.slow
 def test_settings_stand_side_by_side_each_timed_with_the_model(
     cli: Cli, connection: Connection, tmp_path: Path
 ) -> None:
@@ -124,7 +124,7 @@ def test_settings_stand_side_by_side_each_timed_with_the_model(
     )
 
     exact, hnsw = report["settings"]
-    assert (exact["road"], hnsw["road"]) == ("exact", "hnsw")
+    assert (exact["path"], hnsw["path"]) == ("exact", "hnsw")
     # A question remembered from the setting before would take no time at the model.
     assert min(exact["p50_ms"], hnsw["p50_ms"]) >= 100
     assert hnsw["difference"].keys() == hnsw["measures"].keys()
@@ -133,6 +133,57 @@ def test_settings_stand_side_by_side_each_timed_with_the_model(
             hnsw["measures"][name] - exact["measures"][name]
         )
     assert "difference" not in exact
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_the_server_was_lost(
+    cli: Cli, connection: Connection, tmp_path: Path
+) -> None:
+    """An evaluation may take a quarter of an hour; each lost connection used to end it."""
+    collection = write_set(tmp_path / "small", questions=150)
+    documents = [hash_vector(f"passage: {text}") for text in collection.documents.values()]
+    questions = [hash_vector(f"query: {text}") for text in collection.questions.values()]
+    ended = threading.Event()
+    lost: list[str] = []
+
+    def end_sessions() -> None:
+        for stage in ("embedded", "asked", "asked"):
+            while connection.execute(STAGES[stage]).fetchone() is None:
+                if ended.wait(0.01):
+                    return
+            connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where datname = current_database() and pid <> pg_backend_pid()"
+            )
+            lost.append(stage)
+            ended.wait(1.0)
+
+    ending = threading.Thread(target=end_sessions)
+    ending.start()
+    try:
+        report = cli.json("eval", str(tmp_path / "small"), "--compare", dense(connection, "exact"))
+    finally:
+        ended.set()
+        ending.join()
+    assert lost == ["embedded", "asked", "asked"]
+    assert report["settings"][0]["measures"] == pytest.approx(
+        ranked(collection, np.array(questions), np.array(documents))
+    )
+    assert fetch_one(connection.execute(SCHEMA)) == (False,)
+
+
+# Sessions of the command while it waits for the documents, and while it asks the questions.
+STAGES = {
+    "embedded": (
+        "select from pg_stat_activity where datname = current_database()"
+        " and application_name = 'embedworker cli' and to_regclass('embedworker_eval.document')"
+        " is not null and query like '%embedworker_eval%'"
+    ),
+    "asked": (
+        "select from pg_stat_activity where datname = current_database()"
+        " and application_name = 'embedworker cli' and query like '%embed.search%'"
+    ),
+}
 
 
 def test_the_weight_of_words_reaches_the_search(cli: Cli, tmp_path: Path) -> None:
@@ -147,6 +198,7 @@ def test_the_weight_of_words_reaches_the_search(cli: Cli, tmp_path: Path) -> Non
     assert usual["measures"] != dense["measures"]  # the table's own weight, not that of --lexical
 
 
+@pytest.mark.slow
 def test_a_quick_evaluation_ranks_alike(cli: Cli, tmp_path: Path) -> None:
     write_set(tmp_path / "small", questions=3)
     arguments = ["eval", str(tmp_path / "small"), "--compare", "lexical=0,exact+lexical=0.2"]
@@ -161,6 +213,7 @@ def test_a_quick_evaluation_ranks_alike(cli: Cli, tmp_path: Path) -> None:
         assert (other["p50_ms"], other["p95_ms"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_table_for_people_names_what_was_measured(cli: Cli, tmp_path: Path) -> None:
     write_set(tmp_path / "small")
     said = cli.ok("eval", str(tmp_path / "small"), "-k", "5", "--quick")
@@ -168,9 +221,12 @@ def test_a_table_for_people_names_what_was_measured(cli: Cli, tmp_path: Path) ->
     assert TESTING_MODEL in said
     assert "nDCG@5" in said
     assert "nDCG@10" not in said  # five rows cannot tell
-    assert said.splitlines()[-1].split()[-2:] == ["-", "-"]  # nothing was timed
+    *_, measured, errors = said.splitlines()
+    assert measured.split()[-2:] == ["-", "-"]  # nothing was timed
+    assert errors.split()[:2] == ["standard", "error"]
 
 
+@pytest.mark.slow
 def test_a_kept_table_can_be_searched_and_goes_with_the_next_evaluation(
     cli: Cli, connection: Connection, tmp_path: Path
 ) -> None:
@@ -183,7 +239,7 @@ def test_a_kept_table_can_be_searched_and_goes_with_the_next_evaluation(
 
     write_set(tmp_path / "other", documents=5, questions=2)
     assert cli.json("eval", str(tmp_path / "other"))["passages"] == 5
-    assert one(connection.execute(SCHEMA)) == (False,)
+    assert fetch_one(connection.execute(SCHEMA)) == (False,)
 
 
 def test_a_schema_of_somebody_else_is_left_alone(
@@ -193,9 +249,10 @@ def test_a_schema_of_somebody_else_is_left_alone(
     connection.execute("create schema embedworker_eval")
     connection.execute("create table embedworker_eval.document (mine text)")
     assert "no evaluation made" in cli.refused("eval", str(tmp_path / "small"))
-    assert one(connection.execute("select count(*) from embedworker_eval.document")) == (0,)
+    assert fetch_one(connection.execute("select count(*) from embedworker_eval.document")) == (0,)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_said_and_nothing_stays(
     cli: Cli, connection: Connection, tmp_path: Path
 ) -> None:
@@ -204,9 +261,10 @@ def test_a_model_that_cannot_be_loaded_is_said_and_nothing_stays(
     said = cli.refused("eval", str(tmp_path / "small"), "--model", "/nowhere/model")
     assert "the documents cannot be embedded" in said
     assert "/nowhere/model" in said
-    assert one(connection.execute(SCHEMA)) == (False,)
+    assert fetch_one(connection.execute(SCHEMA)) == (False,)
 
 
+@pytest.mark.slow
 def test_documents_that_were_given_up_are_no_silent_misses(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "small"
     write_set(folder)
@@ -299,7 +357,32 @@ def test_own_questions_find_the_rows_of_their_keys(library: Cli, tmp_path: Path)
     assert report["table"].endswith(SHELF)  # and what was measured is what was asked for
 
 
+def test_judgements_are_imported_and_asked_when_there_are_enough(
+    library: Cli, tmp_path: Path
+) -> None:
+    lines = [{"question": f"{n} 번째", "key": [key(n), n]} for n in BOOKS]
+    write_own(tmp_path / "own.jsonl", *lines, lines[0])
+    done = library.ok("judgements", "import", SHELF, str(tmp_path / "own.jsonl"))
+    assert done.startswith("20 judgements of 20 questions")
+    arguments = ["eval", "--from-judgements", "--table", SHELF, "--quick", "--lexical", "100"]
+    said = library.refused(*arguments)
+    assert "20 judged questions, too few to conclude from: at least 30" in said
+
+    more = [{"question": f"{n} 번째 책", "key": [key(n), n]} for n in BOOKS]
+    wrong = tmp_path / "wrong.jsonl"
+    write_own(wrong, *more, {"question": "없는 책", "key": [key(1), 99]})
+    assert "no rows with these keys" in library.refused("judgements", "import", SHELF, str(wrong))
+    assert "20 judged questions" in library.refused(*arguments)  # the others were not kept
+    write_own(tmp_path / "more.jsonl", *more)
+    library.ok("judgements", "import", SHELF, str(tmp_path / "more.jsonl"))
+    report = library.json(*arguments)
+    (setting,) = report["settings"]
+    assert (report["questions"], setting["measures"]["nDCG@1"]) == (40, 1.0)
+    assert setting["standard_error"]["nDCG@1"] == 0
+
+
 @pytest.mark.parametrize("name", [None, SEVERAL])
+@pytest.mark.slow
 def test_own_questions_compare_settings(library: Cli, tmp_path: Path, name: str | None) -> None:
     """By words each number finds its book; its vector knows no numbers."""
     arguments = write_own(
@@ -328,6 +411,7 @@ def test_questions_without_a_right_row_are_listed(library: Cli, tmp_path: Path) 
     assert "standard error" in said
 
 
+@pytest.mark.slow
 def test_rows_that_wait_are_no_silent_misses(
     cli: Cli, connection: Connection, tmp_path: Path
 ) -> None:
@@ -402,7 +486,8 @@ def test_a_folder_that_lacks_a_file_is_refused(
     (tmp_path / "small" / name).unlink()
     assert name in refused(library.url, "eval", str(tmp_path / "small"), code=2)
     with connect(library.url) as connection:
-        assert one(connection.execute(SCHEMA)) == (False,)  # found out before anything is made
+        # Found out before anything is made.
+        assert fetch_one(connection.execute(SCHEMA)) == (False,)
 
 
 def test_a_judgement_of_an_unknown_document_is_refused(
@@ -564,7 +649,7 @@ def test_the_database_ranks_as_well_as_plain_sentence_transformers(
 
     assert said.returncode == 0, said.stderr
     exact, hnsw, default = json.loads(said.stdout)["settings"]
-    assert (exact["road"], hnsw["road"]) == ("exact", "hnsw")
+    assert (exact["path"], hnsw["path"]) == ("exact", "hnsw")
     stored = dict(
         connection.execute("select id, embedding::real[] from embedworker_eval.document_embedding")
     )

@@ -1,14 +1,10 @@
 """Who may read vectors: whoever may read the text they are made of, by what the source says now."""
 
-from typing import Any
-
 import numpy as np
-import psycopg
 import pytest
+from fix_database import Connection
 from fix_vectors import VectorWriter, role, word_vector
 from psycopg import errors
-
-Connection = psycopg.Connection[Any]
 
 MANY = 5000
 
@@ -136,6 +132,7 @@ def test_a_vector_in_a_column_is_searched_by_ordinary_roles(
         readable(connection, state)
 
 
+@pytest.mark.slow
 def test_an_ordinary_role_gets_k_of_many_rows_through_the_index(
     connection: Connection, vectors: VectorWriter
 ) -> None:
@@ -174,3 +171,11 @@ def test_an_ordinary_role_gets_k_of_many_rows_through_the_index(
         found = connection.execute(statement, [word_vector("x"), 20]).fetchall()
         assert len(found) == 20
         assert all(number % 100 == 0 for (number,) in found)
+
+
+def test_enabling_says_nothing_of_policies(connection: Connection) -> None:
+    said: list[str] = []
+    connection.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
+    connection.execute("create table article (id int primary key, title text)")
+    connection.execute("select embed.enable('article', array['title'])")
+    assert [notice for notice in said if "policy" in notice] == []

@@ -5,24 +5,28 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-import psycopg
 import pytest
+from fix_database import Connection
 from fix_database import _new_database as new_database
 from waiting import wait_until
 
-from worker import settings
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.loopback import set_up_loopback
-from worker.errors import SearchWarning
-from worker.model.catalog import BUNDLED_MODEL
-from worker.search.client import query_vector
-from worker.search.client import search as client_search
-from worker.service.worker import Worker
+from embedworker import settings
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.loopback import set_up_loopback
+from embedworker.errors import SearchWarning
+from embedworker.model.catalog import BUNDLED_MODEL
+from embedworker.search.client import query_vector
+from embedworker.search.client import search as client_search
+from embedworker.service.worker import Worker
 
-pytestmark = [pytest.mark.model, pytest.mark.usefixtures("bundled_model"), pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.model,
+    pytest.mark.usefixtures("bundled_model"),
+    pytest.mark.timeout(400),
+]
 
-Connection = psycopg.Connection[Any]
 
 EMBEDDED = 250.0  # seconds on a machine that does much else
 TEXTS = [
@@ -50,7 +54,7 @@ def korean(server: Cluster, template: str) -> Iterator[Connection]:
             cursor.executemany("insert into article values (%s, %s)", list(enumerate(TEXTS)))
         worker = Worker(url, chosen)
         # One model for both lanes: to load it is most of what this takes.
-        worker._models["passages"] = worker._models["questions"]
+        worker._passages.models = worker._questions.models
         running = threading.Thread(target=worker.run)
         running.start()
         try:
@@ -173,7 +177,7 @@ def test_a_question_that_is_cut_says_so(korean: Connection) -> None:
 def test_what_is_cut_is_counted(korean: Connection) -> None:
     from tokenizers import Tokenizer
 
-    from worker.model.bundled import bundled_folder
+    from embedworker.model.bundled import bundled_folder
 
     tokenizer = Tokenizer.from_file(str(bundled_folder() / "tokenizer.json"))
     tokenizer.no_truncation()

@@ -10,14 +10,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import psycopg
 import pytest
+from fix_database import Connection
 from fix_questions import QuestionRunner
-from fix_vectors import VectorWriter, role, word_vector
+from fix_vectors import VectorWriter, bigram_vector, role, word_vector
 
-from worker.demo.material import articles
-
-Connection = psycopg.Connection[Any]
+from embedworker.demo.material import articles
 
 KOREAN = [
     "보일러 오류 코드 E-119 점화가 되지 않을 때",
@@ -35,13 +33,25 @@ ENGLISH = [
 ONE = np.eye(1, 384, dtype=np.float32)[0]
 
 
+def terms(text: str) -> list[str]:
+    """The terms of the texts of this module, from their definition: strings, no hashing."""
+    plain = unicodedata.normalize("NFKC", text).lower()
+    found = []
+    for code in re.findall(r"[a-z0-9]+(?:[-][a-z0-9]+)*", plain):
+        if re.search("[0-9]", code) and re.search("[a-z]", code):
+            found.append("code " + code.replace("-", ""))
+    for run in re.sub(r"[\W_]+", " ", plain).split():
+        word = re.fullmatch("[a-z]{3,}", run)
+        number = re.match("[0-9]{3,}", run)
+        found += [run.removesuffix("s").removesuffix("e")] if word else []
+        found += [number[0]] if number else []
+        if not word:
+            found += [a + b for a, b in pairwise(run)] or [run]
+    return found
+
+
 def bm25(question: str, texts: list[str]) -> list[float]:
-    """BM25 over its highest value, from the definition: bigrams as strings, no hashing."""
-
-    def terms(text: str) -> list[str]:
-        runs = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).lower()).split()
-        return [r for r in runs if len(r) == 1] + [a + b for r in runs for a, b in pairwise(r)]
-
+    """BM25 over its highest value, from the definition."""
     bags = [Counter(terms(text)) for text in texts]
     average = sum(bag.total() for bag in bags) / len(bags)
     asked = set(terms(question))
@@ -66,11 +76,18 @@ def shares(text: str) -> np.ndarray[Any, Any]:
     return counts / max(counts.sum(), 1)
 
 
-def expected(question: str, texts: list[str]) -> dict[int, float]:
-    """What the column bm25 must be: as far as scripts differ, what the others have on average."""
+def expected(
+    question: str, texts: list[str], similarity: dict[int, float] | None = None
+) -> dict[int, float]:
+    """What the column bm25 must be: as far as scripts differ, what others as near have."""
     plain = np.array(bm25(question, texts))
     same = np.array([shares(question) @ shares(text) for text in texts])
-    neutral = plain @ same / same.sum() if same.sum() else 0.0
+    neutral = np.full(len(texts), plain @ same / same.sum() if same.sum() else 0.0)
+    alike = same >= 0.5
+    near = np.array([(similarity or {}).get(number, 0.0) for number in range(len(texts))])
+    if alike.sum() > 1 and np.ptp(near[alike]) > 0:
+        slope = max(0.0, np.polyfit(near[alike], plain[alike], 1)[0])
+        neutral = np.clip(neutral + slope * (near - near[alike].mean()), 0, 1)
     return dict(enumerate(plain + np.maximum(0, 1 - 2 * same) * neutral))
 
 
@@ -114,6 +131,8 @@ QUESTIONS = [
     "물",
     "층간소음 층간소음 줄이기!!",
     "없는 말뿐인 질문",
+    "E-119",
+    "boiler flames",
 ]
 
 
@@ -125,9 +144,13 @@ def test_agrees_with_the_definition(
     table(connection, vectors, texts)
     vectors.know(question)
     rows = search(connection, question)
-    assert parts(rows) == pytest.approx(expected(question, texts[:-1]), abs=1e-6)
-    for _, score, similarity, words, _ in rows:
-        assert score == pytest.approx(similarity + 0.2 * words, abs=1e-6)
+    near = {row[0]: row[2] for row in rows}
+    assert parts(rows) == pytest.approx(expected(question, texts[:-1], near), abs=1e-6)
+    asked = {term for term in terms(question) if term.startswith("code ")}
+    weight = 0.1 if shares(question)[1] > 0.5 else 0.2
+    for number, score, similarity, words, _ in rows:
+        held = len(asked.intersection(terms(texts[number]))) / max(len(asked), 1)
+        assert score == pytest.approx(similarity + weight * words + 0.1 * held, abs=1e-6)
     assert [row[1] for row in rows] == sorted((row[1] for row in rows), reverse=True)
 
 
@@ -218,7 +241,7 @@ def test_a_question_of_one_syllable_and_one_without_any(
 
 def test_names_numbers_and_codes_of_the_demo(connection: Connection, vectors: VectorWriter) -> None:
     known = articles()
-    exact = json.loads((files("worker.demo") / "questions.json").read_text("utf-8"))["exact"]
+    exact = json.loads((files("embedworker.demo") / "questions.json").read_text("utf-8"))["exact"]
     table(connection, vectors, [f"{article.title}\n{article.content}" for article in known])
     same_meaning(connection, vectors, *(q["question"] for q in exact))
     for asked in exact:
@@ -298,6 +321,64 @@ def test_a_vector_in_a_column_of_the_table(connection: Connection, vectors: Vect
     assert parts(rows) == pytest.approx(expected("부산", KOREAN), abs=1e-6)
     with role(connection, "select on article"):
         assert search(connection, "부산") == rows
+
+
+def test_passages_of_the_first_scheme_are_ranked_beside_the_others(
+    connection: Connection, vectors: VectorWriter
+) -> None:
+    """As after an upgrade: the passages found stand in for all, and each counts by its terms."""
+    table(connection, vectors, KOREAN)
+    average = sum(len(terms(text)) for text in KOREAN) / len(KOREAN)
+    connection.execute("update embed.lexical_state set scheme = 1")
+    wanted = expected("부산 막차", KOREAN)  # no Latin word: the terms of both are the same
+    same_meaning(connection, vectors, "부산 막차")
+    assert parts(search(connection, "부산 막차")) == pytest.approx(wanted, abs=1e-6)
+    for number in (2, 3, 4):
+        connection.execute(
+            "update article_embedding set terms = %s where id = %s",
+            [bigram_vector(KOREAN[number], average), number],
+        )
+    found = parts(search(connection, "부산 막차"))
+    assert sorted(found, key=found.__getitem__)[-3:] == [3, 2, 4]
+    assert max(found[number] for number in (0, 1, 5, 6)) < 0.05 < min(found[2], found[3], found[4])
+    connection.execute("update article_embedding set terms = null where id in (0, 1)")
+    assert [row[0] for row in search(connection, "부산 막차")][:3] == [4, 2, 3]
+
+
+def test_a_code_in_a_long_text_counts_more_than_a_near_meaning(
+    connection: Connection, vectors: VectorWriter
+) -> None:
+    """Consecutive codes share all but their end, and a code is one word of many."""
+    filler = " ".join(
+        f"점검 순서 {i}번째 문장은 전원을 끄고 뚜껑을 연다고 말한다." for i in range(20)
+    )
+    table(connection, vectors, [f"{filler} 오류 코드는 PX-10{i:02} 이다." for i in range(40)])
+    question = "화면에 PX-1017 이라고 나오는데 어떻게 하나요"
+    connection.execute("update article_embedding set embedding = %s", [word_vector("far")])
+    connection.execute("update article_embedding set embedding = %s where id <> 17", [ONE])
+    near = 0.9 * ONE + 0.43589 * word_vector("far")
+    vectors.know(question, near.astype(np.float32))
+    rows = search(connection, question, k=3, lexical=0.5)
+    assert rows[0][0] != 17, "or the test shows nothing"
+    vectors.know("PX-1017 오류", (ONE + 0.95 * word_vector("far")).astype(np.float32))
+    assert search(connection, "PX-1017 오류", k=1, lexical=0.001)[0][0] == 17
+    assert search(connection, "PX-1017 오류", k=1, lexical=0)[0][0] != 17
+
+
+def test_a_question_in_latin_letters_has_half_the_weight(
+    connection: Connection, vectors: VectorWriter
+) -> None:
+    table(connection, vectors, [*KOREAN, *ENGLISH])
+    for question, weight in (
+        ("the boiler", 0.1),
+        ("boiler 보일러가", 0.1),
+        ("wifi 보일러가요", 0.2),
+    ):
+        vectors.know(question)
+        row = max(search(connection, question), key=lambda row: row[3] or 0)
+        assert (row[1] - row[2]) / row[3] == pytest.approx(weight, abs=1e-3)
+        row = max(search(connection, question, lexical=0.2), key=lambda row: row[3] or 0)
+        assert (row[1] - row[2]) / row[3] == pytest.approx(0.2, abs=1e-3), "as the call says"
 
 
 def test_readers_get_the_same_scores_and_nobody_else_the_statistics(

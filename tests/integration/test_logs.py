@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from worker.errors import ModelError
-from worker.service.logs import sayable, set_up_logs
-from worker.settings import load
+from embedworker.errors import ModelError
+from embedworker.service.logs import redacted, set_up_logs
+from embedworker.settings import load
 
 SECRET = "은밀한 글 hunter2"
 
@@ -64,10 +64,10 @@ def test_a_traceback_does_not_quote(logged: io.StringIO, form: str) -> None:
 
 
 def test_our_own_errors_are_said_and_those_of_libraries_are_not() -> None:
-    assert sayable(ModelError("it is gone\nand more")) == "it is gone"
-    assert sayable("a sentence") == "a sentence"
-    assert sayable(RuntimeError(SECRET)) == "RuntimeError"
-    assert sayable(psycopg.OperationalError("the connection is lost")) == "the connection is lost"
+    assert redacted(ModelError("it is gone\nand more")) == "it is gone"
+    assert redacted("a sentence") == "a sentence"
+    assert redacted(RuntimeError(SECRET)) == "RuntimeError"
+    assert redacted(psycopg.OperationalError("the connection is lost")) == "the connection is lost"
 
 
 @pytest.mark.parametrize(
@@ -88,4 +88,4 @@ def test_what_the_server_quotes_is_not_said(
 ) -> None:
     with pytest.raises(psycopg.Error) as caught:
         connection.execute(statement.encode())
-    assert sayable(caught.value) == said
+    assert redacted(caught.value) == said

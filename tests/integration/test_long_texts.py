@@ -13,19 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
+from fix_database import Connection
 from fix_database import _new_database as new_database
 from fix_evaluation import data_set
 
-from worker import settings
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.demo.material import articles
-from worker.model import BUNDLED_MODEL, Encoder
-from worker.service.worker import Worker
-
-Connection = psycopg.Connection[Any]
+from embedworker import settings
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.demo.material import articles
+from embedworker.model import BUNDLED_MODEL, Encoder
+from embedworker.service.worker import Worker
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "long_texts.py"
 TOKENS = 900  # of a joined text at least; the window has 512

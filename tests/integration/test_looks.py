@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import pytest
 from fix_drain import Lane
 
-from worker.database.connect import connect
-from worker.queue import looks as module
-from worker.queue.looks import FIRST
+from embedworker.database.connect import connect
+from embedworker.queue import looks as module
+from embedworker.queue.looks import FIRST
+from embedworker.settings import Settings
+
+LEASE = Settings.model_fields["lease"].default
 
 
 def test_rows_bring_the_next_look_nearer(
@@ -23,9 +26,10 @@ def test_rows_bring_the_next_look_nearer(
             "select id from embed.source where relation = 'article'::regclass"
         ).fetchall()
         lane = worker.lane
-        looks = {"rows held": lane._counts, "index": lane._indexer.looks}
-        looks |= {"queue": lane._compactor.looks}
-        pauses = dict.fromkeys(looks, FIRST) | {"rows held": lane._settings.lease / 3}
+        looks = {chore.label: kept.looks for chore, kept in lane.maintenance.chores}
+        looks["rows held"] = lane.returns.looks
+        assert looks.keys() == {"index", "compact", "rows held"}
+        pauses = dict.fromkeys(looks, FIRST) | {"rows held": LEASE / 3}
         for _ in range(4):
             clock.now += 10 * FIRST
             assert worker.drain() == []

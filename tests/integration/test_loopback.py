@@ -1,4 +1,4 @@
-"""Setting the road of embed.query up, again, and where something stands in its way."""
+"""Set up the loopback of embed.query, repeat it, and find out why it does not work."""
 
 from itertools import count
 from typing import Any
@@ -13,13 +13,14 @@ from fix_questions import (
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from worker.database.connect import connect
-from worker.database.loopback import set_up_loopback, take_down_loopback
-from worker.queue.source import Connection
+from embedworker.database.connect import connect
+from embedworker.database.loopback import set_up_loopback, take_down_loopback
+from embedworker.queue.source import Connection
 
 _numbers = count(1)
 
 
+@pytest.mark.smoke
 def test_set_up_again_changes_the_password_and_keeps_working(
     questions: QuestionRunner, owner: Connection
 ) -> None:
@@ -33,6 +34,7 @@ def test_set_up_again_changes_the_password_and_keeps_working(
 
 
 @pytest.mark.usefixtures("questions")
+@pytest.mark.smoke
 def test_given_host_that_fails_is_said_and_another_used(owner: Connection) -> None:
     (remark,) = set_up_loopback(owner, host="host.invalid")
     assert "host.invalid" in remark
@@ -44,8 +46,9 @@ def test_given_host_that_fails_is_said_and_another_used(owner: Connection) -> No
     ).fetchone() == (True,)
 
 
+@pytest.mark.smoke
 def test_no_host_works(owner: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    from worker.database import loopback
+    from embedworker.database import loopback
 
     monkeypatch.setattr(loopback, "_hosts", lambda *_: ["host.invalid"])
     (remark,) = set_up_loopback(owner)
@@ -58,6 +61,7 @@ def test_no_host_works(owner: Connection, monkeypatch: pytest.MonkeyPatch) -> No
     refused(owner, "EW001", "select embed.query('x')")
 
 
+@pytest.mark.smoke
 def test_password_changed_by_somebody(owner: Connection) -> None:
     role = owner.execute("select embed._loopback_role()").fetchone()
     assert role is not None
@@ -75,6 +79,10 @@ def test_too_many_sessions(owner: Connection) -> None:
 
 
 def test_asking_while_the_same_transaction_locks_the_questions(owner: Connection) -> None:
+    owner.execute(
+        "insert into embed.worker_session (id, host, pid, lanes, backend, lock_held)"
+        " values (1, 'test', 0, '{questions}', 0, false)"
+    )
     owner.execute("begin; lock table embed.question in access exclusive mode")
     said = refused(owner, "EW007", "select embed.query('x')")
     assert "lock timeout" in said.message_detail
@@ -119,7 +127,7 @@ def test_role_that_may_not_install_dblink(
 ) -> None:
     owner.execute("drop extension dblink cascade")
     owner.execute(
-        sql.SQL("grant all on embed.setting to {}").format(sql.Identifier(application_role))
+        sql.SQL("alter table embed.setting owner to {}").format(sql.Identifier(application_role))
     )
     (remark,) = set_up_loopback(application)
     assert "create extension dblink" in remark
@@ -128,9 +136,19 @@ def test_role_that_may_not_install_dblink(
     )
 
 
+def drop_with_its_roles(owner: Connection, name: str) -> None:
+    """Drop a database, the role that its questions came by, and its owner."""
+    asks = owner.execute(
+        "select 'embed_loopback_' || oid from pg_database where datname = %s", [name]
+    ).fetchone()[0]
+    owner.execute(f"drop database {name} with (force)")
+    owner.execute(f"drop role if exists {asks}")
+    owner.execute(f"drop role {name}")
+
+
 def test_role_that_may_not_create_roles(owner: Connection, server: Any) -> None:
     """The owner of a database who is nothing else: no crash, a remark that says what to grant."""
-    from worker.database.migrate import migrate
+    from embedworker.database.migrate import migrate
 
     name = f"landlord{next(_numbers)}"
     owner.execute(f"create role {name} login password 'made up'")
@@ -153,14 +171,44 @@ def test_role_that_may_not_create_roles(owner: Connection, server: Any) -> None:
             c.execute("set embed.query_timeout = '100ms'")
             refused(c, "EW001", "select embed.query('x')")
     finally:
-        owner.execute(f"drop database {name} with (force)")
-        for (leftover,) in owner.execute(
-            "select rolname from pg_roles where rolname like 'embed\\_loopback\\_%%' and"
-            " substr(rolname, 16)::oid not in (select oid from pg_database)",
-            {},
-        ).fetchall():
-            owner.execute(f"drop role {leftover}")
-        owner.execute(f"drop role {name}")
+        drop_with_its_roles(owner, name)
+
+
+def test_a_superuser_runs_migrate_once_in_somebody_s_database(
+    owner: Connection, server: Any
+) -> None:
+    """As the remark says; all of it then belongs to the owner, whose questions find their way."""
+    from embedworker.database.migrate import migrate
+
+    name = f"landlord{next(_numbers)}"
+    owner.execute(f"create role {name} login password 'made up'")
+    owner.execute(f"create database {name} owner {name}")
+    url = make_conninfo(server.url(name), user=name, password="made up")
+    strangers = (
+        "select p.oid::regprocedure::text from pg_proc p"
+        " where p.pronamespace = 'embed'::regnamespace and p.proowner::regrole::text <> %(name)s"
+        " and p.proname not like 'dblink%%'"
+        " union all select c.oid::regclass::text from pg_class c"
+        " where c.relnamespace = 'embed'::regnamespace and c.relowner::regrole::text <> %(name)s"
+        " and c.relkind <> 'c'"
+        " union all select srvname from pg_foreign_server where srvowner::regrole::text <> %(name)s"
+    )
+    try:
+        with connect(server.url(name), vectors=False) as c:
+            c.execute("create extension vector")
+        (remark,) = migrate(url)
+        assert "as a superuser run `create extension dblink`" in remark
+        assert migrate(server.url(name)) == []
+        with connect(server.url(name)) as c:
+            assert c.execute(strangers, {"name": name}).fetchall() == []
+        with connect(url) as c:
+            c.execute("set embed.query_timeout = '100ms'")
+            refused(c, "EW001", "select embed.query('x')")
+        assert migrate(url) == [], "what works is left alone"
+        with connect(url) as c:
+            refused(c, "EW001", "select embed.query('x')")
+    finally:
+        drop_with_its_roles(owner, name)
 
 
 def test_copied_database_does_not_ask_the_original(owner: Connection) -> None:

@@ -5,9 +5,9 @@ from contextlib import closing
 import pytest
 from fix_drain import Lane
 
-from worker.database.connect import connect
-from worker.service import memory
-from worker.service.memory import Trimmer
+from embedworker.database.connect import connect
+from embedworker.service import memory
+from embedworker.service.memory import Trimmer
 
 
 def test_after_work_alone(testing_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_after_work_alone(testing_database: str, monkeypatch: pytest.MonkeyPatch
     with connect(testing_database) as connection, closing(Lane(testing_database)) as worker:
         connection.execute("create table article (id int primary key, body text)")
         connection.execute("select embed.enable('article', array['body'])")
-        worker.lane._trimmer = Trimmer(pause=0)
+        worker.lane.maintenance.trimmer = Trimmer(pause=0)
         assert worker.drain() == []
         assert trims == []
         connection.execute("insert into article values (1, '글')")

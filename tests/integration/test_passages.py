@@ -1,17 +1,17 @@
 """What a worker writes of a text beside its vector: passages, whether it was cut, and its terms."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
-import psycopg
 import pytest
-from fix_drain import Lane
+from fix_database import Connection
+from fix_drain import Lane, assert_current
 
-from worker.database.connect import connect
-from worker.model.lexical import length, term_vector
-
-Connection = psycopg.Connection[Any]
+from embedworker.database.connect import connect
+from embedworker.model.encoder import Tokens, Vectors
+from embedworker.model.lexical import length, term_vector
+from embedworker.model.testing import HashEncoder
 
 LONG = "한국어 문장입니다. " * 1000  # 11,000 characters; the encoder of the tests reads 8,192
 
@@ -133,15 +133,33 @@ def test_no_text_waits_behind_a_very_long_one(article: Connection, lane: Lane) -
     assert passages > 32
 
 
+def test_equal_texts_go_through_the_model_once(
+    article: Connection, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one window; each row has its own vector all the same."""
+    seen: list[str] = []
+    right = HashEncoder.encode_tokens
+
+    def encode(self: HashEncoder, batch: Sequence[Tokens]) -> Vectors:
+        seen.extend("".join(map(chr, tokens.ids)) for tokens in batch)
+        return right(self, batch)
+
+    monkeypatch.setattr(HashEncoder, "encode_tokens", encode)
+    fill(article, "같은 글", "다른 글", "같은 글", "같은 글")
+    assert lane.drain() == []
+    assert sorted(seen) == ["passage: 같은 글", "passage: 다른 글"]
+    assert len(assert_current(article, "article")) == 4
+
+
 def test_a_table_disabled_between_two_batches_ends_only_its_own_work(
     article: Connection, lane: Lane
 ) -> None:
     fill(article, "하나", "둘", "셋")
     for _ in range(10):
-        if lane.progress.holding:
+        if lane.progress.claimed:
             break
         lane.lane.step()
-    assert lane.progress.holding
+    assert lane.progress.claimed
     article.execute("select embed.disable('article', drop_vectors => true)")
     lane.wake.set()  # the look for urgent rows meets the missing table, and all that is held goes
     lane.lane.step()

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 from fix_questions import (
     QuestionRunner,
@@ -16,11 +17,15 @@ from fix_questions import (
 from psycopg.conninfo import make_conninfo
 from waiting import wait_until
 
-from worker.database.connect import connect
-from worker.database.statements import statement
-from worker.normalization import normalized
-from worker.queue.source import Connection
-from worker.service import questions as lane
+from embedworker.database.connect import connect
+from embedworker.database.rows import fetch_one
+from embedworker.database.statements import statement
+from embedworker.errors import NoWorker
+from embedworker.model.catalog import TESTING_MODEL
+from embedworker.normalization import normalized
+from embedworker.queue.source import Connection
+from embedworker.search.client import query_vector
+from embedworker.service import questions as lane
 
 
 @pytest.fixture
@@ -159,9 +164,9 @@ def test_several_questions_in_one_statement(owner: Connection) -> None:
 
 
 @pytest.mark.usefixtures("questions")
-def test_memo_survives_close_all_and_a_rolled_back_savepoint(owner: Connection) -> None:
+def test_memo_survives_discarded_settings_and_a_rolled_back_savepoint(owner: Connection) -> None:
     owner.execute("begin")
-    for disturbance in ["close all", "savepoint s", "rollback to s", "close all"]:
+    for disturbance in ["close all", "savepoint s", "rollback to s", "reset all"]:
         owner.execute(disturbance)
         pair = owner.execute("select embed.query('a'), embed.query('b'), embed.query('a')")
         a, b, again = pair.fetchone() or ()
@@ -203,6 +208,7 @@ def test_index_is_used(
     ids=["subquery", "common table expression", "parameter", "condition"],
 )
 @pytest.mark.usefixtures("questions")
+@pytest.mark.slow
 def test_index_is_used_in_other_forms(
     owner: Connection, articles: Callable[[int], None], form: str
 ) -> None:
@@ -279,24 +285,83 @@ def test_many_sessions_at_once(questions: QuestionRunner) -> None:
 
 
 def test_nobody_answers(owner: Connection) -> None:
-    owner.execute("set embed.query_timeout = '200ms'")
-    said = refused(owner, "EW001", "select embed.query('anyone?')")
-    assert "200ms" in said.message_primary
-    assert "No worker is connected" in said.message_detail
-    assert "embedworker run" in said.message_hint
-    assert waiting(owner) == 0, "a request nobody waits for must not stay"
+    """Said at once: whoever waits for the time-out is missing in a pool of sessions."""
+    owner.execute("set embed.query_timeout = '1min'; set embed.worker_grace = '50ms'")
+    owner.execute("set statement_timeout = '20s'")
+    for call in ("embed.query('anyone?')", "embed.similarity('anyone?', 'someone?')"):
+        said = refused(owner, "EW001", f"select {call}")
+        assert "no worker that answers questions is connected" in said.message_primary
+        assert "No worker is connected" in said.message_detail
+        assert "embedworker run" in said.message_hint
+        assert waiting(owner) == 0, "a request nobody waits for must not stay"
+
+
+def test_a_worker_that_is_back_within_the_grace_answers(
+    testing_database: str, owner: Connection
+) -> None:
+    """As the hint says; also an asker whose snapshot is older than the worker."""
+    for begin in ("begin", "begin isolation level repeatable read; select from embed.worker"):
+        owner.execute("rollback")
+        text = f"back after {begin}"
+        with ThreadPoolExecutor(1) as pool:
+            owner.execute("set embed.worker_grace = '50ms'")
+            hint = refused(owner, "EW001", "select embed.query('anyone?')").message_hint
+            owner.execute(hint[hint.index("set embed.worker_grace") :].rstrip("."))
+            owner.execute(begin)
+            answer = pool.submit(ask, owner, text)
+            with connect(testing_database) as other:
+                wait_until(lambda: active_on_the_loopback(other))
+                with QuestionRunner(testing_database):
+                    assert answer.result(10) == pytest.approx(question_vector(text), abs=1e-7)
+
+
+def active_on_the_loopback(c: Connection) -> bool:
+    """Whether an asker is there, and its request is not: it waits for a worker."""
+    row = c.execute(
+        "select from pg_stat_activity where state = 'active' and wait_event = 'PgSleep'"
+        " and application_name = 'embedworker question' and datname = current_database()"
+    ).fetchone()
+    return row is not None and waiting(c) == 0
+
+
+def test_the_last_worker_goes_while_it_is_asked(
+    questions: QuestionRunner, owner: Connection, connection: Connection
+) -> None:
+    """By embed.query, and by the Python client's own statement without dblink."""
+    questions.gate.clear()
+    owner.execute("set embed.query_timeout = '1min'; set embed.worker_grace = '50ms'")
+    ways = (
+        lambda: owner.execute("select embed.query('anyone?')"),
+        lambda: query_vector(owner, "anyone?", TESTING_MODEL, timeout=60),
+    )
+    with ThreadPoolExecutor(1) as pool:
+        for way in ways:
+            connection.execute("update embed.worker_session set lanes = '{questions}'")
+            asked = pool.submit(way)
+            wait_until(lambda: waiting(connection) == 1)
+            connection.execute("update embed.worker_session set lanes = '{passages}'")
+            with pytest.raises(
+                (psycopg.DatabaseError, NoWorker), match="no worker that answers questions"
+            ):
+                asked.result(10)
+            assert waiting(owner) == 0
 
 
 def test_worker_is_there_but_does_not_answer(questions: QuestionRunner, owner: Connection) -> None:
     questions.gate.clear()
     owner.execute("set embed.query_timeout = '0.2'")
     said = refused(owner, "EW001", "select embed.query('anyone?')")
+    assert "no worker answered the question within 0.2" in said.message_primary
     assert "1 worker is connected" in said.message_detail
     owner.execute(
         "update embed.worker_session set lock_held = false, seen_at = now() - '1h'::interval"
     )
     said = refused(owner, "EW001", "select embed.query('anyone?')")
     assert "No worker is connected" in said.message_detail
+    owner.execute("update embed.worker_session set seen_at = now(), lanes = '{passages}'")
+    said = refused(owner, "EW001", "select embed.query('anyone?')")
+    assert "no worker that answers questions" in said.message_primary
+    assert "1 worker is connected" in said.message_detail
 
 
 @pytest.mark.parametrize("text", [None, "", "  \n\t", "\u3000\u200b"])
@@ -330,10 +395,12 @@ def test_model_that_nothing_uses(owner: Connection) -> None:
     refused(owner, "EW001", "select embed.query('x', model => %s)", other)
 
 
+@pytest.mark.parametrize("setting", ["embed.query_timeout", "embed.worker_grace"])
 @pytest.mark.parametrize("value", ["soon", "-1s", "0", "2min", "1e99 years"])
-def test_wrong_timeout(owner: Connection, value: str) -> None:
-    owner.execute("select set_config('embed.query_timeout', %s, false)", [value])
-    assert value in refused(owner, "EW003", "select embed.query('x')").message_primary
+def test_wrong_timeout(owner: Connection, setting: str, value: str) -> None:
+    owner.execute("select set_config(%s, %s, false)", [setting, value])
+    said = refused(owner, "EW003", "select embed.query('x')").message_primary
+    assert f"{setting} is '{value}'" in said
 
 
 @pytest.mark.usefixtures("questions")
@@ -390,7 +457,7 @@ def test_cache_is_bounded(owner: Connection, monkeypatch: pytest.MonkeyPatch) ->
 
 def hits(c: Connection) -> int:
     c.execute("select pg_stat_force_next_flush()")
-    (_, _, hits) = c.execute(statement("observer_questions")).fetchone() or (0, 0, 0)
+    (_, _, hits, _) = fetch_one(c.execute(statement("observer_questions")))
     return int(hits)
 
 

@@ -14,7 +14,7 @@ from fix_questions import (
 from psycopg import errors
 from waiting import wait_until
 
-from worker.queue.source import Connection
+from embedworker.queue.source import Connection
 
 
 @pytest.mark.usefixtures("questions")

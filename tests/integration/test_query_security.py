@@ -12,8 +12,8 @@ from fix_questions import (
 )
 from waiting import wait_until
 
-from worker.database.connect import connect
-from worker.queue.source import Connection
+from embedworker.database.connect import connect
+from embedworker.queue.source import Connection
 
 SECRET = "비밀 질문 4711"
 
@@ -31,6 +31,7 @@ def grant_dblink(owner: Connection) -> None:
 
 
 @pytest.mark.usefixtures("questions")
+@pytest.mark.smoke
 def test_dblink_installed_for_us_is_nobody_elses(application: Connection) -> None:
     ask(application, "x")
     refused(
@@ -75,6 +76,7 @@ def test_kept_connection_can_do_nothing_but_ask(
     assert ask(application, "still") == pytest.approx(question_vector("still"), abs=1e-7)
 
 
+@pytest.mark.slow
 def test_others_questions_cannot_be_read(
     questions: QuestionRunner,
     owner: Connection,
@@ -130,6 +132,7 @@ def test_what_others_ask_is_hidden_while_it_is_sent(
 
 
 @pytest.mark.usefixtures("questions")
+@pytest.mark.smoke
 def test_password_of_the_loopback_is_hidden(owner: Connection, application: Connection) -> None:
     mine = "select umoptions::text from pg_user_mappings where srvname = 'embed_loopback'"
     assert "password" in str(owner.execute(mine).fetchall())
@@ -144,6 +147,7 @@ def test_password_of_the_loopback_is_hidden(owner: Connection, application: Conn
     assert seen == [(None,)]
 
 
+@pytest.mark.smoke
 def test_loopback_role_has_nothing_but_two_functions(owner: Connection) -> None:
     role = owner.execute(
         "select rolsuper, rolinherit, rolcreaterole, rolcreatedb, rolcanlogin, rolreplication,"

@@ -17,15 +17,15 @@ from fix_questions import (
 )
 from waiting import wait_until
 
-from worker import settings
-from worker.database.connect import connect
-from worker.database.statements import statement
-from worker.errors import ModelError
-from worker.model.catalog import TESTING_MODEL
-from worker.queue.lease import free_questions
-from worker.queue.source import Connection
-from worker.service.models import Models
-from worker.service.questions import BATCH, QuestionLane
+from embedworker import settings
+from embedworker.database.connect import connect
+from embedworker.database.statements import statement
+from embedworker.errors import ModelError
+from embedworker.model.catalog import TESTING_MODEL
+from embedworker.queue.lease import free_questions
+from embedworker.queue.source import Connection
+from embedworker.service.models import Models
+from embedworker.service.questions import BATCH, QuestionLane
 
 WAIT = "select embedding, error from embed.await(%s, '10s')"
 
@@ -86,15 +86,18 @@ def test_one_bad_question_does_not_spoil_its_batch(
             assert embedding.to_list() == pytest.approx(question_vector(text), abs=1e-7)
 
 
-def test_model_that_cannot_be_loaded_is_an_answer(owner: Connection) -> None:
+def test_model_that_cannot_be_loaded_is_an_answer(
+    owner: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
     def load(_: Connection, name: str) -> Any:
         raise ModelError(f"the folder of {name} is gone")
 
-    leave(owner, "x")
-    assert QuestionLane(load).answer_once(owner, 1) == 1
-    row = owner.execute("select error from embed.question").fetchone()
-    assert row is not None
-    assert "is gone" in row[0]
+    leave(owner, "x", "y", "z")
+    assert QuestionLane(load).answer_once(owner, 1) == 3
+    rows = owner.execute("select error from embed.question").fetchall()
+    assert len(rows) == 3
+    assert all("is gone" in error for (error,) in rows)
+    assert caplog.records == [], "whoever loads it says so, once"
 
 
 def test_error_that_is_not_ours_tells_no_more_than_its_kind(owner: Connection) -> None:

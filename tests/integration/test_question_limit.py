@@ -11,10 +11,10 @@ from fix_questions import QuestionRunner, ask, loopback_backends, question_vecto
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from worker.database.connect import connect
-from worker.model.catalog import TESTING_MODEL
-from worker.queue.source import Connection
-from worker.search.client import query_vector
+from embedworker.database.connect import connect
+from embedworker.model.catalog import TESTING_MODEL
+from embedworker.queue.source import Connection
+from embedworker.search.client import query_vector
 
 
 def limit(owner: Connection, a_minute: int | None, role: str | None = None) -> None:
@@ -165,7 +165,7 @@ def test_reranking_counts(
 
 @pytest.mark.usefixtures("questions")
 def test_without_dblink_too(owner: Connection) -> None:
-    """The Python client's other road, embed.ask itself, for those who may call it."""
+    """The Python client's other way, embed.ask itself, for those who may call it."""
     limit(owner, 1)
     composed = query_vector(owner, "one", TESTING_MODEL)
     assert composed.to_list() == pytest.approx(question_vector("one"), abs=1e-7)

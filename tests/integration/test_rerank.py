@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_cli import Cli
+from fix_database import Connection
 from fix_database import _new_database as new_database
 from fix_drain import drain_url
 from fix_vectors import VectorWriter
@@ -18,15 +19,14 @@ from psycopg import errors, sql
 from tiny_models import save_model, save_reranker
 from waiting import wait_until
 
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.loopback import set_up_loopback
-from worker.errors import SearchWarning
-from worker.search.client import search as client_search
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.loopback import set_up_loopback
+from embedworker.errors import SearchWarning
+from embedworker.search.client import search as client_search
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-Connection = psycopg.Connection[Any]
 
 QUESTION = "어느 글이 가장 좋은가요"
 # The cross-encoder of these tests puts the larger digit first; by meaning the order is another.
@@ -356,7 +356,9 @@ def test_no_worker(connection: Connection, vectors: VectorWriter) -> None:
         'select (s."row").id, s.reranked from embed.search(null::article, %s, rerank => 2) s', ["a"]
     ).fetchall()
     assert found == [(1, None), (2, None)]
-    assert notices == ["the rows are not reranked: no worker that answers questions is connected"]
+    assert notices == [
+        "the rows are not reranked: no worker that answers questions is connected to this database"
+    ]
     assert connection.execute("select count(*) from embed.question").fetchone() == (0,)
 
 

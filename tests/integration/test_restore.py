@@ -7,8 +7,8 @@ import pytest
 from fix_drain import Connection, assert_current, captured, drain_url
 from psycopg import sql
 
-from worker.database.cluster import Cluster
-from worker.database.migrate import migrate
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.migrate import migrate
 
 TABLE = """
 create schema shop;
@@ -50,7 +50,9 @@ def roles_of(cluster: Cluster) -> set[str]:
         return {name for (name,) in connection.execute("select rolname from pg_roles")}
 
 
-def dump_and_restore(cluster: Cluster, name: str, folder: Path, into: Cluster, new: str) -> str:
+def dump_and_restore(
+    cluster: Cluster, name: str, folder: Path, into: Cluster, new: str, *options: str
+) -> str:
     """Return the URL of ``new``; both programs run as whoever owns the servers."""
     folder.mkdir()
     cluster.account.own(folder)
@@ -69,6 +71,7 @@ def dump_and_restore(cluster: Cluster, name: str, folder: Path, into: Cluster, n
         into.account,
         "pg_restore",
         "--exit-on-error",
+        *options,
         "-d",
         into.url(new),
         str(dump),
@@ -82,6 +85,7 @@ def dump_and_restore(cluster: Cluster, name: str, folder: Path, into: Cluster, n
     "where", ["new server", pytest.param("same server", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("first", ["migrate", "worker", "enable", "writes"])
+@pytest.mark.slow
 def test_restore(
     testing_database: str,
     server: Cluster,
@@ -140,3 +144,63 @@ def _goes_on(connection: Connection, url: str) -> None:
     connection.execute("select embed.enable('article', array['body'])")
     assert drain_url(url) == []
     assert len(assert_current(connection, "article")) == 20
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.slow
+def test_restored_without_owners_and_grants(
+    testing_database: str,
+    server: Cluster,
+    second_server: Cluster,
+    server_folder: Path,
+    restricted: bool,
+) -> None:
+    """The doctor sees it, and `migrate` gives and takes every right again."""
+    name = testing_database.rpartition("/")[2]
+    with psycopg.connect(testing_database, autocommit=True) as connection:
+        connection.execute(TABLE)
+        connection.execute("select embed.restrict_questions(%s)", [restricted])
+        assert drain_url(testing_database) == []
+    folder = server_folder / f"dump-bare-{restricted}"
+    url = dump_and_restore(
+        server, name, folder, second_server, "bare", "--no-owner", "--no-privileges"
+    )
+    rights = "select state, detail from embed.doctor() where \"check\" = 'rights'"
+    public = "select has_function_privilege('public', %s, 'execute')"
+    with psycopg.connect(url, autocommit=True) as connection:
+        state, detail = connection.execute(rights).fetchone() or ()
+        assert state == "problem"
+        for what in ("not everybody may use the schema embed", "everybody may call embed.ask"):
+            assert what in detail
+        assert migrate(url) == []
+        assert connection.execute(rights).fetchone() == (
+            "ok",
+            "as embedworker migrate gave them",
+        )
+        for function, expected in {
+            "embed.query(text, text)": True,  # it says itself who may ask
+            "embed._question(text, text)": not restricted,
+            "embed.ask(uuid, text, text, text, text[], oid)": False,
+            "embed.restrict_questions(boolean)": True,  # the same
+            "embed.source_2_refresh()": False,
+            "embed.source_2_open()": True,
+            "embed.dblink(text)": False,
+        }.items():
+            assert connection.execute(public, [function]).fetchone() == (expected,), function
+        connection.execute(
+            "drop role if exists reader; create role reader;"
+            "grant usage on schema shop to reader; grant select on shop.article to reader;"
+            "set role reader"
+        )
+        found = "select count(*) from shop.article_embedding"
+        assert connection.execute(found).fetchone() == (19,)
+        search = (
+            "select count(*) from embed.search(null::shop.article,"
+            " array_fill(0.1::real, array[384])::vector, k => 3)"
+        )
+        assert connection.execute(search).fetchone() == (3,)
+        connection.execute("reset role; drop owned by reader; drop role reader")
+        connection.execute("set search_path = shop, public")
+        connection.execute("update article set body = 'changed' where name = 'n1'")
+        assert drain_url(url) == []
+        assert assert_current(connection, "article")[("n1",)] == "title 1: changed"

@@ -1,4 +1,4 @@
-"""embed_worker, embed_admin, embed_search: what a member can do, and what it tries in vain.
+"""embed_worker, embed_admin, embed_monitor, embed_search: what a member can do, and what not.
 
 Three logins on one database: ``owner`` enables a table of its own and is no superuser, ``worker``
 owns nothing, ``stranger`` has no rights at all. The application writes as a fourth.
@@ -9,6 +9,7 @@ from contextlib import closing
 
 import psycopg
 import pytest
+from fix_cli import Cli
 from fix_database import _new_database as new_database
 from fix_drain import Lane, assert_current, source_of
 from fix_roles import PASSWORD, as_login, database_with_logins
@@ -16,17 +17,25 @@ from psycopg import errors
 from psycopg.conninfo import make_conninfo
 from waiting import wait_until
 
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.loopback import set_up_loopback
-from worker.database.migrate import migrate
-from worker.database.statements import statement
-from worker.model.catalog import TESTING_MODEL
-from worker.queue import compact
-from worker.queue.compact import Compactor
-from worker.queue.source import Connection
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.loopback import set_up_loopback
+from embedworker.database.migrate import migrate
+from embedworker.database.statements import statement
+from embedworker.model.catalog import TESTING_MODEL
+from embedworker.queue import compact
+from embedworker.queue.compact import Compactor
+from embedworker.queue.source import Connection
 
-LOGINS = {"owner": "embed_admin", "worker": "embed_worker", "stranger": None, "clerk": None}
+LOGINS = {
+    "owner": "embed_admin",
+    "other": "embed_admin",
+    "worker": "embed_worker",
+    "monitor": "embed_monitor",
+    "operator": "pg_monitor",
+    "stranger": None,
+    "clerk": None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +83,7 @@ def test_worker_that_owns_nothing_does_everything(url: str, owner: Connection, l
     with connect(as_login(url, "worker")) as monitor:
         backlog = monitor.execute(statement("observer_backlog")).fetchall()
         assert "shop.person" in [relation for _, relation, *_ in backlog]
-        assert monitor.execute(statement("observer_questions")).fetchall() == [(0, 0, 0)]
+        assert monitor.execute(statement("observer_questions")).fetchall() == [(0, 0, 0, 0)]
     with connect(as_login(url, "clerk")) as clerk:
         clerk.execute("insert into shop.person values (3, 'three', true, 5)")
         clerk.execute("update shop.person set bio = 'zwei' where id = 2")
@@ -102,9 +111,9 @@ def test_worker_that_owns_nothing_gives_the_room_of_a_queue_back(
     owner.execute(f"vacuum {queue}".encode())
     size = "select pg_total_relation_size(%s)"
     (before,) = owner.execute(size, [queue]).fetchone() or (0,)
-    assert not Compactor().consider(lane.connection, source), "it is not large"
+    assert not Compactor().run_if_due(lane.connection, source), "it is not large"
     monkeypatch.setattr(compact, "LARGE", 100_000)
-    assert Compactor().consider(lane.connection, source)
+    assert Compactor().run_if_due(lane.connection, source)
     assert (owner.execute(size, [queue]).fetchone() or (0,))[0] < before / 3
     assert owner.execute(f"select count(*) from {queue}".encode()).fetchone() == (11,)
 
@@ -206,6 +215,7 @@ def test_stranger_sees_nothing_but_may_ask(url: str, owner: Connection) -> None:
             f"select * from embed.inbox_{number}",
             f"select * from embed.queue_{number}",
             f"select embed.source_{number}_refresh()",
+            f"select embed.source_{number}_compact()",
             "select embed.ask(gen_random_uuid(), 'm', 'q', 'query')",
             "select setval('embed.seq', 1)",
             "select embed._make_roles()",
@@ -214,6 +224,62 @@ def test_stranger_sees_nothing_but_may_ask(url: str, owner: Connection) -> None:
             "delete from embed.question_allowance",
         ):
             refused(stranger, attempt)
+
+
+@pytest.mark.usefixtures("lane", "owner")
+def test_who_looks_may_use_the_command_line(url: str) -> None:
+    """What is not known to it is a dash, and null in JSON."""
+    cli = Cli(as_login(url, "monitor"))
+    assert "shop.person" in cli.ok("status")
+    (person,) = [s for s in cli.json("status")["sources"] if s["source"] == "shop.person"]
+    assert (person["rows"], person["coverage"], person["rows_per_second"]) == (None, None, None)
+
+
+@pytest.mark.usefixtures("lane")
+@pytest.mark.parametrize("login", ["monitor", "operator", "other"])
+def test_who_looks_sees_how_it_goes_and_no_text(url: str, owner: Connection, login: str) -> None:
+    """``operator`` is a member of pg_monitor, ``other`` administers tables of its own."""
+    number = source_of(owner, "shop.person").id
+    owner.execute(
+        f"insert into embed.queue_{number} (k1, seq, attempts, due, error) "
+        "values (77, 1, 5, 'infinity', 'the text was: salary')".encode()
+    )
+    owner.execute("update shop.person set bio = 'uno' where id = 1")
+    own = owner.execute("select key, error from embed.failure").fetchall()
+    assert own == [({"id": 77}, "the text was: salary")]
+    with connect(as_login(url, login)) as connection:
+        status = connection.execute(
+            "select state, rows, pending, dead, coverage, error from embed.status "
+            "where name = 'person'"
+        ).fetchall()
+        assert status == [("embedding", None, 1, 1, None, None)]
+        failure = connection.execute("select key, attempts, error, dead from embed.failure")
+        ((key, attempts, error, dead),) = failure.fetchall()
+        assert (key, attempts, dead) == (None, 5, True)
+        assert "salary" not in error
+        assert connection.execute("select count(*) from embed.worker").fetchone() == (1,)
+        looks = connection.execute("select subject, state, detail from embed.doctor()").fetchall()
+        assert {"database", "shop.person"} <= {subject for subject, *_ in looks}
+        assert not [look for look in looks if "permission denied" in (look[2] or "")]
+        backlog = connection.execute(statement("observer_backlog")).fetchall()
+        assert [
+            waiting for name, waiting in ((b[1], b[5]) for b in backlog) if name == "shop.person"
+        ] == [1]
+        if login != "other":
+            assert connection.execute(statement("observer_questions")).fetchall() == [(0, 0, 0, 0)]
+        for attempt in (
+            f"select k1 from embed.queue_{number}",
+            f"select error from embed.queue_{number}",
+            f"select k1 from embed.inbox_{number}",
+            f"delete from embed.queue_{number}",
+            "select bio from shop.person",
+            "select id from shop.person_embedding",
+            "select text from embed.question",
+            "select hash from embed.question_cache",
+            "select value from embed.memo_secret",
+            "update embed.source set paused = true",
+        ):
+            refused(connection, attempt)
 
 
 def test_questions_can_be_left_to_members(url: str) -> None:
@@ -246,8 +312,6 @@ def test_questions_are_limited_by_administrators(url: str) -> None:
         owner.execute("select embed.limit_questions(null)")
         assert owner.execute(limits).fetchall() == [("t_stranger", 7)]
         refused(worker, "select embed.limit_questions(1)")
-        may = "select has_function_privilege('embed.limit_questions(integer, regrole)', 'execute')"
-        assert worker.execute(may).fetchone() == (False,)
         owner.execute("delete from embed.question_limit")
 
 

@@ -1,12 +1,13 @@
 """SQLAlchemy models whose text is searchable: declared, enabled, searched."""
 
 import asyncio
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
-import psycopg
 import pytest
+from fix_database import Connection
 from fix_database import _new_database as new_database
 from fix_vectors import VectorWriter, word_vector
 from sqlalchemy import (
@@ -21,6 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     inspect,
+    or_,
     select,
     text,
 )
@@ -40,10 +42,16 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.schema import CreateSchema
 
-from worker.database.cluster import Cluster
-from worker.errors import ConfigurationError
-from worker.integrations.declaration import declarations, vector_table_name
-from worker.integrations.sqlalchemy import (
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.errors import (
+    ConfigurationError,
+    DatabaseError,
+    EmbedworkerError,
+    NoLoopback,
+    SearchWarning,
+)
+from embedworker.integrations.declaration import declarations, vector_table_name
+from embedworker.integrations.sqlalchemy import (
     Embedded,
     Passage,
     declare_embedded,
@@ -52,9 +60,8 @@ from worker.integrations.sqlalchemy import (
     search,
     search_async,
     search_statement,
+    typed_errors,
 )
-
-Connection = psycopg.Connection[Any]
 
 ARTICLES = {
     1: "apple pie with cinnamon",
@@ -147,6 +154,61 @@ def test_search_by_vector(session: Session) -> None:
     assert len(hits) == 2
 
 
+@pytest.mark.parametrize(
+    ("where", "keys"),
+    [
+        ([Article.title == ARTICLES[2]], [2]),
+        ([Article.title.like("apple%")], [1, 4]),
+        ([Article.title.like("apple%"), Article.id > 1], [4]),
+        ([Article.id == 3], [3]),
+        ([Article.id.in_([2, 3]), Article.title == ARTICLES[3]], [3]),
+        ([Article.title == "a", Article.title == "b"], []),
+        ([or_(Article.id == 1, Article.notes.any())], [1]),
+        ([Article.id > 99], []),
+    ],
+)
+def test_conditions_are_inside_the_search(
+    session: Session, vectors: VectorWriter, where: list[Any], keys: list[int]
+) -> None:
+    vectors.know("apple pie")
+    hits = search(session, Article, "apple pie", 2, where=where)
+    assert sorted(hit.row.id for hit in hits) == keys
+    assert hits.degraded is None
+    vector = [float(x) for x in word_vector("apple pie")]
+    assert [h.row.id for h in search(session, Article, vector, 1, where=where)] == [
+        hit.row.id for hit in hits[:1]
+    ]
+
+
+@pytest.mark.usefixtures("session")
+def test_a_condition_of_a_key_of_several_columns() -> None:
+    with pytest.raises(ConfigurationError, match="a key of 2 columns"):
+        search_statement(Note, "x", where=[Note.number > 3])
+    assert "jsonb_build_object" in str(search_statement(Note, "x", where=[Note.body == "a"]))
+
+
+def test_pages(session: Session, vectors: VectorWriter) -> None:
+    vectors.know("apple pie")
+    whole = [hit.row.id for hit in search(session, Article, "apple pie", 4)]
+    pages = [search(session, Article, "apple pie", 1, offset=n)[0].row.id for n in range(4)]
+    assert pages == whole
+    assert search(session, Article, "apple pie", 1, offset=4) == []
+
+
+def test_the_words_alone(session: Session, vectors: VectorWriter) -> None:
+    """Nobody answers here, and nothing else than the words is known of the question."""
+    vectors.count("article")
+    with pytest.warns(SearchWarning, match="the words alone rank the rows: EW007"):
+        hits = search(session, Article, "orchards")
+    assert [hit.row.id for hit in hits] == [4]
+    assert hits[0].similarity is None
+    assert hits.degraded is not None
+    with pytest.warns(SearchWarning, match="the words alone"):
+        assert search(session, Article, "zebra").degraded is not None
+    vectors.know("zebra")
+    assert search(session, Article, "zebra").degraded is None
+
+
 def test_distance_is_one_value_a_row_of_its_best_passage(
     session: Session, vectors: VectorWriter
 ) -> None:
@@ -163,6 +225,16 @@ def test_distance_is_one_value_a_row_of_its_best_passage(
     )
     assert rows[0][1] == pytest.approx(1 - best, abs=1e-5)
     assert rows[-1] == (9, None)
+
+
+def test_rows_without_a_vector_can_be_left_out(session: Session, vectors: VectorWriter) -> None:
+    """As the README writes it; they would come last."""
+    session.add(Article(id=9, title="not embedded yet"))
+    vectors.know("seoul")
+    embedded = select(Article.id).where(Article.embedding.any())
+    found = session.scalars(embedded.order_by(Article.embedding.distance(query("seoul")))).all()
+    assert found[0] == 3
+    assert sorted(found) == [1, 2, 3, 4]
 
 
 def test_a_text_is_a_question(session: Session, vectors: VectorWriter) -> None:
@@ -448,14 +520,63 @@ def test_a_class_that_was_enabled_elsewhere_is_searched_without_declaration(
 
 def test_a_statement_can_be_narrowed(session: Session, vectors: VectorWriter) -> None:
     vectors.know("apple pie")
-    statement = search_statement(Article, "apple pie", 4).where(Article.id > 1)
+    with pytest.warns(SearchWarning, match="can leave fewer than k"):
+        statement = search_statement(Article, "apple pie", 4).where(Article.id > 1)
     assert session.scalars(statement).first() is session.get(Article, 4)
 
 
 def test_errors_of_the_server_keep_their_sqlstate(session: Session) -> None:
-    with pytest.raises(DBAPIError) as caught:
+    with pytest.raises(EmbedworkerError) as caught:
         search(session, Article, "unknown", 0)
-    assert caught.value.orig.sqlstate == "EW003"  # type: ignore[union-attr]
+    assert caught.value.sqlstate == "EW003"
+
+
+SECRET = "a question that nobody else may read"
+
+
+def ask_in_search(session: Session) -> object:
+    return search(session, Article, SECRET, lexical=0)
+
+
+def ask_in_a_statement(session: Session) -> object:
+    with typed_errors():
+        return session.scalars(select(Article).order_by(Article.embedding.distance(SECRET))).all()
+
+
+@pytest.mark.parametrize("ask", [ask_in_search, ask_in_a_statement])
+def test_an_error_says_its_kind_and_not_the_question(
+    session: Session, ask: Callable[[Session], object]
+) -> None:
+    with pytest.raises(NoLoopback, match="run `embedworker migrate` here") as caught:
+        ask(session)
+    assert caught.value.sqlstate == "EW007"
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_errors_of_asyncpg(database: str) -> None:
+    async def ask() -> None:
+        engine = create_async_engine(database.replace("postgresql://", "postgresql+asyncpg://"))
+        try:
+            async with AsyncSession(engine) as opened:
+                await search_async(opened, Article, SECRET, lexical=0)
+        finally:
+            await engine.dispose()
+
+    with pytest.raises(NoLoopback, match="run `embedworker migrate` here") as caught:
+        asyncio.run(ask())
+    assert caught.value.sqlstate == "EW007"
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_of_an_error_with_a_value_only_the_code_is_told(session: Session) -> None:
+    with pytest.raises(DatabaseError) as caught, typed_errors():
+        session.execute(text("select cast(:given as integer)"), {"given": SECRET})
+    assert str(caught.value) == "the server refused it with SQLSTATE 22P02"
+
+
+def test_what_is_no_refusal_of_the_server_stays_as_it_is(session: Session) -> None:
+    with pytest.raises(DBAPIError), typed_errors():
+        session.execute(text("select :given"), {"given": object()})
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,18 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 import psycopg
 import pytest
+from fix_database import Connection
 from fix_drain import Lane, source_of
+from fix_vectors import bigram_vector
 from waiting import wait_until
 
-from worker.database.connect import connect
-from worker.model.lexical import LENGTH, length
-from worker.queue import statistics
-from worker.queue.statistics import State, Statistics, count, load
-
-Connection = psycopg.Connection[Any]
+from embedworker.database.connect import connect
+from embedworker.model.lexical import FIRST, LENGTH, length
+from embedworker.queue import rewriting, statistics
+from embedworker.queue.statistics import State, count, load
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def article(testing_database: str) -> Iterator[Connection]:
 @pytest.fixture
 def lane(article: Connection, testing_database: str) -> Iterator[Lane]:
     with closing(Lane(testing_database)) as opened:
-        opened.lane._statistics = Statistics(opened.connection, pause=0)
+        opened.lane.statistics._pause = 0.0
         assert opened.drain() == []
         assert state(article).passages == 0
         yield opened
@@ -64,7 +63,7 @@ def true_frequencies(connection: Connection) -> dict[int, float]:
     vectors = connection.execute("select terms from article_embedding").fetchall()
     counts: Counter[int] = Counter()
     for (vector,) in vectors:
-        counts.update(place + 1 for place in vector.indices() if place > LENGTH)
+        counts.update(place + 1 for place in vector.indices() if place >= FIRST)
     return dict(counts)
 
 
@@ -123,11 +122,11 @@ def test_not_again_within_the_pause(
     insert(article, "부산")
     assert lane.drain() == []
     first = state(article)
-    monkeypatch.setattr(lane.lane._statistics, "_pause", 1000.0)
+    monkeypatch.setattr(lane.lane.statistics, "_pause", 1000.0)
     insert(article, "서울")
     assert lane.drain() == []
     assert state(article) == first
-    monkeypatch.setattr(lane.lane._statistics, "_pause", 0.0)
+    monkeypatch.setattr(lane.lane.statistics, "_pause", 0.0)
     assert lane.drain() == []
     assert state(article).passages == 2
 
@@ -139,7 +138,7 @@ def test_searches_use_the_old_version_until_the_new_one_is_whole(
     assert lane.drain() == []
     before = state(article)
     insert(article, "대구 대전 광주 인천")
-    monkeypatch.setattr(lane.lane._statistics, "_pause", 1000.0)
+    monkeypatch.setattr(lane.lane.statistics, "_pause", 1000.0)
     assert lane.drain() == []
     monkeypatch.setattr(statistics, "ROWS", 1)
     source = source_of(article, "article")
@@ -197,6 +196,78 @@ def test_a_sample_of_a_large_table(
     assert halves == pytest.approx([500, 500], rel=0.4)
 
 
+def old_scheme(connection: Connection) -> None:
+    """Make all vectors of terms as workers of version 0002 made them; no count knows of it yet."""
+    rows = connection.execute("select id, body from article").fetchall()
+    for number, text in rows:
+        connection.execute(
+            "update article_embedding set terms = %s where id = %s",
+            [bigram_vector(text, 4), number],
+        )
+
+
+def terms_of(connection: Connection) -> dict[int, list[int]]:
+    rows = connection.execute("select id, terms from article_embedding").fetchall()
+    return {number: vector.indices() for number, vector in rows}
+
+
+def test_terms_of_the_first_scheme_are_made_anew_without_the_model(
+    article: Connection, lane: Lane
+) -> None:
+    insert(article, "부산 바다", "Boilers E-119", *[f"글 {i}" for i in range(200)])
+    assert lane.drain() == []
+    wanted, counted = terms_of(article), stored(article)
+    unchanged = (
+        "select id, embedding::text, embedded_at, seq, hash from article_embedding order by id"
+    )
+    before = article.execute(unchanged.encode()).fetchall()
+    old_scheme(article)
+    assert terms_of(article) != wanted
+    lane.lane.statistics.ask(source_of(article, "article"))  # as a sweep does
+    assert lane.drain() == []
+    assert terms_of(article) == wanted
+    assert stored(article) == counted
+    assert state(article).scheme == 2
+    assert article.execute(unchanged.encode()).fetchall() == before
+
+
+def test_they_stay_while_a_worker_lives_that_makes_such(article: Connection, lane: Lane) -> None:
+    insert(article, "부산 바다")
+    assert lane.drain() == []
+    wanted = terms_of(article)
+    old_scheme(article)
+    article.execute("update embed.worker_session set version = '0002'")
+    lane.lane.statistics.ask(source_of(article, "article"))
+    assert lane.drain() == []
+    assert terms_of(article) != wanted
+    assert state(article).scheme == 1
+    article.execute("update embed.worker_session set version = '0003'")
+    assert lane.drain() == []
+    assert terms_of(article) == wanted
+
+
+def test_a_passage_that_changed_meanwhile_is_not_made_anew(
+    article: Connection, lane: Lane, testing_database: str
+) -> None:
+    """Its text is another than that of its vector: it waits in the queue."""
+    insert(article, "부산 바다", "서울")
+    assert lane.drain() == []
+    old_scheme(article)
+    old = terms_of(article)
+    article.execute("update article set body = '대구' where id = 1")
+    list(rewriting.rewrite(lane.connection, source_of(article, "article"), 100))
+    assert terms_of(article)[1] == old[1]
+    assert terms_of(article)[2] != old[2]
+    with lane.connection.transaction(), connect(testing_database) as other:
+        other.execute("set lock_timeout = '5s'")
+        lane.connection.execute("select from article_embedding where id = 1 for update")
+        article.execute("update article set body = '부산 바다' where id = 1")
+        list(rewriting.rewrite(other, source_of(article, "article"), 100))
+    assert terms_of(article)[1] == old[1], "it was locked, and nobody waited for it"
+    assert lane.drain() == []
+    assert state(article).scheme == 2
+
+
 def test_a_source_that_goes_away_meanwhile(article: Connection, lane: Lane) -> None:
     insert(article, "부산")
     assert lane.drain() == []
@@ -219,7 +290,7 @@ def test_several_workers_and_a_writer_at_once(article: Connection, testing_datab
     def work() -> None:
         try:
             with closing(Lane(testing_database)) as worker:
-                worker.lane._statistics = Statistics(worker.connection, pause=0)
+                worker.lane.statistics._pause = 0.0
                 while not stop.is_set():
                     worker.drain()
                 worker.drain()
@@ -247,14 +318,15 @@ def test_several_workers_and_a_writer_at_once(article: Connection, testing_datab
     assert errors == []
     assert len(seen) > 1
     with closing(Lane(testing_database)) as last:
-        last.lane._statistics = Statistics(last.connection, pause=0)
-        last.lane._statistics.ask(source_of(article, "article"))
+        last.lane.statistics._pause = 0.0
+        last.lane.statistics.ask(source_of(article, "article"))
         assert last.drain() == []
     assert stored(article) == true_frequencies(article)
     rows = article.execute("select count(*) from article").fetchone()
     assert rows == (state(article).passages,)
 
 
+@pytest.mark.smoke
 def test_a_worker_that_ends_leaves_nothing_half_done(
     article: Connection, lane: Lane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +334,7 @@ def test_a_worker_that_ends_leaves_nothing_half_done(
     assert lane.drain() == []
     before = stored(article)
     monkeypatch.setattr(statistics, "ROWS", 1)
-    lane.lane._statistics.ask(source_of(article, "article"))
+    lane.lane.statistics.ask(source_of(article, "article"))
     number = "select count(distinct version) from embed.lexical_term"
     wait_until(lambda: lane.lane.step() and article.execute(number).fetchone() == (2,))
     lane.lane.hand_back()

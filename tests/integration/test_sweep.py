@@ -16,8 +16,14 @@ from fix_drain import (
 )
 from waiting import wait_until
 
-from worker.database.connect import connect
-from worker.queue.sweep import Sweep
+from embedworker import Worker
+from embedworker.database.connect import connect
+from embedworker.model.testing import hash_vector
+from embedworker.queue.claim import FRESH, claim, move, read
+from embedworker.queue.complete import Passage, Result, complete
+from embedworker.queue.lease import enter, leave
+from embedworker.queue.sweep import Sweep
+from embedworker.settings import load
 
 TABLE = """
 create table article (region text, id integer, body text, primary key (region, id));
@@ -118,6 +124,46 @@ def test_sql_function_has_it_repaired(article: Connection, drain: Drain, fault: 
     assert_current(article, "article")
 
 
+def test_sql_function_fences_what_is_under_way(
+    article: Connection, drain: Drain, shared_database: str
+) -> None:
+    """A worker has read rows before changes that no trigger saw, and writes after the call."""
+    article.execute("update article set body = 'read by a worker' where region = 'de' and id < 3")
+    source = source_of(article, "article")
+    with connect(shared_database) as connection:
+        connection.prepare_threshold = None
+        worker = enter(connection, lanes=["passages"])
+        move(connection, source)
+        jobs, _ = claim(
+            connection, source, worker=worker.id, quotas={FRESH: 10}, lease=60.0, max_attempts=5
+        )
+        assert len(jobs) == 2
+        assert source.fingerprint is not None
+        read(connection, jobs, fingerprint=source.fingerprint)
+        # The first one's vector is right again as it stands; the second one's is an orphan.
+        article.execute(
+            UNSEEN.format(
+                "update article set body = 'de1' where region = 'de' and id = 1;"
+                " delete from article where region = 'de' and id = 2"
+            )
+        )
+        assert article.execute("select * from embed.sweep('article')").fetchone() == (0, 0, 1, 0)
+        results = [
+            Result(job, [Passage(0, len(job.text or ""), hash_vector(f"passage: {job.text}"))])
+            for job in jobs
+        ]
+        complete(
+            connection,
+            results,
+            worker=worker.id,
+            fingerprint=source.fingerprint,
+            average_length=1.0,
+        )
+        leave(connection, worker.id)
+    assert drain() == []
+    assert len(assert_current(article, "article")) == 39
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -140,6 +186,10 @@ def test_every_passage_counts(
     assert app.execute("select count(*) > 3 from article_embedding").fetchone() == (True,)
     assert found(shared_database, app, repair=False) == (0, 0, 0)
     app.execute(fault.replace("{}", "article_embedding"))
+    missing, stale, orphaned, altered = (
+        app.execute("select * from embed.sweep('article')").fetchone() or ()
+    )
+    assert (missing, stale + altered, orphaned) == (0, 1, 0)
     assert found(shared_database, app, repair=True) == (0, 1, 0)
     assert drain() == []
     assert_current(app, "article")
@@ -224,9 +274,16 @@ def test_one_that_fails_holds_no_row_up_and_is_said_once(
 ) -> None:
     """Rows go on being embedded meanwhile, which is no sign that the sweep works again."""
     caplog.set_level(logging.INFO, logger="embedworker.sources")
-    app.execute("create table article (id integer primary key, weight integer, body text)")
-    app.execute("insert into article values (0, 0, 'zero')")
-    app.execute("select embed.enable('article', array['body'], filter => '1 / weight = 1')")
+    app.execute("create table article (id integer primary key, body text)")
+    app.execute("insert into article values (0, 'zero')")
+    app.execute("select embed.enable('article', array['body'])")
+    number = source_of(app, "article").id
+    app.execute(
+        "create function shop.refuse() returns trigger language plpgsql as"
+        " $$ begin raise exception 'no sweep now' using errcode = '22012'; end $$;"
+        " create trigger refuse before update on embed.sweep_state for each row"
+        f" when (new.source = {number}) execute function shop.refuse()"
+    )
 
     def said() -> list[str]:
         return [m for m in caplog.messages if "trying again" in m or "works again" in m]
@@ -236,17 +293,41 @@ def test_one_that_fails_holds_no_row_up_and_is_said_once(
 
     steps_until(lambda: len(said()) == 1)
     for number in range(1, 9):
-        app.execute("insert into article values (%s, 1, 'new')", [number])
+        app.execute("insert into article values (%s, 'new')", [number])
         steps_until(lambda n=number: count(app, "article_embedding") == n)  # type: ignore[misc]
     (trouble,) = said()
-    assert "22012" in trouble or "division" in trouble.lower()
+    assert "22012" in trouble or "no sweep now" in trouble
     assert lane.registry.stopped() == {}
     assert any("shop.article" in trouble for trouble in lane.registry.troubles())
-    app.execute("update article set weight = 1")
+    app.execute("drop trigger refuse on embed.sweep_state")
     steps_until(lambda: len(said()) == 2)
     assert said()[1] == "source shop.article: works again"
     assert lane.drain() == []
     assert len(assert_current(app, "article")) == 9
+
+
+def test_a_row_that_cannot_be_judged_stops_no_other(app: Connection, lane: Lane) -> None:
+    """Neither when the table is enabled, nor in a later sweep of rows or vectors."""
+    app.execute("create table article (id integer primary key, weight integer, body text)")
+    app.execute("insert into article select n, (n = 5)::int - 1, 'x' from generate_series(1, 9) n")
+    app.execute("update article set weight = case when id = 5 then 0 else 1 end")
+    app.execute("select embed.enable('article', array['body'], filter => '1 / weight = 1')")
+    assert lane.drain() == []
+    assert count(app, "article_embedding") == 8
+    failed = "select key from embed.failure where source = 'article'::regclass"
+    assert app.execute(failed).fetchall() == [({"id": 5},)]
+    app.execute("update article set weight = 1 where id = 5")
+    assert lane.drain() == []
+    app.execute(UNSEEN.format("update article set weight = 0 where id = 7"))
+    app.execute(UNSEEN.format("update article set body = 'y' where id = 2"))
+    app.execute(UNSEEN.format("delete from article where id = 9"))
+    counts = app.execute("select * from embed.sweep('article')").fetchone()
+    assert counts == (None, None, None, None)
+    assert lane.drain() == []
+    assert app.execute(failed).fetchall() == [({"id": 7},)]
+    app.execute("update article set weight = 1 where id = 7")
+    assert lane.drain() == []
+    assert len(assert_current(app, "article")) == 8
 
 
 def test_row_under_way_is_queued_again(article: Connection, shared_database: str) -> None:
@@ -318,3 +399,17 @@ def test_subscriber_of_logical_replication(two_phase: str, app: Connection, drai
 
 def _await(app: Connection, question: str) -> None:
     wait_until(lambda: app.execute(question).fetchone() == (True,), 30, question)
+
+
+def test_a_row_that_a_sweep_takes_from_the_model_is_no_suspect(
+    hash_database: str, shop: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its attempt is not counted: it looked as if a worker had died with it."""
+    monkeypatch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
+    shop.execute("create table article (id integer primary key, content text)")
+    shop.execute("select embed.enable('article', array['content'])")
+    # After enable: the first sweep finds them at the model.
+    shop.execute("insert into article select n, 'text ' || n from generate_series(1, 30) n")
+    assert Worker(hash_database, load(max_attempts=1), lanes=["passages"]).run_once() == []
+    assert shop.execute("select error from embed.failure").fetchall() == []
+    assert count(shop, "article_embedding") == 30

@@ -14,9 +14,12 @@ from fix_drain import Lane, assert_current
 from fix_roles import as_login, database_with_logins
 from psycopg import errors
 
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.queue.source import Connection
+from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.migrate import migrate
+from embedworker.errors import DatabaseError
+from embedworker.model.catalog import TESTING_MODEL
+from embedworker.queue.source import Connection
 
 LOGINS = {"builder": None, "worker": "embed_worker", "admin": "embed_admin", "passer": None}
 
@@ -61,6 +64,14 @@ def builder(url: str, superuser: Connection) -> Iterator[Connection]:
 def lane(url: str) -> Iterator[Lane]:
     with closing(Lane(as_login(url, "worker"))) as lane:
         yield lane
+
+
+@pytest.fixture
+def version_0001(superuser: Connection) -> Iterator[None]:
+    """There every member of embed_admin could create in the schema embed."""
+    superuser.execute("grant create on schema embed to embed_admin")
+    yield
+    superuser.execute("revoke create on schema embed from embed_admin")
 
 
 def plant(connection: Connection, name: str, argument: str, returns: str, result: str) -> None:
@@ -175,6 +186,7 @@ def test_triggers_run_no_cast_of_a_column_that_became_another_type(
     assert ran(superuser) == set()
 
 
+@pytest.mark.smoke
 def test_triggers_run_no_cast_of_a_key_that_became_another_type(
     superuser: Connection, builder: Connection
 ) -> None:
@@ -219,6 +231,7 @@ def test_worker_runs_no_check_of_a_keys_domain(
     assert assert_current(superuser, "yard.listed") == {("1",): "uno"}
 
 
+@pytest.mark.smoke
 def test_worker_runs_no_cast_between_text_and_a_key(
     superuser: Connection, builder: Connection, lane: Lane
 ) -> None:
@@ -308,6 +321,7 @@ def searched_by(url: str, login: str) -> None:
         )
 
 
+@pytest.mark.smoke
 def test_a_search_runs_no_cast_of_who_owns_the_vectors_as_another(
     url: str, superuser: Connection, admin: Connection
 ) -> None:
@@ -323,6 +337,8 @@ def test_a_search_runs_no_cast_of_who_owns_the_vectors_as_another(
     assert ran(superuser) <= {"t_passer"}
 
 
+@pytest.mark.usefixtures("version_0001")
+@pytest.mark.smoke
 def test_a_search_runs_no_namesake_of_our_functions(
     url: str, superuser: Connection, admin: Connection
 ) -> None:
@@ -359,3 +375,286 @@ def test_a_key_of_a_domain_over_an_enumeration_is_refused(
     with pytest.raises(psycopg.Error, match=expected) as caught:
         superuser.execute("select embed.enable('yard.graded', array['body'])")
     assert caught.value.sqlstate == "EW003"
+
+
+@pytest.fixture
+def secret(superuser: Connection) -> str:
+    superuser.execute("create table yard.secret (id int primary key, body text)")
+    superuser.execute("insert into yard.secret values (1, 'secret')")
+    return "yard.secret"
+
+
+def number_of(connection: Connection, name: str) -> int:
+    row = connection.execute("select id from embed.source where name = %s", [name]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def is_public(superuser: Connection, table: str) -> bool:
+    row = superuser.execute(
+        "select has_table_privilege('t_passer', %s, 'select')", [table]
+    ).fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "update {} set relation = 'yard.secret'",
+        "update {} set vectors = 'yard.secret'",
+        "update {} set relation = 'yard.secret', vectors = 'yard.secret' where name = 'own'",
+        "update {} set vectors = 'yard.house' where name = 'own'",
+        "update {} set relation = 'yard.own' where name = 'house'",
+        "update {} set filter = 'true' where name = 'house'",
+        "update {} set paused = true where name = 'house'",
+        "delete from {} where name = 'house'",
+        "insert into {} (name, relation, relation_oid, vectors, keys, key_attnums, key_types,"
+        " columns, column_attnums, watch_attnums, chunk, dimensions) select 'x',"
+        " 'yard.secret'::regclass, 'yard.secret'::regclass, vectors, keys, key_attnums, key_types,"
+        " columns, column_attnums, watch_attnums, chunk, dimensions from embed.source"
+        " where name = 'own'",
+    ],
+)
+def test_an_administrator_writes_no_source_of_others(
+    superuser: Connection, builder: Connection, admin: Connection, secret: str, attempt: str
+) -> None:
+    del builder
+    superuser.execute("select embed.enable('yard.house', array['body'])")
+    kept = superuser.execute("select * from embed.source order by id").fetchall()
+    for place in ("embed.source", "embed._own_source"):
+        with pytest.raises(errors.InsufficientPrivilege):
+            admin.execute(attempt.format(place).encode())
+    assert superuser.execute("select * from embed.source order by id").fetchall() == kept
+    superuser.execute("select embed._refresh(id) from embed.source")
+    assert not is_public(superuser, secret)
+
+
+def test_nobody_is_granted_a_write_of_the_sources(superuser: Connection) -> None:
+    assert (
+        superuser.execute(
+            "select r.rolname, w.word from pg_roles r, unnest(array['insert', 'update', 'delete',"
+            " 'truncate', 'trigger', 'references']) as w (word)"
+            " where not r.rolsuper and r.rolname !~ '^pg_'"
+            " and has_table_privilege(r.oid, 'embed.source', w.word)"
+        ).fetchall()
+        == []
+    )
+
+
+def test_the_owner_may_pause_what_a_superuser_enabled(
+    superuser: Connection, builder: Connection, admin: Connection
+) -> None:
+    """And so may whom he lets act for him, which is what the hint says."""
+    del builder
+    superuser.execute("select embed.enable('yard.house', array['body'])")
+    with pytest.raises(errors.InsufficientPrivilege, match=r"does not own yard\.house") as caught:
+        admin.execute("select embed.pause('yard.house')")
+    hint = caught.value.diag.message_hint or ""
+    superuser.execute(hint[hint.index("grant") :].encode())
+    try:
+        admin.execute("select embed.pause('yard.house'), embed.set_lexical('yard.house', 0.5)")
+        assert superuser.execute(
+            "select paused, lexical from embed.source where name = 'house'"
+        ).fetchall() == [(True, 0.5)]
+        with pytest.raises(errors.InsufficientPrivilege, match=r"does not own embed\.inbox_"):
+            admin.execute("update embed._own_source set filter = 'true' where name = 'house'")
+    finally:
+        superuser.execute("revoke t_builder from t_admin")
+
+
+@pytest.mark.parametrize("column", ["relation", "vectors"])
+def test_refresh_touches_nothing_that_whoever_enabled_it_does_not_own(
+    superuser: Connection, builder: Connection, admin: Connection, secret: str, column: str
+) -> None:
+    """However the row came to say so."""
+    del builder
+    number = number_of(admin, "own")
+    if column == "vectors":
+        superuser.execute("drop table yard.secret")
+        superuser.execute("create table yard.secret (like yard.own_embedding including all)")
+    superuser.execute(
+        f"update embed.source set {column} = 'yard.secret' where id = {number}".encode()
+    )
+    superuser.execute(f"grant all on {secret} to t_admin".encode())
+    superuser.execute("update embed.source_state set structure = null")
+    for refresh in (f"embed._refresh({number})", f"embed.source_{number}_refresh()"):
+        (verdict,) = superuser.execute(f"select {refresh}".encode()).fetchone() or ("",)
+        assert "yard.secret belongs to postgres, for whom t_admin" in verdict
+    assert not is_public(superuser, secret)
+    triggers = "select from pg_trigger where tgrelid = 'yard.secret'::regclass"
+    assert superuser.execute(triggers).fetchall() == []
+    superuser.execute(f"update embed.source set {column} = 'yard.own' where id = {number}".encode())
+    superuser.execute("select embed.disable('yard.own')")
+
+
+@pytest.mark.usefixtures("version_0001")
+@pytest.mark.parametrize("verb", ["insert", "truncate", "refresh", "open", "visible"])
+def test_a_function_made_in_advance_is_refused(
+    superuser: Connection, builder: Connection, admin: Connection, verb: str
+) -> None:
+    """Its owner could have written it again, to run in the statements of the table's writers."""
+    del builder
+    name = f"embed.source_{number_of(admin, 'own') + 1}_{verb}"
+    kind = {"refresh": "text", "open": "boolean", "visible": "boolean"}.get(verb, "trigger")
+    argument = "integer" if verb == "visible" else ""
+    admin.execute(
+        f"create function {name}({argument}) returns {kind} language plpgsql "
+        "as 'begin return null; end'".encode()
+    )
+    superuser.execute(
+        "select setval(pg_get_serial_sequence('embed.source', 'id'), max(id)) from embed.source"
+    )
+    with pytest.raises(errors.InsufficientPrivilege, match=f"{name}.*belongs to t_admin") as caught:
+        superuser.execute("select embed.enable('yard.house', array['body'])")
+    hint = caught.value.diag.message_hint or ""
+    superuser.execute(hint[hint.index("drop") :].encode())
+    superuser.execute("select embed.enable('yard.house', array['body'])")
+
+
+def test_an_administrator_sets_no_more_than_the_models(
+    superuser: Connection, admin: Connection
+) -> None:
+    kept = superuser.execute("select * from embed.setting order by name").fetchall()
+    for attempt in (
+        "insert into embed.setting values ('loopback_problem', 'none')",
+        "update embed.setting set value = '0' where name = 'loopback'",
+        "update embed.setting set name = 'loopback_problem' where name = 'reranker'",
+        "delete from embed.setting",
+    ):
+        with pytest.raises(errors.InsufficientPrivilege):
+            admin.execute(attempt.encode())
+    admin.execute("select embed.use_reranker(embed.reranker()), embed.use_model('testing:hash')")
+    assert superuser.execute("select * from embed.setting order by name").fetchall() == kept
+
+
+@pytest.mark.parametrize("table", ["source_state", "sweep_state"])
+def test_an_administrator_writes_no_state_of_others(
+    superuser: Connection, builder: Connection, admin: Connection, table: str
+) -> None:
+    del builder
+    superuser.execute("select embed.enable('yard.house', array['body'])")
+    number = number_of(superuser, "house")
+    superuser.execute(
+        "insert into embed.sweep_state (source, phase) values (%s, 'done') on conflict do nothing",
+        [number],
+    )
+    column = "error" if table == "source_state" else "phase"
+    for attempt in (
+        f"update embed.{table} set {column} = 'rows' where source = {number}",
+        f"delete from embed.{table} where source = {number}",
+    ):
+        with pytest.raises(errors.InsufficientPrivilege, match=r"does not own embed\.inbox_"):
+            admin.execute(attempt.encode())
+    own = number_of(admin, "own")
+    admin.execute(f"update embed.{table} set {column} = 'rows' where source = {own}".encode())
+
+
+@pytest.mark.usefixtures("version_0001")
+def test_migrate_runs_no_function_that_somebody_else_made(
+    url: str, superuser: Connection, admin: Connection
+) -> None:
+    """``embed.enable('embed.document', array[…])`` found one that fits better."""
+    plant(admin, "embed.enable", "regclass, text[]", "regclass", "null")
+    expected = r"does not own it.*: drop function embed\.enable\(regclass,text\[\]\)"
+    with pytest.raises(DatabaseError, match=expected) as caught:
+        migrate(url, model=TESTING_MODEL)
+    assert ran(superuser) == set()
+    hint = str(caught.value)
+    superuser.execute(hint[hint.index("drop function") :].encode())
+    migrate(url, model=TESTING_MODEL)
+
+
+PLANTED = {
+    "overload": ("create function embed.query(varchar) returns int language sql as 'select 1'"),
+    "aggregate": "create aggregate embed.query(text) (sfunc = textcat, stype = text)",
+    "table": "create table embed.status_of_mine (id int)",
+    "queue of nothing": "create table embed.queue_99999 (id int)",
+    "type": "create type embed.mood as enum ('good')",
+    "operator": "create operator embed.= (leftarg = int, rightarg = int, function = int4eq)",
+    "function of another source": (
+        "create function embed.source_1_open(int) returns boolean language sql as 'select true'"
+    ),
+    "renamed": "alter function embed.source_{own}_open() rename to search",
+    "moved": (
+        "create function yard.doctor(int) returns int language sql as 'select 1';"
+        "alter function yard.doctor(int) set schema embed"
+    ),
+}
+
+
+def try_all(connection: Connection, *statements: bytes) -> None:
+    for statement in statements:
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_an_administrator_creates_nothing_in_our_schema(
+    superuser: Connection, admin: Connection, kind: str
+) -> None:
+    """Whoever called embed.query with a varchar ran what a member of embed_admin had planted."""
+    planting = PLANTED[kind].replace("{own}", str(number_of(admin, "own"))).encode()
+    with pytest.raises(psycopg.Error):
+        admin.execute(planting)
+    enable = b"create table yard.new (id int primary key, body text);"
+    enable += b"select embed.enable('yard.new', array['body'])"
+    opened = b"select embed._open_schema(current_user::text::regrole)"
+    for call in (enable, opened):
+        for end in (b"commit", b"set constraints all immediate"):
+            with pytest.raises(errors.InsufficientPrivilege):
+                try_all(admin, b"begin", call, planting, end)
+            admin.execute("rollback")
+    # To have it looked at before it is there does not help: then the right is gone.
+    for before in ((b"set constraints all immediate", enable), (enable,)):
+        with pytest.raises(errors.InsufficientPrivilege):
+            try_all(admin, b"begin", *before, b"set constraints all immediate", planting, b"commit")
+        admin.execute("rollback")
+    assert superuser.execute(
+        "select has_schema_privilege('embed_admin', 'embed', 'create'),"
+        " has_schema_privilege('t_admin', 'embed', 'create'),"
+        " (select count(*) from embed.setting where name like 'opened%')"
+    ).fetchone() == (False, False, 0)
+
+
+def test_nobody_else_opens_our_schema(url: str, superuser: Connection, admin: Connection) -> None:
+    with connect(as_login(url, "passer")) as passer:
+        for role in ("t_passer", "t_admin"):
+            with pytest.raises(errors.InsufficientPrivilege, match="function _open_schema"):
+                passer.execute("select embed._open_schema(%s)", [role])
+    with pytest.raises(errors.InsufficientPrivilege, match="may not create in the schema") as said:
+        admin.execute("select embed._open_schema('t_passer')")
+    superuser.execute("begin")
+    superuser.execute((said.value.diag.message_hint or "").split(": ")[1].encode())
+    superuser.execute("select embed._open_schema('t_passer'); rollback")
+
+
+@pytest.mark.usefixtures("version_0001")
+def test_the_doctor_names_what_was_planted_before(superuser: Connection, admin: Connection) -> None:
+    rights = "select state, detail from embed.doctor() where \"check\" = 'rights'"
+    assert superuser.execute(rights.encode()).fetchone() == (
+        "ok",
+        "as embedworker migrate gave them",
+    )
+    admin.execute("create function embed.query(varchar) returns int language sql as 'select 1'")
+    assert superuser.execute(rights.encode()).fetchone() == (
+        "problem",
+        "embed.query(character varying) belongs to t_admin",
+    )
+    superuser.execute("drop function embed.query(varchar)")
+    assert superuser.execute(rights.encode()).fetchone() == (
+        "ok",
+        "as embedworker migrate gave them",
+    )
+
+
+def test_migrate_waits_for_no_open_enable(
+    url: str, superuser: Connection, admin: Connection
+) -> None:
+    """To enable changes the rights of the schema, and so may migrate."""
+    del superuser
+    admin.execute(
+        "create table yard.new (id int primary key, body text);"
+        "begin; select embed.enable('yard.new', array['body'])"
+    )
+    migrate(url, model=TESTING_MODEL)
+    admin.execute("rollback")

@@ -19,11 +19,11 @@ from oracle import Verdict, inbox_of, judge, queue_of, wait_settled
 from psycopg import sql
 from waiting import wait_until
 
-from worker.database.account import Account
-from worker.database.cluster import Cluster
-from worker.database.connect import connect
-from worker.database.installation import unpack
-from worker.database.migrate import migrate
+from embedworker.database.connect import connect
+from embedworker.database.embedded.account import Account
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.embedded.installation import unpack
+from embedworker.database.migrate import migrate
 
 ROWS = 20_000  # a row that is changed again and again has more and more dead versions to pass
 # How a statement of ours is told from the others: its first words.

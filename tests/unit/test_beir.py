@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.errors import ConfigurationError
-from worker.search.beir import OwnQuestion, read_beir, read_questions
+from embedworker.errors import ConfigurationError
+from embedworker.search.beir import OwnQuestion, read_beir, read_questions
 
 CORPUS = """\
 {"_id": "1", "title": "제목", "text": "본문"}

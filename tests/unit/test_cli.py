@@ -8,14 +8,14 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from worker.cli import screen as screen_module
-from worker.cli.screen import Screen
-from worker.cli.search import snippet, title_of
-from worker.cli.status import _short, coverage_percent
-from worker.demo.choice import Preparation
-from worker.demo.material import articles, script
-from worker.model import BUNDLED_MODEL, DEFAULT_MODEL
-from worker.model.availability import availability
+from embedworker.cli import screen as screen_module
+from embedworker.cli.screen import Screen
+from embedworker.cli.search import snippet, title_of
+from embedworker.demo.choice import Preparation
+from embedworker.demo.material import articles, script
+from embedworker.figures import count, percent, size, span
+from embedworker.model import BUNDLED_MODEL, DEFAULT_MODEL
+from embedworker.model.availability import availability
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from worker.model.availability import availability
     ],
 )
 def test_coverage_is_cut_and_never_rounded_up(share: str, shown: str) -> None:
-    assert coverage_percent(share) == shown
+    assert percent(share) == shown
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,18 @@ def test_coverage_is_cut_and_never_rounded_up(share: str, shown: str) -> None:
     [(None, "-"), (-1, "0 s"), (7.4, "7 s"), (119, "119 s"), (180, "3 min"), (7200, "2 h")],
 )
 def test_a_wait_is_shown_in_its_largest_unit(seconds: float | None, shown: str) -> None:
-    assert _short(None if seconds is None else timedelta(seconds=seconds)) == shown
+    assert span(None if seconds is None else timedelta(seconds=seconds)) == shown
+
+
+def test_numbers_have_thousands_separators() -> None:
+    assert [count(n) for n in (None, 0, 999, 1234567, 3.6)] == ["-", "0", "999", "1,234,567", "4"]
+    assert [size(n) for n in (None, 999, 1000, 12345, 3_400_000_000)] == [
+        "-",
+        "999 B",
+        "1.0 kB",
+        "12 kB",
+        "3.4 GB",
+    ]
 
 
 def test_a_snippet_leaves_the_title_out_and_fits() -> None:
@@ -96,9 +107,9 @@ def test_the_demo_takes_the_bundled_model_where_there_is_no_hub(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cache = tmp_path
-    monkeypatch.setattr("worker.demo.choice.hub_problem", lambda: "no way there")
-    monkeypatch.setattr("worker.demo.choice.availability", lambda *_: "hub")
-    monkeypatch.setattr("worker.demo.choice.bundled_folder", lambda folder, *_: folder)
+    monkeypatch.setattr("embedworker.demo.choice.hub_problem", lambda: "no way there")
+    monkeypatch.setattr("embedworker.demo.choice.availability", lambda *_: "hub")
+    monkeypatch.setattr("embedworker.demo.choice.bundled_folder", lambda folder, *_: folder)
     preparation = Preparation(None, cache)
     preparation.start()
     choice = preparation.choice()
@@ -114,7 +125,7 @@ def test_a_failure_of_the_model_reaches_who_waits_for_it(
     def broken(*_: object) -> str:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("worker.demo.choice.availability", broken)
+    monkeypatch.setattr("embedworker.demo.choice.availability", broken)
     preparation = Preparation(None, tmp_path)
     preparation.start()
     with pytest.raises(OSError, match="the disk is gone"):

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from worker.queue.claim import BACKFILL, FRESH, RETRIES
-from worker.queue.cursor import Cursor
+from embedworker.queue.claim import BACKFILL, FRESH, RETRIES
+from embedworker.queue.cursor import Cursor
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

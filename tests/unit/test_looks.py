@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from worker.queue import looks as module
-from worker.queue.looks import FIRST, LONGEST, Looks
+from embedworker.queue import looks as module
+from embedworker.queue.looks import FIRST, LONGEST, Looks
 
 
 @pytest.fixture

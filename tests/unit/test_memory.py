@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.service import memory
-from worker.service.memory import Trimmer
+from embedworker.service import memory
+from embedworker.service.memory import Trimmer
 
 SIZE = 4000  # bytes; what is smaller Python manages itself, what is much larger goes back at once
 

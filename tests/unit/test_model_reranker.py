@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from tiny_models import cache_model, save_reranker, write_json
 
-from worker.errors import ModelNotFound, ModelRefused
-from worker.model.availability import availability
-from worker.model.catalog import DEFAULT_RERANKER, catalog
-from worker.model.reranker import Reranker, open_reranker
+from embedworker.errors import ModelNotFound, ModelRefused
+from embedworker.model.availability import availability
+from embedworker.model.catalog import DEFAULT_RERANKER, catalog
+from embedworker.model.reranker import Reranker, open_reranker
 
 QUESTION = "서울에서 부산까지 얼마나 걸리나요"
 PASSAGES = ["기차로 3 시간", "", "7", "버스로 5 시간 " * 40, "모릅니다", "9 " + "아" * 200]
@@ -66,10 +66,13 @@ def test_one_of_the_hub_is_taken_from_its_cache(name: str, folder: Path, tmp_pat
         open_tiny(name, cache_folder=cache)
 
 
-def test_scores_are_those_of_the_library_in_the_order_given(folder: Path) -> None:
+@pytest.mark.parametrize(("dtype", "same"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_scores_are_those_of_the_library_in_the_order_given(
+    folder: Path, dtype: str, same: float
+) -> None:
     plain = CrossEncoder(str(folder), device="cpu")
     expected = plain.predict([(QUESTION, passage) for passage in PASSAGES])
-    assert scores(open_tiny(folder)) == pytest.approx(expected, abs=1e-6)
+    assert scores(open_tiny(folder, dtype=dtype)) == pytest.approx(expected, abs=same)
     assert scores(open_tiny(folder), []).shape == (0,)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worker.errors import ConfigurationError, ModelError
-from worker.model import TESTING_MODEL, Encoder, open_encoder
-from worker.model.testing import HashEncoder, hash_vector
+from embedworker.errors import ConfigurationError, ModelError
+from embedworker.model import TESTING_MODEL, Encoder, open_encoder
+from embedworker.model.testing import HashEncoder, hash_vector
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_vectors_are_unit_and_follow_the_prefixed_text(encoder: Encoder) -> None
 
 
 def test_vectors_are_the_same_in_another_process() -> None:
-    code = "from worker.model.testing import hash_vector; print(hash_vector('x')[:4].tolist())"
+    code = "from embedworker.model.testing import hash_vector; print(hash_vector('x')[:4].tolist())"
     other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert other.stdout.strip() == str(hash_vector("x")[:4].tolist())
 
@@ -80,7 +80,8 @@ def test_oom_marker_spares_a_text_alone(encoder: Encoder) -> None:
 
 def test_crash_marker_ends_the_process() -> None:
     code = (
-        "from worker.model.testing import HashEncoder;HashEncoder().encode_passages(['<<crash>>'])"
+        "from embedworker.model.testing import HashEncoder\n"
+        "HashEncoder().encode_passages(['<<crash>>'])"
     )
     environment = {**os.environ, "EMBEDWORKER_ALLOW_TESTING_MODEL": "1"}
     process = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
@@ -108,9 +109,13 @@ def test_hang_marker_waits_for_the_gate(
     thread.join()
 
 
-def test_delay_is_per_batch(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delay_is_per_batch_and_rate_per_text(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waits: list[float] = []
     monkeypatch.setenv("EMBEDWORKER_TESTING_DELAY", "0.25")
-    monkeypatch.setattr("worker.model.testing.time.sleep", waits.append)
+    monkeypatch.setattr("embedworker.model.testing.time.sleep", waits.append)
     encoder.encode_tokens(encoder.tokenize_passages(["a", "b"]))
-    assert waits == [0.25]
+    monkeypatch.setenv("EMBEDWORKER_TESTING_RATE", "8")  # texts a second
+    encoder.encode_tokens(encoder.tokenize_passages(["a", "b"]))
+    assert waits == [0.25, 0.5]

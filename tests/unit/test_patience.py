@@ -3,12 +3,14 @@
 import gc
 import logging
 import threading
+from functools import partial
 
 import psycopg
 import pytest
 
-from worker.service import patience as module
-from worker.service.patience import LONGEST, REMIND, Patience, Troubles
+from embedworker.errors import ConfigurationError
+from embedworker.service import patience as module
+from embedworker.service.patience import LONGEST, REMIND, Patience, Troubles
 
 log = logging.getLogger("embedworker.test")
 
@@ -119,3 +121,35 @@ def test_what_was_said_by_one_that_is_gone_is_news_after_a_success(
     lane.success()
     lane.say("reset by peer")
     assert said.messages == ["the lane: reset by peer; trying again"]
+
+
+def test_an_attempt_is_repeated_after_an_error_until_the_end() -> None:
+    stopped = threading.Event()
+    lost: list[str] = []
+    outcomes: list[Exception | None] = [psycopg.OperationalError("reset"), None, None]
+
+    def attempt() -> None:
+        outcome = outcomes.pop(0)
+        if not outcomes:
+            stopped.set()
+        if outcome is not None:
+            raise outcome
+
+    Patience(log, "the connection").keep_trying(
+        attempt, stopped, lost=lambda error: lost.append(str(error))
+    )
+    assert (outcomes, lost) == ([], ["reset"])
+
+
+def test_an_error_that_cannot_pass_ends_the_attempts() -> None:
+    """A fatal error is raised although its base class would be waited for; so is any other kind."""
+    patience = Patience(log, "the connection")
+
+    def attempt(error: Exception) -> None:
+        raise error
+
+    for error in (ConfigurationError("no such device"), ZeroDivisionError()):
+        with pytest.raises(type(error)):
+            patience.keep_trying(
+                partial(attempt, error), threading.Event(), fatal=(ConfigurationError,)
+            )

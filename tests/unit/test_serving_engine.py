@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from worker.errors import ModelError
-from worker.model.encoder import Tokens, Vectors
-from worker.model.testing import HashEncoder, hash_vector
-from worker.service.health import Telemetry
-from worker.serving.engine import Busy, Engine, Job
+from embedworker.errors import ModelError
+from embedworker.model.encoder import Tokens, Vectors
+from embedworker.model.testing import HashEncoder, hash_vector
+from embedworker.service.health import Telemetry
+from embedworker.serving.engine import Busy, EncodingJob, Engine
 
 LIMIT = 10.0  # seconds
 
@@ -61,12 +61,12 @@ def engine(*, merge: bool, waiting: int = 10) -> Iterator[tuple[Engine, Recorder
     assert running.error is None
 
 
-def submit(running: Engine, *texts: str) -> Job:
+def submit(running: Engine, *texts: str) -> EncodingJob:
     assert running.encoder is not None
     return running.submit(running.encoder.tokenize_queries(texts))
 
 
-def assert_right(job: Job, *texts: str) -> None:
+def assert_right(job: EncodingJob, *texts: str) -> None:
     vectors = job.future.result(LIMIT)
     assert np.array_equal(vectors, [hash_vector(f"query: {text}") for text in texts])
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker import settings
-from worker.database.connect import dsn
-from worker.errors import ConfigurationError
-from worker.settings import describe, load, misspelt, obfuscate
+from embedworker import settings
+from embedworker.database.connect import dsn
+from embedworker.errors import ConfigurationError
+from embedworker.settings import describe, load, misspelt, obfuscate
 
 
 def test_defaults_are_the_named_constants() -> None:
@@ -148,6 +148,63 @@ def test_what_cannot_be_read_shows_no_value(url: str) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read") as caught:
         dsn(url)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "schema=public&pgbouncer=true&connection_limit=5",
+        "schema=&pool_timeout=0&socket_timeout=3",
+        "prepared_statement_cache_size=0&async_fallback=true",
+        "pool=5&prepared_statements=false&encoding=unicode",
+        "conn_max_age=600&conn_health_checks=true",
+        "uselibpqcompat=true",
+        "",
+    ],
+)
+def test_parameters_of_other_tools_that_change_nothing_are_ignored(query: str) -> None:
+    plain = dsn("postgresql://u:p%26@h:5/d?sslmode=require")
+    assert dsn(f"postgresql://u:p%26@h:5/d?sslmode=require&{query}") == plain
+    assert dsn(f"postgresql://u:p%26@h:5/d?{query}&sslmode=require") == plain
+    assert dsn(f"postgresql://u:p%26@h:5/d?{query}") == dsn("postgresql://u:p%26@h:5/d")
+
+
+@pytest.mark.parametrize(
+    ("query", "advice"),
+    [
+        ("schema=shop", "its parameter 'schema' is none of PostgreSQL's; "
+         "write options=-csearch_path%3Dshop, or leave it out"),
+        ("sslaccept=strict", "'sslaccept' is none of PostgreSQL's; write sslmode=verify-full"),
+        ("charset=utf8", "'charset' is none of PostgreSQL's; leave it out"),
+    ],
+)  # fmt: skip
+def test_other_parameters_are_named_with_what_to_write(query: str, advice: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(advice)):
+        dsn(f"postgresql://u@h/d?sslmode=require&{query}")
+    (written,) = re.findall(r"write (\S+?)(?:,| or|$)", advice) or ["sslmode=require"]
+    assert dsn(f"postgresql://u@h/d?{written}")
+
+
+def test_a_question_mark_in_a_password_is_not_taken_for_parameters() -> None:
+    assert " password=pa?schema=x " in dsn("postgresql://u:pa?schema=x@h/d")
+
+
+@pytest.mark.parametrize("name", ["metrics", "serve"])
+def test_a_link_of_kubernetes_is_no_port(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that is named embedworker-metrics brings these into every container."""
+    place = f"EMBEDWORKER_{name.upper()}"
+    for variable, value in {
+        f"{place}_PORT": "tcp://10.0.0.1:9464",
+        f"{place}_PORT_9464_TCP": "tcp://10.0.0.1:9464",
+        f"{place}_PORT_9464_TCP_ADDR": "10.0.0.1",
+        f"{place}_PORT_9464_TCP_PORT": "9464",
+        f"{place}_PORT_9464_TCP_PROTO": "tcp",
+        f"{place}_SERVICE_HOST": "10.0.0.1",
+        f"{place}_SERVICE_PORT": "9464",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    assert (load().metrics_port, load().serve_port) == (None, 8100)
+    assert misspelt() == {}
 
 
 @given(st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=4, max_size=12))

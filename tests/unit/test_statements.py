@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from psycopg import sql
 
-from worker.database import statements
-from worker.database.statements import purpose, render, statement
-from worker.resources import sql_folder
+from embedworker.database import statements
+from embedworker.database.statements import purpose, render, statement
+from embedworker.resources import sql_folder
 
 
 @pytest.fixture

@@ -27,11 +27,11 @@ begin
     -- No more attributes: a new role has none of them, and naming one needs the right to give it.
     execute format('alter role %I login noinherit connection limit %s password %L', login, connections, password);
     execute format('grant connect on database %I to %I', current_database(), login);
-    execute format('grant usage on schema embed to %I', login);
+    perform embed._grant_usage(quote_ident(login));
     execute format('grant execute on function embed.ask(uuid, text, text, text, text[], oid) to %I', login);
     execute format('grant execute on function embed.await(uuid, interval, boolean) to %I', login);
 
-    -- Made anew, so that nothing of a database this one was copied from remains.
+    -- Created again, so that nothing of a database this one was copied from remains.
     drop server if exists embed_loopback cascade;
     execute format(
         'create server embed_loopback foreign data wrapper dblink_fdw options (host %L, port %L, dbname %L, '
@@ -43,6 +43,7 @@ begin
         '-c default_transaction_isolation=read\ committed -c default_transaction_read_only=off '
         '-c statement_timeout=0 -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s -c jit=off'
     );
+    execute format('alter server embed_loopback owner to %s', owner);
     execute format('create user mapping for %s server embed_loopback options (user %L, password %L)', owner, login, password);
 end
 $$;
@@ -64,6 +65,52 @@ begin
 end
 $$;
 
+-- Points the foreign server to this server again, after a failover or an upgrade to another host or
+-- port. problem is null where questions can come through, renewed where they could not before.
+--
+-- For workers that own nothing of it, hence a definer's. It tries the host of before and those under
+-- which a server knows itself, and none that a caller could name: the password would go there.
+create or replace function embed._loopback_renew(out renewed boolean, out problem text)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    own constant text := (select d.oid from pg_database d where d.datname = current_database());
+    before text;
+    candidate text;
+begin
+    renewed := false;
+    select o.option_value into before
+    from pg_foreign_server s
+    cross join pg_options_to_table(s.srvoptions) as o
+    where s.srvname = 'embed_loopback' and o.option_name = 'host';
+    -- A copy of a database, or one where it was never set up: the role has to be made, by migrate.
+    if before is null or own is distinct from (select s.value from embed.setting s where s.name = 'loopback') then
+        return;
+    end if;
+    problem := embed._loopback_check();
+    -- Where a migrate or another worker is renewing it, it is for them.
+    if problem is null or not pg_try_advisory_xact_lock(embed._lock_global(), embed._turn_migrate()) then
+        return;
+    end if;
+    execute format(
+        'alter server embed_loopback options (set port %L, set dbname %L)', current_setting('port'), current_database()
+    );
+    foreach candidate in array array_remove(array[
+        before, '127.0.0.1', 'localhost',
+        (select nullif(btrim(split_part(s.setting, ',', 1)), '') from pg_settings s where s.name = 'unix_socket_directories'),
+        host(inet_server_addr())
+    ], null) loop
+        if embed._loopback_try(candidate) is null then
+            renewed := true;
+            problem := null;
+            return;
+        end if;
+    end loop;
+    problem := embed._loopback_try(before);
+end
+$$;
+
 -- Where dblink was installed for this alone, nobody else needs its functions. Where it was there
 -- before, they stay as they are. Who may call them can use the kept connection of his own session,
 -- and PostgreSQL lets any role change its own password and end sessions of its own kind: a nuisance
@@ -73,6 +120,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+    owner constant name := (select pg_get_userbyid(n.nspowner) from pg_namespace n where n.nspname = 'embed');
     signature regprocedure;
 begin
     for signature in
@@ -82,6 +130,10 @@ begin
         where d.refclassid = 'pg_extension'::regclass and d.classid = 'pg_proc'::regclass and d.deptype = 'e'
     loop
         execute format('revoke execute on function %s from public', signature);
+        -- The functions of the loopback run as him.
+        if signature::text !~ 'dblink_connect_u' then
+            execute format('grant execute on function %s to %I', signature, owner);
+        end if;
     end loop;
 end
 $$;
@@ -109,6 +161,15 @@ revoke execute on function
     embed._loopback_take_down(),
     embed._loopback_login(text),
     embed._loopback_role(),
+    embed._loopback_renew(),
     embed._loopback_try(text),
     embed._loopback_close_dblink()
 from public;
+
+do $$
+begin
+    if to_regrole('embed_worker') is not null then
+        grant execute on function embed._loopback_renew() to embed_worker;
+    end if;
+end
+$$;

@@ -1,0 +1,139 @@
+-- What a missing right is called: who lacks it, for what, and the statement that gives it.
+
+create or replace function embed._require_role(wanted text, able boolean, call text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if able then
+        return;
+    end if;
+    raise exception 'the role % may not use %', quote_ident(current_user), call
+        using errcode = 'insufficient_privilege',
+        hint = case
+            when to_regrole(wanted) is null
+            then format('The role %s does not exist: have a superuser run `embedworker migrate`, then: grant %1$s to %I;', wanted, current_user)
+            else format('Have a superuser run: grant %s to %I;', wanted, current_user)
+        end;
+end
+$$;
+
+-- Whether this role may look at how it goes, of all that is enabled.
+create or replace function embed._may_look() returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+return has_table_privilege('embed.source', 'select') and has_table_privilege('embed.worker_session', 'select');
+
+-- What the views embed.status and embed.worker read. Everybody may name the views, because the server's own
+-- refusal says nothing of the role that is needed. The rows are read with the rights of the caller.
+create or replace function embed._watched_sources() returns setof embed.source
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform embed._require_role('embed_monitor', embed._may_look(), 'embed.status');
+    return query select * from embed.source;
+end
+$$;
+
+create or replace function embed._watched_workers() returns setof embed.worker_session
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform embed._require_role('embed_monitor', embed._may_look(), 'embed.worker');
+    return query select * from embed.worker_session;
+end
+$$;
+
+-- Nothing where the relation is gone.
+create or replace function embed._require_owner(relation regclass) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    owner constant oid := (select c.relowner from pg_class c where c.oid = relation);
+begin
+    if owner is not null and not pg_has_role(owner, 'usage') then
+        raise exception 'the role % does not own %', quote_ident(current_user), relation
+            using errcode = 'insufficient_privilege',
+            -- A member of a superuser's role can become that superuser.
+            hint = format(
+                case when (select r.rolsuper from pg_roles r where r.oid = owner)
+                    then 'Ask %1$I, who owns it, or another superuser, to do it.'
+                    else 'Ask %1$I, who owns it, or have a superuser run: grant %1$I to %2$I;'
+                end,
+                pg_get_userbyid(owner), current_user
+            );
+    end if;
+end
+$$;
+
+create or replace function embed._require_schema(a_schema oid, privilege text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not has_schema_privilege(a_schema, privilege) then
+        raise exception 'the role % may not % the schema %', quote_ident(current_user),
+            case privilege when 'create' then 'create in' else 'use' end, a_schema::regnamespace
+            using errcode = 'insufficient_privilege',
+            hint = format('As its owner: grant %s on schema %s to %I;', privilege, a_schema::regnamespace, current_user);
+    end if;
+end
+$$;
+
+-- The right to read columns of a table; of all of them where attnums is null.
+create or replace function embed._require_columns(relation oid, attnums smallint[]) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    lacking text;
+begin
+    if has_table_privilege(relation, 'select') then
+        return;
+    end if;
+    select string_agg(quote_ident(a.attname), ', ' order by a.attnum) into lacking
+    from pg_attribute a
+    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+    and (attnums is null or a.attnum = any (attnums))
+    and not has_column_privilege(relation, a.attnum, 'select');
+    if lacking is not null then
+        raise exception 'the role % may not read %: permission denied for table %', quote_ident(current_user), lacking,
+            (select quote_ident(c.relname) from pg_class c where c.oid = relation)
+            using errcode = 'insufficient_privilege',
+            hint = format('As its owner: grant select (%s) on %s to %I;', lacking, relation::regclass, current_user);
+    end if;
+end
+$$;
+
+-- What every search needs, before anybody is asked: the result has whole rows of the table.
+create or replace function embed._require_rows(row_type regtype) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    class record;
+begin
+    select c.oid, c.relnamespace into class
+    from pg_type t
+    join pg_class c on c.oid = t.typrelid
+    where t.oid = row_type;
+    perform embed._require_schema(class.relnamespace, 'usage'::text), embed._require_columns(class.oid, null::smallint[]);
+end
+$$;
+
+create or replace function embed._require_asker() returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not has_function_privilege('embed._question(text, text)', 'execute') then
+        raise exception 'the role % may not ask questions', quote_ident(current_user)
+            using errcode = 'insufficient_privilege',
+            detail = 'embed.restrict_questions() left them to members of embed_search.',
+            hint = format('Have a superuser run: grant embed_search to %I;', current_user);
+    end if;
+end
+$$;

@@ -1,0 +1,182 @@
+-- The models: which are known, and which is the default.
+
+create or replace function embed.default_model() returns text
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+return (select value from embed.setting where name = 'default_model');
+
+comment on function embed.default_model() is 'The model used where none is named.';
+
+create or replace function embed.add_model(
+    name text, dimensions integer, max_tokens integer default 512,
+    query_prefix text default '', passage_prefix text default '', pooling text default 'mean',
+    endpoint text default null
+) returns void
+language plpgsql
+as $$
+begin
+    perform embed._require_role(
+        'embed_admin', pg_catalog.has_table_privilege('embed.model', 'update'), 'embed.add_model'
+    );
+    if coalesce(btrim(add_model.name), '') = '' then
+        raise exception 'the name of the model is blank'
+            using errcode = 'EW003', hint = 'Give a name of the hub (owner/model) or a folder of the worker''s machine.';
+    end if;
+    if add_model.dimensions is null or add_model.dimensions not between 1 and 16000 then
+        raise exception 'dimensions is %, expected 1 to 16000', coalesce(add_model.dimensions::text, 'null')
+            using errcode = 'EW003', hint = 'Give the length of the model''s vectors, hidden_size in its config.json.';
+    end if;
+    if add_model.max_tokens is null or add_model.max_tokens < 1 then
+        raise exception 'max_tokens is %, expected 1 or more', coalesce(add_model.max_tokens::text, 'null')
+            using errcode = 'EW003', hint = 'Give the length of the model''s window, or leave it out for 512.';
+    end if;
+    if add_model.query_prefix is null or add_model.passage_prefix is null then
+        raise exception 'a prefix is null'
+            using errcode = 'EW003', hint = 'Leave out what the model does not want.';
+    end if;
+    if add_model.pooling is null or add_model.pooling not in ('mean', 'cls', 'max', 'lasttoken') then
+        raise exception 'pooling % is not known', quote_nullable(add_model.pooling)
+            using errcode = 'EW003', hint = 'Give mean, cls, max or lasttoken, as the model''s 1_Pooling/config.json says.';
+    end if;
+    -- No user, no question mark: a key belongs into the worker's environment, and not into a table.
+    if add_model.endpoint !~ '^https?://[^/@?#[:space:]]+(/[^@?#[:space:]]*)?$' then
+        raise exception 'the endpoint is no address of an API'
+            using errcode = 'EW003',
+            hint = 'Give http://host:port/v1 or https://host/v1 without a key, and name its host in EMBEDWORKER_ENDPOINTS of the workers.';
+    end if;
+    insert into embed.model (name, dimensions, max_tokens, query_prefix, passage_prefix, pooling, endpoint)
+    values (
+        add_model.name, add_model.dimensions, add_model.max_tokens, add_model.query_prefix, add_model.passage_prefix,
+        add_model.pooling, add_model.endpoint
+    )
+    on conflict on constraint model_pkey do update
+    set dimensions = excluded.dimensions, max_tokens = excluded.max_tokens, query_prefix = excluded.query_prefix,
+        passage_prefix = excluded.passage_prefix, pooling = excluded.pooling, endpoint = excluded.endpoint;
+end
+$$;
+
+comment on function embed.add_model(text, integer, integer, text, text, text, text) is
+    'Makes a model known that is not in the built-in list; name is a hub name or a folder of the worker''s machine. With endpoint, an OpenAI-compatible API makes its vectors, and max_tokens counts characters.';
+
+create or replace function embed.reranker() returns text
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+return (select value from embed.setting where name = 'reranker');
+
+comment on function embed.reranker() is 'The cross-encoder that embed.search(…, rerank => n) uses.';
+
+create or replace function embed.use_reranker(name text, max_tokens integer default null) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform embed._require_role(
+        'embed_admin', pg_catalog.has_table_privilege('embed.setting', 'update'), 'embed.use_reranker'
+    );
+    if max_tokens < 1 then
+        raise exception 'max_tokens is %, expected at least 1', max_tokens
+            using errcode = 'EW003', hint = 'It is how many tokens of question and passage together are read, often 512.';
+    elsif max_tokens is not null then
+        insert into embed.reranker (name, max_tokens)
+        values (use_reranker.name, use_reranker.max_tokens)
+        on conflict on constraint reranker_pkey do update set max_tokens = excluded.max_tokens;
+    elsif not exists (select from embed.reranker r where r.name = use_reranker.name) then
+        raise exception 'the reranker % is not known', coalesce(quote_literal(use_reranker.name), 'null')
+            using errcode = 'EW003',
+            hint = 'See embed.reranker for what is, or say how many tokens it reads: embed.use_reranker(name, max_tokens => 512).';
+    end if;
+    insert into embed.setting (name, value) values ('reranker', use_reranker.name)
+    on conflict on constraint setting_pkey do update set value = excluded.value;
+end
+$$;
+
+comment on function embed.use_reranker(text, integer) is
+    'Chooses the cross-encoder of embed.search(…, rerank => n). A hub name or a folder of the worker''s machine that is not in the built-in list is made known by saying max_tokens.';
+
+-- A function with one argument would make a call with one argument ambiguous.
+drop function if exists embed.use_model(text);
+create or replace function embed.use_model(name text, switch boolean default false) returns void
+language plpgsql
+as $$
+declare
+    missing text;
+begin
+    perform embed._require_role(
+        'embed_admin', pg_catalog.has_table_privilege('embed.setting', 'update'), 'embed.use_model'
+    );
+    if not exists (select from embed.model m where m.name = use_model.name) then
+        raise exception 'model % is not known', quote_literal(use_model.name)
+            using errcode = 'EW003', hint = 'See embed.model for what is, or add it with embed.add_model(…).';
+    end if;
+    if switch then
+        perform embed._begin_switches(use_model.name);
+        return;
+    end if;
+    if exists (
+        select from embed.source s join embed.model m on m.name = use_model.name
+        where s.model is null and s.dimensions <> m.dimensions
+        and s.relation <> 'embed.document'::regclass
+    ) then
+        raise exception 'sources that follow the default model have vectors of other dimensions than %', quote_literal(use_model.name)
+            using errcode = 'EW005', hint = 'Call embed.use_model(name, switch => true), which fills new vectors beside them; or disable them with '
+            'drop_vectors => true first, or name their model in embed.enable.';
+    end if;
+    perform embed._require_no_switch(s.id, 'embed.use_model'::text)
+    from embed.source s
+    where s.model is null and use_model.name <> embed.default_model();
+    insert into embed.setting (name, value) values ('default_model', use_model.name)
+    on conflict on constraint setting_pkey do update set value = excluded.value
+    where setting.value <> excluded.value;
+    if found then
+        select pg_catalog.string_agg(pg_catalog.format('%s (%s rows)', x.source, x.embedded), ', ' order by x.source::text)
+        into missing
+        from embed.status x
+        join embed.source s on s.relation = x.source and s.name = x.name
+        where s.model is null and x.embedded > 0;
+        if missing is not null then
+            raise notice 'search finds none of these rows until a worker has embedded them again: %', missing
+                using hint = 'embed.use_model(name, switch => true) fills the new vectors while the old ones answer.';
+        end if;
+        update embed._own_source s set version = nextval('embed.seq') where s.model is null;
+        insert into embed.sweep_request (source, reason) select s.id, 'model changed' from embed.source s where s.model is null;
+        perform embed.wake();
+    end if;
+end
+$$;
+
+comment on function embed.use_model(text, boolean) is
+    'Sets the default model of this database; workers embed the sources that follow it again, and a notice says which '
+    'rows are not found meanwhile. With switch => true the old vectors answer while the new ones are filled: '
+    'embed.cut_over of one of the tables then changes all of them and the default model, once all are complete.';
+
+-- The number of a fingerprint; the notes are those of the latest worker. It is made from the digest: vectors
+-- outlive this schema (dropped and migrated again, or adopted by another database), and a number from a
+-- sequence would then stand for another model.
+--
+-- Two statements, because workers may register one fingerprint at once: the second sees what the first met.
+-- No advisory lock, because every login may hold one and keep workers from starting.
+create or replace function embed._register_fingerprint(
+    digest text, model text, revision text, query_prefix text, passage_prefix text, pooling text, dimensions integer, max_tokens integer, notes jsonb
+) returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    number constant integer := ('x' || left(encode(sha256(convert_to(digest, 'UTF8')), 'hex'), 8))::bit(32)::integer & 2147483647;
+    found_number integer;
+begin
+    insert into embed.fingerprint (id, digest, model, revision, query_prefix, passage_prefix, pooling, dimensions, max_tokens, notes)
+    overriding system value
+    values (number, digest, model, revision, query_prefix, passage_prefix, pooling, dimensions, max_tokens, notes)
+    on conflict do nothing;
+    update embed.fingerprint f
+    set notes = _register_fingerprint.notes, created_at = clock_timestamp()
+    where f.digest = _register_fingerprint.digest
+    returning f.id into found_number;
+    if found_number is null then
+        raise exception 'the number % stands for another model', number
+            using errcode = 'unique_violation', hint = 'This is a bug of embedworker; please report it.';
+    end if;
+    return found_number;
+end
+$$;

@@ -1,0 +1,73 @@
+-- The index over the vectors of a source, for its build, for searches and for reports.
+
+-- What an index holds the vectors as: HNSW takes a vector of up to 2,000 dimensions and a halfvec of up
+-- to 4,000. Null where there can be no index.
+create or replace function embed._index_type(dimensions integer) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return case when dimensions <= 2000 then 'vector' when dimensions <= 4000 then 'halfvec' end;
+
+-- The expression that the index is built over and that a search orders by: the two must be the same.
+create or replace function embed._index_expression(vector text, type text, dimensions integer) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return case type when 'halfvec' then format('((%s)::@extschema:vector@.halfvec(%s))', vector, dimensions) else vector end;
+
+-- What stands behind "create index concurrently NAME". pgvector's own m = 16, ef_construction = 64 cost
+-- 0.010 NDCG@10 on 6,099 short Korean sentences at ef_search = 100; with these, and ef_search = 200, it
+-- was 0.001.
+create or replace function embed._index_definition(source embed.source) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select format(
+        'on %s using hnsw (%s @extschema:vector@.%s_cosine_ops) with (m = 24, ef_construction = 128)',
+        case when source.into_column is null then source.vectors else source.relation end,
+        embed._index_expression(
+            case when source.into_column is null then 'embedding'
+                else quote_ident(embed._column_name(source.relation, source.into_attnum)) end,
+            t.type, source.dimensions
+        ),
+        t.type
+    )
+    from (select embed._index_type(source.dimensions) as type) as t
+    where t.type is not null
+);
+
+-- Every index by cosine distance over the vectors of a source, the most useful first. Until a concurrent
+-- build is through, its index is not valid either.
+create or replace function embed._vector_indexes(source embed.source)
+returns table (index oid, method text, type text, valid boolean, building boolean)
+language sql stable
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select
+        i.indexrelid,
+        m.amname::text,
+        case o.opcname when 'vector_cosine_ops' then 'vector' else 'halfvec' end,
+        i.indisvalid,
+        -- A role without the right to statistics sees of another's build no more than its process.
+        not i.indisvalid and exists (
+            select
+            from pg_stat_progress_create_index p
+            join pg_locks l on l.pid = p.pid
+            where l.relation = i.indrelid
+            and l.database = (select d.oid from pg_database d where d.datname = current_database())
+            and coalesce(nullif(p.index_relid, 0) = i.indexrelid, true)
+        )
+    from pg_index i
+    join pg_class c on c.oid = i.indexrelid
+    join pg_am m on m.oid = c.relam and m.amname in ('hnsw', 'ivfflat')
+    join pg_opclass o on o.oid = i.indclass[0] and o.opcname in ('vector_cosine_ops', 'halfvec_cosine_ops')
+    join pg_attribute a on a.attrelid = i.indrelid
+        and case when (source).into_column is null then a.attname = 'embedding' else a.attnum = (source).into_attnum end
+    where i.indrelid = case when (source).into_column is null then (source).vectors else (source).relation end
+    and i.indpred is null
+    and case when i.indkey[0] <> 0 then i.indkey[0] = a.attnum
+        else exists (
+            select from pg_depend d
+            where d.classid = 'pg_class'::regclass and d.objid = i.indexrelid
+            and d.refclassid = 'pg_class'::regclass and d.refobjid = i.indrelid and d.refobjsubid = a.attnum
+        ) end
+    order by i.indisvalid desc, m.amname, i.indexrelid;
+end;

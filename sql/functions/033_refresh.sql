@@ -1,0 +1,289 @@
+-- How a worker brings a source in line with its table, which may have been changed, restored or dropped.
+-- Functions may be added to, but never changed in place while a worker of the version before may be running.
+
+-- What the trigger functions of a source and the worker's statements are written for, and what
+-- decides which rows it has. When it changes, they are written again and the rows compared.
+--
+-- It also changes whenever rows can have changed unseen between two looks, though all is as it was at
+-- the second: triggers shows that one was disabled and enabled (the row gets another xmin), or dropped and
+-- made again, which a partition that is detached and attached also does to its own; files shows that rows
+-- were rewritten (ALTER COLUMN … TYPE … USING fires no trigger). VACUUM FULL and TRUNCATE change files,
+-- too, at the price of a sweep too many.
+create or replace function embed._structure(source embed.source) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+begin atomic
+    with recursive tree as (
+        select (source).relation::oid as relation, c.relkind = 'p' as partitioned, c.relfilenode as file
+        from pg_class c
+        where c.oid = (source).relation
+        union
+        select c.oid, c.relkind = 'p', c.relfilenode
+        from tree t
+        join pg_inherits i on i.inhparent = t.relation and t.partitioned
+        join pg_class c on c.oid = i.inhrelid
+    )
+    select jsonb_build_object(
+        'relation', jsonb_build_array(c.oid::bigint, c.relname, c.relnamespace::bigint, c.relrowsecurity),
+        'parents', (select jsonb_agg(i.inhparent::bigint order by i.inhparent) from pg_inherits i where i.inhrelid = c.oid),
+        'files', (select encode(sha256(convert_to(string_agg(format('%s %s', t.relation, t.file), ',' order by t.relation), 'UTF8')), 'hex') from tree t),
+        'triggers', (
+            select encode(sha256(convert_to(string_agg(format('%s %s', g.oid, g.xmin), ',' order by g.oid), 'UTF8')), 'hex')
+            from tree t
+            join pg_trigger g on g.tgrelid = t.relation and starts_with(g.tgname, format('embed_%s_', (source).id))
+        ),
+        'columns', (
+            select jsonb_object_agg(
+                a.attnum,
+                -- A generated column can be given another expression; every row then has another text.
+                jsonb_build_array(a.attname, a.atttypid::bigint, a.atttypmod, case when a.attgenerated::text <> '' then pg_get_expr(d.adbin, d.adrelid) end)
+            )
+            from pg_attribute a
+            left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+            where a.attrelid = c.oid
+            and a.attnum = any ((source).key_attnums || (source).watch_attnums || (source).column_attnums || coalesce((source).into_attnum, 0::smallint))
+        )
+    )::text
+    from pg_class c
+    where c.oid = (source).relation;
+end;
+
+-- Numbers of columns in a table that was restored from a dump: the names are as they were, the
+-- numbers need not be. before holds the names by the old numbers, as in embed._structure; names is
+-- for where that is not known. A column that is not there has -1, which no column of a user's has.
+create or replace function embed._renumbered(relation regclass, attnums smallint[], before jsonb, names text[]) returns smallint[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+return array(
+    select case when n.attnum is not null then coalesce(a.attnum, -1::smallint) end
+    from unnest(attnums, names) with ordinality as n (attnum, name, place)
+    left join pg_attribute a on a.attrelid = relation and a.attname = coalesce(before -> n.attnum::text ->> 0, n.name)
+        and a.attnum > 0 and not a.attisdropped
+    order by n.place
+);
+
+create or replace function embed._renumber(source embed.source) returns embed.source
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    before constant jsonb := (select t.structure::jsonb -> 'columns' from embed.source_state t where t.source = source.id);
+    of_filter smallint[] := array(
+        select distinct m[1]::smallint from regexp_matches(source.filter, '"\{(\d+)\}"', 'g') as m
+    );
+    renumbered constant smallint[] := embed._renumbered(source.relation, of_filter, before, null);
+begin
+    for i in 1 .. cardinality(of_filter) loop
+        -- "{=7}" for now, or what was renumbered to 3 would be taken for an old 3.
+        source.filter := replace(source.filter, format('"{%s}"', of_filter[i]), format('"{=%s}"', renumbered[i]));
+    end loop;
+    source.filter := replace(source.filter, '"{=', '"{');
+    source.key_attnums := embed._renumbered(source.relation, source.key_attnums, before, source.keys);
+    source.column_attnums := embed._renumbered(source.relation, source.column_attnums, before, source.columns);
+    source.into_attnum := (embed._renumbered(source.relation, array[source.into_attnum], before, array[source.into_column]))[1];
+    source.watch_attnums := embed._stored_attnums(source.relation, source.column_attnums || renumbered);
+    update embed._own_source x
+    set relation_oid = source.relation, key_attnums = source.key_attnums, column_attnums = source.column_attnums,
+        watch_attnums = source.watch_attnums, into_attnum = source.into_attnum, filter = source.filter
+    where x.id = source.id
+    returning * into source;
+    return source;
+end
+$$;
+
+-- What stands in the way of a source whose table is there, a sentence; null if nothing does.
+create or replace function embed._obstacle(source embed.source) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    again constant text := format('call embed.disable(%L, drop_vectors => true) and enable it again', source.relation::text);
+    lost text;
+begin
+    if not exists (select from pg_class where oid = source.vectors) then
+        return format('the table that holds the vectors of %s was dropped; call embed.enable to create it again', source.relation);
+    end if;
+    lost := embed._lacking_columns(source.vectors, source);
+    if lost is not null then
+        return coalesce(embed._foreign(source), format('the vectors of %s lack the columns %s; %s', source.relation, lost, again));
+    end if;
+    select string_agg(n.name, ', ' order by n.name) into lost
+    from unnest(source.keys || source.columns || source.into_column, source.key_attnums || source.column_attnums || source.into_attnum) as n (name, attnum)
+    where n.name is not null and embed._column_name(source.relation, n.attnum) is null;
+    if lost is null and (source.filter is not null and embed._filter_sql(source) is null
+        or exists (select from unnest(source.watch_attnums) as w (attnum) where embed._column_name(source.relation, w.attnum) is null))
+    then
+        lost := 'a column of its filter';
+    end if;
+    if lost is not null then
+        return format('%s of %s was dropped; %s with the columns that are there', lost, source.relation, again);
+    end if;
+    select string_agg(format('%s from %s to %s', a.attname, format_type(i.atttypid, -1), format_type(a.atttypid, -1)), ', ') into lost
+    from unnest(source.key_attnums) with ordinality as k (attnum, place)
+    join pg_attribute a on a.attrelid = source.relation and a.attnum = k.attnum
+    join pg_attribute i on i.attrelid = format('embed.inbox_%s', source.id)::regclass and i.attname = 'k' || k.place
+    where embed._base_type(a.atttypid) <> i.atttypid;
+    if lost is not null then
+        return format('the key of %s changed its type, %s; %s', source.relation, lost, again);
+    end if;
+    select string_agg(format('%s is now of type %s', a.attname, format_type(a.atttypid, -1)), ', ') into lost
+    from unnest(source.column_attnums) as c (attnum)
+    join pg_attribute a on a.attrelid = source.relation and a.attnum = c.attnum
+    join pg_type t on t.oid = embed._base_type(a.atttypid)
+    where t.typcategory <> 'S';
+    if lost is not null then
+        return format('%s of %s, which is no text; make it text, varchar, char or citext again, or %s', lost, source.relation, again);
+    end if;
+    return null;
+end
+$$;
+
+-- As a sweep does at its beginning: a worker that holds a row is to read it again.
+create or replace function embed._read_again(source integer) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute format(
+        $q$update embed.queue_%s q
+        set seq = nextval('embed.seq'), due = now(), claimed_by = null,
+            attempts = case when q.attempts > 1 then q.attempts else 0 end,
+            priority = case when q.attempts > 1 then q.priority else 0 end
+        where q.claimed_by is not null and q.due < 'infinity'$q$,
+        source
+    );
+end
+$$;
+
+-- What the functions of a source are written by: another edition writes others.
+create or replace function embed._edition() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select left(encode(sha256(convert_to(string_agg(p.prosrc, '' order by p.proname), 'UTF8')), 'hex'), 16)
+    from pg_proc p
+    where p.pronamespace = 'embed'::regnamespace
+    and p.proname in ('_write_capture', '_write_trigger_function', '_guard_vectors', '_write_words', '_grant_worker', '_write_compact')
+);
+
+-- Whether functions, policies and grants of a source are as this version writes them. An older version
+-- wrote others, and a dump without grants leaves some out.
+create or replace function embed._is_written(source embed.source) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+return coalesce((select g.readers and g.workers and g.granted from embed._guard(source) as g), true)
+    and exists (
+        select from pg_proc p
+        where p.oid = to_regprocedure(format('embed.source_%s_refresh()', source.id))
+        and strpos(p.prosrc, embed._edition()) > 0
+    );
+
+-- A sentence where a source's table or vectors belong to a role for which the role that enabled it may not act:
+-- then the row was changed or the table given away since. Null where not.
+create or replace function embed._foreign(source embed.source) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select format(
+        '%1$s belongs to %2$I, for whom %3$I, who enabled %4$s, may not act; as a superuser: grant %2$I to %3$I; or disable it and have %2$I enable it again',
+        c.oid::regclass, pg_get_userbyid(c.relowner), pg_get_userbyid(i.relowner), source.relation
+    )
+    from pg_class i
+    join pg_class c on c.oid in (source.relation, source.vectors)
+    where i.oid = to_regclass(format('embed.inbox_%s', source.id))
+    and not pg_has_role(i.relowner, c.relowner, 'usage')
+    order by c.oid = source.relation desc
+    limit 1
+);
+
+-- Bring a source in line with its table. Returns what happened: 'same', 'changed', 'gone' (the
+-- table was dropped and all of ours with it), or a sentence that says what stands in the way.
+create or replace function embed._refresh(source_id integer) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s embed.source;
+    now_is text;
+    obstacle text;
+    changed boolean;
+    outdated boolean;
+begin
+    select * into s from embed.source x where x.id = source_id;
+    if not found then
+        return 'gone';
+    end if;
+    now_is := embed._structure(s);
+    changed := now_is is null or s.relation_oid <> s.relation
+        or now_is is distinct from (select t.structure from embed.source_state t where t.source = s.id)
+        or exists (select from embed._missing_triggers(s));
+    outdated := not embed._is_written(s);
+    -- embed.enable and embed.disable write the same functions, and so may another worker: the next
+    -- look is early enough.
+    if (changed or outdated or embed._obstacle(s) is not null) and not pg_try_advisory_xact_lock(embed._lock_global(), embed._turn_enable()) then
+        return case when now_is is null then 'gone' else coalesce(embed._obstacle(s), 'same') end;
+    end if;
+    if now_is is null then
+        begin
+            perform embed._forget(s, embed._foreign(s) is null);
+        exception when dependent_objects_still_exist then
+            -- A view of somebody's on the vectors: then they stay, and it with them.
+            perform embed._forget(s, false);
+        end;
+        return 'gone';
+    end if;
+
+    if s.relation_oid <> s.relation then
+        s := embed._renumber(s);
+        now_is := embed._structure(s);
+    end if;
+    obstacle := embed._obstacle(s);
+    if obstacle is not null then
+        perform embed._silence_capture(s.id, array['insert', 'update', 'delete', 'row', 'truncate']::text[]);
+        delete from embed.sweep_request r where r.source = s.id;
+        -- Should it be as it was again, that is a change.
+        update embed.source_state t set structure = null where t.source = s.id and t.structure is not null;
+        return obstacle;
+    end if;
+    -- What a trigger asked for that did not fit any more: it is seen to now.
+    update embed.sweep_request r set reason = 'table changed' where r.source = s.id and r.reason = 'columns changed';
+    if not changed and not outdated then
+        return 'same';
+    end if;
+    obstacle := embed._foreign(s);
+    if obstacle is not null then
+        return obstacle;
+    end if;
+    if not changed then
+        begin
+            perform embed._write_capture(s);
+            perform embed._guard_vectors(s, wait => false);
+            perform embed._grant_worker(s);
+        exception when lock_not_available then
+            null; -- the next look tries again
+        end;
+        return 'same';
+    end if;
+
+    update embed._own_source x
+    set columns = array(select embed._column_name(s.relation, c.attnum) from unnest(s.column_attnums) with ordinality as c (attnum, place) order by c.place),
+        into_column = embed._column_name(s.relation, s.into_attnum)
+    where x.id = s.id
+    returning * into s;
+    perform embed._write_capture(s);
+    begin
+        perform embed._attach_capture(s, wait => false);
+        perform embed._guard_vectors(s, wait => false);
+        perform embed._grant_worker(s);
+        -- Triggers that were just made are no change. Of all else, only what was looked at above counts.
+        now_is := (now_is::jsonb || jsonb_build_object('triggers', embed._structure(s)::jsonb -> 'triggers'))::text;
+    exception when lock_not_available then
+        now_is := null;  -- so that the next look tries again
+    end;
+    update embed.source_state t set structure = now_is where t.source = s.id;
+    insert into embed.sweep_request (source, reason)
+    select s.id, 'table changed'
+    where not exists (select from embed.sweep_request r where r.source = s.id);
+    return 'changed';
+end
+$$;

@@ -1,0 +1,101 @@
+-- The first stage of a search by words, for tables that are too large to compare all passages: an index over the terms
+-- of the passages, and the function that looks up in it.
+
+-- The places of a passage's terms, without what stands before them (see FIRST in
+-- worker/embedworker/model/lexical.py). The index is over this.
+create or replace function embed._places(terms @extschema:vector@.sparsevec) returns integer[]
+language sql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select coalesce(array_agg(t.place), '{}')
+    from (
+        select split_part(x, ':', 1)::integer as place
+        from unnest(string_to_array(btrim(split_part(terms::text, '/', 1), '{}'), ',')) as x
+    ) as t
+    where t.place > 4;
+end;
+
+-- What stands behind "create index concurrently NAME". Its pending list stays: without it, writes cost eight times the
+-- WAL.
+create or replace function embed._words_definition(source embed.source) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return format('on %s using gin (embed._places(terms))', source.vectors);
+
+-- The indexes over the terms of a source's passages, valid ones first.
+create or replace function embed._words_indexes(source embed.source)
+returns table (index oid, valid boolean)
+language sql stable
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select i.indexrelid, i.indisvalid
+    from pg_index i
+    join pg_class c on c.oid = i.indexrelid
+    join pg_am m on m.oid = c.relam and m.amname = 'gin'
+    where i.indrelid = (source).vectors
+    and exists (
+        select
+        from pg_depend d
+        where d.classid = 'pg_class'::regclass and d.objid = i.indexrelid
+        and d.refclassid = 'pg_proc'::regclass
+        and d.refobjid = to_regprocedure('embed._places(@extschema:vector@.sparsevec)')
+    )
+    order by i.indisvalid desc, i.indexrelid;
+end;
+
+-- Has workers compute, or remove, the vectors of terms of a source that was enabled before.
+create or replace function embed._set_words(source embed.source, wanted boolean) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if source.words = wanted then
+        return;
+    end if;
+    perform embed._require_no_switch(source.id, 'embed.enable with other arguments'::text);
+    update embed._own_source s set words = wanted, version = nextval('embed.seq') where s.id = source.id;
+    perform embed._read_again(source.id), embed.wake();
+end
+$$;
+
+-- Writes the function that looks up passages by words. It runs as its owner: the operator && may not look before row
+-- security does, so for anybody else the server would read the whole table. Which passages have a word tells something
+-- of rows that row security hides. So it answers those only who know the token of the source, which the policy of
+-- embed.lexical_state shows to readers of all texts and to nobody else. It gives places, no data.
+create or replace function embed._write_words(source embed.source) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    name constant text := format('embed.source_%s_words(text, integer[], @extschema:vector@.sparsevec, integer)', source.id);
+    owner text := (select c.relowner::regrole from pg_class c where c.oid = to_regclass(format('embed.queue_%s', source.id)));
+begin
+    perform embed._check_function(source.id, 'words');
+    execute format(
+        $q$create or replace function embed.source_%1$s_words(
+            token text, places integer[], idf @extschema:vector@.sparsevec, most integer
+        ) returns tid[] language plpgsql stable security definer
+        set search_path = pg_catalog, pg_temp set enable_seqscan = off as %2$L$q$,
+        source.id,
+        format(
+            'begin
+    if token is null or not exists (select from embed.lexical_state s where s.source = %1$s and s.token = $1) then
+        return ''{}'';
+    end if;
+    return array(
+        select v.ctid
+        from %2$s v
+        where embed._places(v.terms) operator(pg_catalog.&&) $2
+        order by v.terms operator(@extschema:vector@.<#>) $3
+        limit $4
+    );
+exception when undefined_table then return ''{}'';
+end',
+            source.id, source.vectors
+        )
+    );
+    if owner is not null and not exists (select from pg_proc p where p.oid = name::regprocedure and p.proowner = owner::regrole) then
+        execute format('alter function %s owner to %s', name, owner);
+    end if;
+end
+$$;

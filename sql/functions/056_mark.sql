@@ -1,0 +1,71 @@
+-- Marking the words of a question in a passage.
+
+create or replace function embed.mark(
+    hit text, question text, open text default '<mark>', close text default '</mark>', html boolean default false
+) returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    asked constant text[] := array(
+        select distinct t.term from embed._terms(embed._lower(normalize(embed._nfc(question), nfkc))) as t
+    );
+    -- What is marked as a whole: a character, or one with those that belong to it. Of a text in NFKC they are single.
+    pieces text[];
+    folded text;
+    origins integer[];
+    marked integer[];
+begin
+    if hit is nfkc normalized and length(embed._lower(hit)) = length(hit) then
+        folded := embed._lower(hit);
+        pieces := regexp_split_to_array(hit, '');
+    else
+        -- Each is folded by itself, so that its place is known: NFKC makes several of some characters.
+        pieces := array(
+            select m[1]
+            from regexp_matches(hit collate "C", E'(.[\u0300-\u036F\u1160-\u11FF\u3099\u309A]*)', 'g') as m
+        );
+        select string_agg(substr(f.text, n, 1), '' order by c.place, n), array_agg(c.place order by c.place, n)
+        into folded, origins
+        from unnest(pieces) with ordinality as c (text, place)
+        cross join lateral (select embed._lower(normalize(c.text, nfkc)) as text) as f
+        cross join lateral generate_series(1, length(f.text)) as n;
+    end if;
+    marked := array(
+        select distinct coalesce(origins[at], at)
+        from embed._terms(folded) as t, generate_series(t.start, t.start + t.length - 1) as at
+        where t.term = any (asked)
+        -- A part of a longer code, of E-110 as of E-119, would mark half of another.
+        and t.term !~ '^[0-9a-z]$'
+        and not (t.term ~ '^[0-9]{2}$' and substr(folded, t.start - 1, 4) ~ '[0-9]{3}')
+    );
+    return (
+        select string_agg(
+            case when p.marked and not p.before then open else '' end
+            || case when html then embed._html(p.text) else p.text end
+            || case when p.marked and not p.behind then close else '' end,
+            '' order by p.place
+        )
+        from (
+            select
+                c.text, c.place, m.place is not null as marked,
+                coalesce(lag(m.place is not null) over (order by c.place), false) as before,
+                coalesce(lead(m.place is not null) over (order by c.place), false) as behind
+            from unnest(pieces) with ordinality as c (text, place)
+            left join unnest(marked) as m (place) on m.place = c.place
+        ) as p
+    );
+end
+$$;
+
+comment on function embed.mark(text, text, text, text, boolean) is
+    'A passage with the words of a question marked: select embed.mark(hit.passage, ''question'', html => true). They are '
+    'the terms by which embed.search ranks: Latin words with any ending, numbers, codes, and pairs of characters of '
+    'all else. html => true escapes the passage for HTML; without it, escape it yourself.';
+
+create or replace function embed._html(value text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return replace(
+    replace(replace(replace(replace(value, '&', '&amp;'), '<', '&lt;'), '>', '&gt;'), '"', '&quot;'), chr(39), '&#39;'
+);

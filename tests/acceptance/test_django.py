@@ -1,0 +1,270 @@
+"""A project of Django: migrations in both directions, searches, the command and the checks."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from fix_worker import Workers
+from waiting import wait_until
+
+from embedworker.database.connect import connect
+from embedworker.database.loopback import set_up_loopback
+from embedworker.model.catalog import TESTING_MODEL
+from embedworker.testing import wait_until_embedded
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "django_search.py"
+SETTINGS = """
+from psycopg.conninfo import conninfo_to_dict
+import os
+_ = conninfo_to_dict(os.environ["PROJECT_URL"])
+DATABASES = {"default": {
+    "ENGINE": "django.db.backends.postgresql", "NAME": _["dbname"], "USER": _["user"],
+    "PASSWORD": _.get("password", ""), "HOST": _["host"], "PORT": _["port"],
+}}
+INSTALLED_APPS = ["embedworker.integrations.django", "shop"]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+"""
+SOURCES = "select name, columns, template from embed.source where relation::text like 'shop%'"
+MODELS = """
+from django.db import models
+from embedworker.integrations.django import Embedding, SearchManager
+
+class Article(models.Model):
+    title = models.TextField(db_column="the title")
+    content = models.TextField()
+    lang = models.CharField(max_length=2, default="en")
+    objects = SearchManager()
+
+    class Meta:
+        indexes = [Embedding(
+            fields=["title", "content"], name="article", template="{title}: 100%% {content}"
+        )]
+"""
+FIRST = f"""
+from django.db import migrations
+from embedworker.integrations.django import InstallEmbedding
+
+class Migration(migrations.Migration):
+    initial = True
+    operations = [InstallEmbedding(model={TESTING_MODEL!r})]
+"""
+FORWARDS = """
+import importlib, django
+django.setup()
+from django.core.management import call_command
+call_command("makemigrations", "shop")
+importlib.invalidate_caches()
+call_command("makemigrations", "shop", check_changes=True)
+call_command("sqlmigrate", "shop", "0002")
+call_command("migrate", verbosity=0)
+"""
+SEARCH = """
+from embedworker.integrations.django import Distance
+from embedworker.errors import EmbedworkerError
+from shop.models import Article
+rows = [Article(title=f"t{n}", content=f"text {n}", lang="ko" if n % 2 else "en") for n in range(6)]
+Article.objects.bulk_create(rows)
+input()
+found = Article.objects.search("text 3: 100%", k=3)
+assert len(found) == 3 and found.degraded is None, found
+assert all(isinstance(row, Article) and row.passage.startswith("t") for row in found)
+scores = [row.score for row in found]
+assert scores == sorted(scores, reverse=True), scores
+odd = Article.objects.filter(lang="ko", content__contains="t").search("%s text", k=9)
+assert {row.lang for row in odd} == {"ko"} and len(odd) == 3
+both = Article.objects.filter(content="text 2").search("x", matching={"lang": ["en"]})
+assert [row.content for row in both] == ["text 2"]
+assert list(Article.objects.filter(lang="xx").search("x")) == []
+assert len(Article.objects.search("x", k=2, skip=5)) == 1
+near = Article.objects.filter(lang="en").annotate(far=Distance("text 3")).order_by("far")
+far = [row.far for row in near]
+assert len(far) == 3 and far == sorted(far) and 0 < far[0] < 2, far
+try:
+    Article.objects.search("x", k=0)
+except EmbedworkerError as error:
+    assert error.sqlstate == "EW003", error
+else:
+    raise AssertionError("k=0 was not refused")
+"""
+
+BACKWARDS = f"""
+import importlib, os, warnings, django
+django.setup()
+from django.core.management import call_command
+from embedworker.errors import SearchWarning
+from shop.models import Article
+import psycopg
+def shown():
+    with psycopg.connect(os.environ["PROJECT_URL"]) as connection:
+        print(connection.execute({SOURCES!r}).fetchall())
+with warnings.catch_warnings(record=True) as remarks:
+    warnings.simplefilter("always")
+    found = Article.objects.search("text", k=3)
+assert found.degraded and "words alone" in str(remarks[0].message), remarks
+call_command("makemigrations", "shop", verbosity=0)
+importlib.invalidate_caches()
+for target in ([], ["shop", "0002"], ["shop", "zero"], ["shop"]):
+    call_command("migrate", *target, verbosity=0)
+    shown()
+from django.core.management import execute_from_command_line
+execute_from_command_line(["manage.py", "embedworker", "status", "--json"])
+"""
+
+
+class Project:
+    """A folder with settings, the application shop and its migrations."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "PROJECT_URL": url,
+            "DJANGO_SETTINGS_MODULE": "settings",
+            "EMBEDWORKER_ALLOW_TESTING_MODEL": "1",
+            "PYTHONPATH": str(folder),
+            "PYTHONWARNINGS": "error",
+        }
+        (folder / "shop" / "migrations").mkdir(parents=True)
+        (folder / "settings.py").write_text(SETTINGS)
+        (folder / "shop" / "__init__.py").touch()
+        (folder / "shop" / "migrations" / "__init__.py").touch()
+        (folder / "shop" / "migrations" / "0001_initial.py").write_text(FIRST)
+        self.models(MODELS)
+
+    def models(self, text: str) -> None:
+        (self.folder / "shop" / "models.py").write_text(text)
+
+    def manage(self, *arguments: str, code: int = 0) -> str:
+        return self._python("-m", "django", *arguments, code=code)
+
+    def run(self, program: str) -> str:
+        return self._python("-c", program)
+
+    def _python(self, *arguments: str, code: int = 0) -> str:
+        said = subprocess.run(
+            [sys.executable, *arguments],
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+        )
+        assert said.returncode == code, said.stdout + said.stderr
+        return said.stdout + said.stderr
+
+
+@pytest.fixture
+def project(tmp_path: Path, bare_database: str) -> Project:
+    return Project(tmp_path / "project", bare_database)
+
+
+def sources(url: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(SOURCES).fetchall()
+
+
+@pytest.mark.timeout(400)  # three processes of Django and two of a worker
+def test_migrations_go_both_ways_and_searches_find_instances(
+    project: Project, bare_database: str, tmp_path: Path
+) -> None:
+    workers = Workers(bare_database, tmp_path)
+    program = subprocess.Popen(
+        [sys.executable, "-c", FORWARDS + SEARCH],
+        env=project.environment,
+        cwd=project.folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_for_rows(bare_database, program)
+        workers.start(both_lanes=True)
+        wait_until_embedded(bare_database, timeout=100)
+        said, _ = program.communicate("\n", 100)
+        assert program.returncode == 0, said
+    finally:
+        program.kill()
+        program.communicate()
+        workers.end()
+    assert "No changes detected in app 'shop'" in said
+    assert "select embed.enable(" in said
+    first = ("article", ["the title", "content"], "{1}: 100%% {2}")
+    assert sources(bare_database) == [first]
+
+    project.models(MODELS.replace("100%%", "of"))
+    said = project.run(BACKWARDS)
+    changed = [("article", ["the title", "content"], "{1}: of {2}")]
+    shown = [line for line in said.splitlines() if line.startswith("[")]
+    assert shown == [repr(changed), repr([first]), "[]", repr(changed)]
+    assert "embed.document" in said
+    assert vectors_of(bare_database) == "article_embedding"
+
+    project.models(re.sub(r"indexes = \[.*?\)\]", "indexes = []", MODELS, flags=re.DOTALL))
+    project.manage("makemigrations", "shop")
+    project.manage("migrate", "shop")
+    assert sources(bare_database) == []
+    assert vectors_of(bare_database) is None
+
+
+def vectors_of(url: str) -> str | None:
+    with psycopg.connect(url) as connection:
+        row = connection.execute("select to_regclass('article_embedding')::text").fetchone()
+    assert row is not None
+    return row[0]
+
+
+def wait_for_rows(url: str, program: subprocess.Popen[str]) -> None:
+    def written() -> bool:
+        assert program.poll() is None, program.communicate()
+        with psycopg.connect(url) as connection:
+            (known,) = connection.execute("select to_regclass('shop_article')").fetchone() or ()
+            return known is not None and connection.execute(
+                "select count(*) from shop_article"
+            ).fetchone() == (6,)
+
+    wait_until(written, 150, "the rows of the program")
+
+
+def test_checks_say_what_is_declared_wrongly(project: Project) -> None:
+    project.models(MODELS.replace("{content}", "{colour}"))
+    said = project.manage("check", code=1)
+    assert "(embedworker.E002) the template of the embedding 'article' names colour" in said
+    assert "HINT: Add it to fields, or name one of: title, content." in said
+
+
+def test_arguments_that_are_false_get_into_the_migration_and_the_call(project: Project) -> None:
+    said = project.run(
+        "import django; django.setup()\n"
+        "from shop.models import Article\n"
+        "from embedworker.integrations.django import Embedding\n"
+        "given = Embedding(fields=['content'], name='short', chunk=False, words=False)\n"
+        "_, args, options = given.deconstruct()\n"
+        "assert Embedding(*args, **options).deconstruct() == given.deconstruct()\n"
+        "print(given.create_sql(Article, None))"
+    )
+    assert "chunk => false" in said
+    assert "words => false" in said
+
+
+def test_the_example_runs(hash_database: str, workers: Workers) -> None:
+    with connect(hash_database) as connection:
+        set_up_loopback(connection)
+    workers.start(both_lanes=True)
+    said = subprocess.run(
+        [sys.executable, EXAMPLE, "a flat tyre"],
+        env={**os.environ, "DATABASE_URL": hash_database},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    assert len(said.stdout.splitlines()) == 2

@@ -1,0 +1,1 @@
+"""A change of the model while applications write and ask and workers die."""

@@ -1,0 +1,207 @@
+"""``embedworker run``: the worker."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embedworker.cli.console import database_url, fail, settings
+from embedworker.cli.database import explained
+from embedworker.errors import ConfigurationError, EmbedworkerError
+from embedworker.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from embedworker.service.worker import Lane
+    from embedworker.settings import Settings
+
+__all__ = ["register"]
+
+log = logging.getLogger("embedworker")
+
+# Seconds in which a second signal is the first one again: timeout(1) sends SIGTERM to the process
+# and then to its group, within a millisecond.
+SAME_SIGNAL = 0.5
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(run)
+
+
+def run(
+    context: typer.Context,
+    once: Annotated[
+        bool, typer.Option("--once", help="Embed the waiting rows, then end: for a cron job.")
+    ] = False,
+    only_queries: Annotated[
+        bool, typer.Option("--only-queries", help="Only answer questions.")
+    ] = False,
+    only_passages: Annotated[
+        bool, typer.Option("--only-passages", help="Only keep vectors current.")
+    ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="EMBEDWORKER_METRICS_PORT",
+            help="Answer /metrics, /healthz and /readyz on this port; 0 takes any free port.",
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(
+            envvar="EMBEDWORKER_METRICS_HOST",
+            help="Address of that port; 0.0.0.0 for all of them. [default: 127.0.0.1]",
+        ),
+    ] = None,
+) -> None:
+    """Keep vectors current and answer questions, until SIGTERM, SIGHUP or Ctrl-C.
+
+    A first signal ends the worker in order: it finishes its current batch and hands back the rest.
+    A second signal ends it at once. Both ways lose nothing.
+    """
+    require("`embedworker run`", "worker")
+    from embedworker.service.logs import set_up_logs
+    from embedworker.service.supervisor import end_with_parent
+
+    if sum((once, only_queries, only_passages)) > 1:
+        raise ConfigurationError(
+            "--once, --only-queries and --only-passages exclude each other; give at most one"
+        )
+    chosen = settings(context, metrics_port=metrics_port, metrics_host=metrics_host)
+    set_up_logs(chosen)
+    is_child = end_with_parent()
+    url = database_url(context)
+    if chosen.database_url is None:
+        # The embedded server is ours to set up; its port, which the loopback needs, may
+        # have changed since the last time.
+        from embedworker.database.migrate import migrate
+
+        for remark in migrate(url):
+            log.info(remark)
+    if once:
+        _run_once(url, chosen)
+    elif only_queries or only_passages:
+        if only_passages:
+            os.nice(chosen.nice)
+        lane: Lane = "passages" if only_passages else "questions"
+        _serve(url, chosen, lane, is_child=is_child)
+    else:
+        _serve(url, chosen, "questions", _environment(context, url))
+
+
+def _run_once(url: str, chosen: "Settings") -> None:
+    from embedworker.service.worker import Worker
+
+    worker = Worker(url, chosen, lanes=("passages",), exit_when_hung=True)
+    _stop_on_signals(worker.stop)
+    with _faults_logged(), explained():
+        troubles = worker.run_once()
+    if troubles:
+        fail("\n".join(troubles))
+    log.info("nothing is due any more")
+
+
+def _serve(
+    url: str,
+    chosen: "Settings",
+    lane: "Lane",
+    for_child: dict[str, str] | None = None,
+    *,
+    is_child: bool = False,
+) -> None:
+    """Serve a lane here and, given an environment for it, that of passages in a child process."""
+    from embedworker.service.metrics import Metrics
+    from embedworker.service.monitor import monitored
+    from embedworker.service.reports import Reports, report_to_parent
+    from embedworker.service.supervisor import Child
+    from embedworker.service.systemd import reported_to_systemd, tell_systemd
+    from embedworker.service.worker import Worker
+
+    metrics = Metrics()
+    worker = Worker(url, chosen, lanes=[lane], metrics=metrics, exit_when_hung=True)
+    report_to_parent(worker.telemetry(lane))
+    reports = child = None
+    if for_child is not None:
+        reports = None if chosen.metrics_port is None else Reports(metrics)
+        command = [sys.executable, "-P", "-m", "embedworker.cli", "run", "--only-passages"]
+        child = Child(command, {**os.environ, **for_child}, reports=reports)
+    with ExitStack() as stack:
+        if chosen.metrics_port is not None:
+            readiness = stack.enter_context(
+                monitored(url, chosen, worker, metrics, lanes=[lane], reports=reports)
+            )
+
+        def stop() -> None:
+            if chosen.metrics_port is not None:
+                readiness.ending = True
+            worker.stop()
+            if not is_child:
+                tell_systemd("STOPPING=1")
+            if child is not None:  # now: this process may be loading its model for a while yet
+                child.ask_to_end()
+
+        _stop_on_signals(stop, is_child=is_child)
+        if child is not None:
+            child.start()
+            stack.callback(child.stop)
+        if not is_child:
+            stack.enter_context(reported_to_systemd())
+        with _faults_logged():
+            worker.run()
+
+
+def _stop_on_signals(stop: "Callable[[], None]", *, is_child: bool = False) -> None:
+    """End in order at the first signal, and at once at a second one that comes later.
+
+    A child never ends at once: its parent does, and the child follows it (``end_with_parent``). A
+    signal for the whole process group reaches the child twice, from the group and from its parent.
+    """
+    first: float | None = None
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            if not is_child:  # the parent has logged it
+                log.info("%s: ending in order", signal.Signals(number).name)
+            stop()
+        elif not is_child and time.monotonic() - first > SAME_SIGNAL:
+            os._exit(1)
+
+    terminal = [signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        terminal.append(signal.SIGHUP)
+    signal.signal(signal.SIGTERM, on_signal)
+    for number in terminal:
+        signal.signal(number, signal.SIG_IGN if is_child else on_signal)
+
+
+@contextmanager
+def _faults_logged() -> "Iterator[None]":
+    """Write a fault of ours to the log, where it has no text of a row, and end with 1."""
+    try:
+        yield
+    except EmbedworkerError:
+        raise
+    except Exception:
+        log.critical("the worker ends by a fault of its own; please report it", exc_info=True)
+        raise typer.Exit(1) from None
+
+
+def _environment(context: typer.Context, url: str) -> dict[str, str]:
+    """Return the global flags for a child process; never on its command line."""
+    given = {**(context.find_root().obj or {}), "database_url": url}
+    # What the child counts comes to us; the port is taken.
+    return {"EMBEDWORKER_METRICS_PORT": ""} | {
+        f"EMBEDWORKER_{name.upper()}": str(value)
+        for name, value in given.items()
+        if value is not None
+    }

@@ -1,0 +1,144 @@
+"""The loopback of ``embed.query``: a connection from the server to itself, through dblink."""
+
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+from psycopg import errors
+
+from embedworker.database.rows import fetch_one
+from embedworker.database.scripts import as_owner, extension_schema, run_files
+from embedworker.database.statements import statement
+
+__all__ = ["renew_loopback", "set_up_loopback", "take_down_loopback"]
+
+FIRST_HOSTS = ("127.0.0.1", "localhost")
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+def set_up_loopback(connection: Connection, host: str | None = None) -> list[str]:
+    """Make or renew the loopback on an autocommit connection; every migrate calls it.
+
+    The first host that works is kept: the given one, 127.0.0.1, localhost, the socket folder, and
+    the address of this connection. Returns a sentence for whatever does not work; ``embed.query``
+    then raises EW007 with it as the hint.
+    """
+    try:
+        remarks, problem = _set_up(connection, host)
+    except errors.InsufficientPrivilege as error:
+        # Somebody with more rights may have set it up before: what works is left alone.
+        if _works(connection):
+            remarks, problem = [], None
+        else:
+            remarks, problem = [], _explain(connection, error)
+    if problem is None:
+        connection.execute(statement("loopback_ready"))
+        connection.execute(statement("loopback_no_problem"))
+        return remarks
+    connection.execute(statement("loopback_problem"), {"problem": problem})
+    return [*remarks, f"embed.query will not work: {problem}"]
+
+
+def renew_loopback(connection: Connection) -> tuple[bool, str | None]:
+    """Have questions from inside SQL reach this server again, after a failover or an upgrade.
+
+    Returns whether they could not before, and what still stands in the way, which is for
+    ``migrate``. Does nothing where this role may not.
+    """
+    if not fetch_one(connection.execute(statement("loopback_renewable")))[0]:
+        return False, None
+    renewed, problem = fetch_one(connection.execute(statement("loopback_renew")))
+    return renewed, problem
+
+
+def take_down_loopback(connection: Connection) -> None:
+    """Drop the role and the foreign server, before the schema ``embed`` goes; dblink stays.
+
+    A role that this one may not drop is left: it can do nothing any more.
+    """
+    with suppress(errors.InsufficientPrivilege, errors.UndefinedFunction):
+        connection.execute(statement("loopback_take_down"))
+
+
+def _set_up(connection: Connection, host: str | None) -> tuple[list[str], str | None]:
+    problem = _install_dblink(connection)
+    if problem is not None:
+        return [], problem
+    hosts = _hosts(connection, host)
+    with connection.transaction(), as_owner(connection):
+        run_files(connection, "functions/loopback/*.sql")
+    connection.execute(statement("loopback_login"), {"host": hosts[0]})
+    # The password had to be committed first: the server looks at it in a session of its own.
+    failures = []
+    for candidate in hosts:
+        with connection.transaction() as attempt:
+            row = connection.execute(statement("loopback_try"), {"host": candidate}).fetchone()
+            failure = None if row is None else row[0]
+            if failure is not None:
+                failures.append(f"{candidate}: {' '.join(failure.split())}")
+                raise psycopg.Rollback(attempt)
+        if failure is None:
+            given_failed = [
+                f"the loopback host {failures[0]}; embed.query uses {candidate} instead"
+                for _ in failures[:1]
+                if host
+            ]
+            return given_failed, None
+    return [], (
+        "the server cannot connect to itself as the role of the loopback "
+        f"({'; '.join(failures)}). Set EMBEDWORKER_LOOPBACK_HOST to the host under which the "
+        "server reaches itself, allow embed_loopback_* by scram-sha-256 in pg_hba.conf, and run "
+        "`embedworker migrate` again."
+    )
+
+
+def _install_dblink(connection: Connection) -> str | None:
+    schema = extension_schema(connection, "dblink")
+    if schema is not None:
+        if schema == "embed":  # installed for this alone; a restore without grants opened it
+            _restrict_dblink(connection)
+        return None
+    advice = "as a superuser run `create extension dblink`, then `embedworker migrate` again."
+    try:
+        connection.execute(statement("loopback_install"))
+    except errors.InsufficientPrivilege:
+        return f"the extension dblink is missing and this role may not install it: {advice}"
+    except (errors.UndefinedFile, errors.FeatureNotSupported):
+        return (
+            "this server does not have the extension dblink: install the package of PostgreSQL's "
+            f"contrib modules; {advice}"
+        )
+    _restrict_dblink(connection)
+    return None
+
+
+def _restrict_dblink(connection: Connection) -> None:
+    with connection.transaction(), as_owner(connection):
+        run_files(connection, "functions/loopback/020_login.sql")
+    # Some hosting services install extensions as somebody else: dblink then stays open to all.
+    with suppress(errors.InsufficientPrivilege):
+        connection.execute(statement("loopback_restrict"))
+
+
+def _hosts(connection: Connection, host: str | None) -> list[str]:
+    found = connection.execute(statement("loopback_hosts")).fetchone() or ()
+    return [*dict.fromkeys(name for name in (host, *FIRST_HOSTS, *found) if name)]
+
+
+def _works(connection: Connection) -> bool:
+    try:
+        row = connection.execute(statement("loopback_check")).fetchone()
+    except errors.DatabaseError:
+        return False
+    return row is not None and row[0] is None
+
+
+def _explain(connection: Connection, error: psycopg.Error) -> str:
+    role = connection.info.user
+    said = ": ".join(filter(None, (error.diag.message_primary, error.diag.message_detail)))
+    return (
+        f"the role {role} may not set up the loopback: {said.rstrip('.')}. Run "
+        f"`embedworker migrate` as a superuser once, or as a superuser: alter role {role} "
+        f"createrole; grant usage on foreign data wrapper dblink_fdw to {role}."
+    )

@@ -1,0 +1,372 @@
+"""Brings the schema ``embed`` of a database to the version of this package, or takes it out."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from psycopg import sql
+from sqlalchemy import create_engine
+from sqlalchemy.pool import StaticPool
+
+from embedworker.database import revision
+from embedworker.database.connect import connect
+from embedworker.database.connection import Connection, advisory_lock
+from embedworker.database.loopback import set_up_loopback, take_down_loopback
+from embedworker.database.rows import fetch_one
+from embedworker.database.scripts import as_owner, extension_schema, run_file, run_files
+from embedworker.database.statements import render, statement
+from embedworker.database.timeouts import advice
+from embedworker.errors import DatabaseError, UnsupportedServer
+from embedworker.model.catalog import (
+    DEFAULT_MODEL,
+    DEFAULT_RERANKER,
+    TESTING_MODELS,
+    ModelCard,
+    catalog,
+)
+from embedworker.resources import migrations_folder, sql_folder
+
+__all__ = ["downgrade", "migrate"]
+
+MINIMUM_SERVER = 15
+LOCK_TIMEOUTS = ("1s", "2s", "4s")  # for each try: others wait behind us while we wait for a table
+MINIMUM_PGVECTOR = (0, 8)  # iterative index scans, without which a selective filter loses rows
+
+_MADE = re.compile(
+    r"(?:create (?:or replace )?(?:unlogged )?(table|sequence|view|function) "
+    r"|embed\.(_ensure_view)\(')embed\.(\w+)"
+)
+
+
+class Server(NamedTuple):
+    """One row of the query ``migrate_server``."""
+
+    version_number: int
+    version: str
+    installed: str | None
+    available: str | None
+    replica: bool
+    database: str
+    role: str
+    encoding: str
+    read_only_by: str | None
+
+
+def migrate(
+    url: str,
+    *,
+    model: str | None = None,
+    loopback_host: str | None = None,
+    lock_timeout: float = 0,
+) -> list[str]:
+    """Create or upgrade the schema ``embed``; safe to repeat, and to run twice at once.
+
+    ``model`` becomes the default of the database; None keeps what it has, or takes the catalog's
+    default on a new one. Returns what could not be set up although the rest works, a sentence each
+    (no dblink: no ``embed.query``). ``lock_timeout`` bounds each wait for a lock, in seconds; 0 is
+    for ever.
+
+    Raises:
+        ServerUnavailable: no connection could be made.
+        UnsupportedServer: PostgreSQL or pgvector is missing or too old.
+        DatabaseError: this role may not create what is needed, or the schema is of a newer version.
+    """
+    with connect(
+        url, vectors=False, lock_timeout=lock_timeout, application_name="embedworker migrate"
+    ) as c:
+        _check_server(c)
+        try:
+            with advisory_lock(c, "migrate_lock"):
+                _check_schema(c)
+                _ensure_vector(c)
+                c.execute(statement("migrate_schema"))
+                remarks = _upgrade(c)
+                c.execute(statement("migrate_filters"))
+                _seed(c, model)
+                remarks += _set_up_scans(c) + set_up_loopback(c, host=loopback_host)
+                remarks += _refresh_sources(c) + _finish(c)
+                c.execute(statement("migrate_document"))
+        except psycopg.errors.QueryCanceled as error:
+            raise DatabaseError(f"{error.diag.message_primary}. {advice(c, error)}") from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise DatabaseError(
+                f"the role {c.info.user!r} may not set embedworker up in {c.info.dbname!r}: "
+                f"{error.diag.message_primary}. Run `embedworker migrate` as the owner of the "
+                "database"
+            ) from error
+    return remarks
+
+
+def downgrade(url: str) -> None:
+    """Take the schema ``embed`` out again. Vectors in the application's own schemas stay.
+
+    Raises:
+        DatabaseError: ``embed.document`` still holds rows, or the schema is of a newer version.
+    """
+    with (
+        connect(url, vectors=False, lock_timeout=0, application_name="embedworker migrate") as c,
+        advisory_lock(c, "migrate_lock"),
+    ):
+        if not _check_schema(c):
+            return
+        strangers = fetch_one(c.execute(statement("migrate_strangers"), _own_names()))[0]
+        if strangers is not None:
+            raise DatabaseError(
+                f"objects that embedworker did not make would be dropped with the schema embed of "
+                f"{c.info.dbname!r}: {strangers}; nothing was changed. Drop them or move them to "
+                "another schema, then run `embedworker migrate --down` again"
+            )
+        try:
+            with _alembic(c, "downgrade", "base"):
+                pass
+        except psycopg.DatabaseError as error:
+            raise DatabaseError(
+                f"{error.diag.message_primary}. {error.diag.message_hint or ''}".strip()
+            ) from error
+        take_down_loopback(c)
+        c.execute(statement("migrate_drop"))
+
+
+def _check_server(c: Connection) -> Server:
+    server = Server(*c.execute(statement("migrate_server")).fetchone() or ())
+    if server.version_number < MINIMUM_SERVER * 10000:
+        raise UnsupportedServer(
+            f"PostgreSQL {server.version} is too old; embedworker needs {MINIMUM_SERVER} or newer. "
+            "Upgrade the server, or name another one with --database-url"
+        )
+    if server.replica:
+        raise UnsupportedServer(
+            f"the database {server.database!r} is on a standby; run this on the primary"
+        )
+    if server.read_only_by is not None:
+        raise UnsupportedServer(
+            f"the database {server.database!r} takes no writes: default_transaction_read_only is "
+            f"on (set by: {server.read_only_by}). Reset it there, or for this run alone add to the "
+            "URL: ?options=-c%20default_transaction_read_only%3Doff"
+        )
+    if server.encoding != "UTF8":
+        raise UnsupportedServer(
+            f"the database {server.database!r} is encoded in {server.encoding}; embedworker needs "
+            "UTF8, in which every text can be written and normalised. Make one: create database "
+            "NAME encoding 'UTF8' template template0, and move the data there"
+        )
+    found = server.installed or server.available
+    if found is None:
+        raise UnsupportedServer(
+            "this server does not have pgvector; install its package (for example "
+            f"postgresql-{server.version_number // 10000}-pgvector), or use an image that has it"
+        )
+    if _numbers(found) < MINIMUM_PGVECTOR:
+        raise UnsupportedServer(
+            f"pgvector {found} is too old; embedworker needs "
+            f"{'.'.join(map(str, MINIMUM_PGVECTOR))} or newer. Install a newer package, then run "
+            "`alter extension vector update` as a superuser"
+        )
+    return server
+
+
+def _check_schema(c: Connection) -> bool:
+    """Say whether the schema embed is there and ours.
+
+    Raises DatabaseError where somebody else made it, or a version that this package does not know.
+    """
+    found = fetch_one(c.execute(statement("migrate_found")))[0]
+    if found == "foreign":
+        raise DatabaseError(
+            f"the schema embed in {c.info.dbname!r} was not made by embedworker; nothing was "
+            "changed. Rename it, as its owner: alter schema embed rename to another_name"
+        )
+    if found != "ours":
+        return False
+    namesakes = fetch_one(c.execute(statement("migrate_namesakes")))[0]
+    if namesakes is not None:
+        raise DatabaseError(
+            f"functions in the schema embed of {c.info.dbname!r} belong to a role that does not "
+            "own it; nothing was changed, because this command could run them. Drop them: "
+            f"drop function {namesakes}"
+        )
+    version = revision.installed(c)
+    if revision.standing(version) == "newer":
+        raise DatabaseError(
+            f"the schema of {c.info.dbname!r} has the version {version}, which is newer than this "
+            f"package's {revision.known()[-1]}; nothing was changed. Run the newer embedworker"
+        )
+    return True
+
+
+def _own_names() -> dict[str, list[str]]:
+    """Return the names that our files give to relations and functions of the schema embed."""
+    files = (f for f in sql_folder().rglob("*.sql") if f.parent.name != "queries")
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    made = [(kind or "view", name) for kind, _, name in _MADE.findall(text)]
+    return {
+        "relations": ["schema_version", *(name for kind, name in made if kind != "function")],
+        "functions": [name for kind, name in made if kind == "function"],
+    }
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _ensure_vector(c: Connection) -> None:
+    if extension_schema(c, "vector") is None:
+        try:
+            c.execute(render("migrate_extension", extension=sql.Identifier("vector")))
+        except psycopg.errors.InsufficientPrivilege:
+            raise UnsupportedServer(
+                f"the extension vector is not installed in {c.info.dbname!r} and the role "
+                f"{c.info.user!r} may not install it; as a superuser run: create extension vector"
+            ) from None
+    schema = extension_schema(c, "vector")
+    if schema is None:
+        raise UnsupportedServer("the extension vector vanished while it was being installed")
+    c.execute(render("migrate_load_vector", vector=sql.Identifier(schema, "vector")))
+
+
+def _upgrade(c: Connection) -> list[str]:
+    """Bring tables, functions, triggers and rights to this version, all or nothing.
+
+    Raises DatabaseError where a transaction of somebody else keeps a table from being changed.
+    """
+    for patience in LOCK_TIMEOUTS:
+        try:
+            with _alembic(c, "upgrade", "head", lock_timeout=patience):
+                return _write_routines(c)
+        except psycopg.errors.LockNotAvailable:
+            continue
+        except psycopg.DatabaseError as error:
+            if (error.sqlstate or "").startswith("EW"):  # a refusal of ours
+                raise DatabaseError(
+                    f"{error.diag.message_primary}. {error.diag.message_hint}"
+                ) from error
+            raise
+    raise DatabaseError(
+        f"a table of the schema embed in {c.info.dbname!r} is used by a transaction that does not "
+        f"end (waited {len(LOCK_TIMEOUTS)} times); nothing was changed. End it (see "
+        "pg_stat_activity), then run `embedworker migrate` again"
+    )
+
+
+@contextmanager
+def _alembic(c: Connection, verb: str, revision: str, *, lock_timeout: str = "0") -> Iterator[None]:
+    """Run Alembic, then the block, in one transaction."""
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()))
+    config.set_main_option("path_separator", "os")
+    engine = create_engine("postgresql+psycopg://", creator=lambda: c, poolclass=StaticPool)
+    c.autocommit = False
+    try:
+        with engine.begin() as connection:
+            c.execute(statement("migrate_patience"), {"lock_timeout": lock_timeout})
+            config.attributes["connection"] = connection
+            c.settle()
+            for (misowned,) in c.execute(statement("migrate_misowned"), _own_names()).fetchall():
+                c.execute(misowned)
+            with as_owner(c):
+                getattr(command, verb)(config, revision)
+            yield
+    except Exception as error:
+        c.rollback()
+        raise getattr(error, "orig", None) or error from None
+    finally:
+        c.autocommit = True
+
+
+def _write_routines(c: Connection) -> list[str]:
+    """Write every function, view, policy and grant as this version has them."""
+    with as_owner(c):
+        run_files(c, "schema/repair.sql")
+        c.execute(statement("migrate_remember_tables"), _own_names())
+        c.execute(statement("migrate_open_functions"))
+        run_files(c, "functions/*.sql", "triggers/*.sql")
+        c.execute(statement("migrate_close_functions"))
+    missing: list[str] = fetch_one(c.execute(statement("migrate_roles")))[0]
+    with as_owner(c):
+        c.execute(statement("migrate_grants"))
+    if not missing:
+        return []
+    return [
+        f"the role {c.info.user!r} may not create roles, so there is no {', '.join(missing)}; "
+        "workers and administrators need the rights of the tables' owner meanwhile. As a superuser "
+        f"run: {' '.join(f'create role {name};' for name in missing)} and migrate again"
+    ]
+
+
+def _refresh_sources(c: Connection) -> list[str]:
+    """Write the triggers and functions of every enabled table as this version has them.
+
+    What cannot be done now, a worker tries again within a minute.
+    """
+    remarks = []
+    for number, name in c.execute(statement("migrate_sources")).fetchall():
+        try:
+            c.execute(statement("source_refresh"), {"source": number})
+        except psycopg.Error as error:
+            if c.closed:
+                raise
+            remarks.append(
+                f"the triggers of {name} are of an older version: {error.diag.message_primary}; "
+                "a running worker tries again within a minute"
+            )
+    return remarks
+
+
+def _finish(c: Connection) -> list[str]:
+    """Take away what only workers of an older version need, once none of them runs."""
+    files = sorted((sql_folder() / "schema" / "finish").glob("*.sql"))
+    older = fetch_one(c.execute(statement("migrate_older"), {"version": revision.known()[-1]}))[0]
+    if older is None:
+        with c.transaction():
+            for file in files:
+                run_file(c, file)
+    elif files:
+        return [
+            f"workers of an older version run ({older}); run `embedworker migrate` again when they "
+            "have ended, to delete what only they need"
+        ]
+    return []
+
+
+def _set_up_scans(c: Connection) -> list[str]:
+    refused: str | None = fetch_one(c.execute(statement("migrate_scan_settings")))[0]
+    if refused is None:
+        return []
+    return [
+        f"the role {c.info.user!r} may not set how far this database looks into an index of "
+        "vectors, so conditions and offsets leave too few rows. As the owner of the database run: "
+        f"{refused}"
+    ]
+
+
+def _seed(c: Connection, model: str | None) -> None:
+    cards = [card for card in catalog().values() if card.kind == "embedding"]
+    if model in TESTING_MODELS:
+        cards.append(ModelCard(model, 384, 8192, "query: ", "passage: ", "mean"))
+    for card in cards:
+        c.execute(
+            statement("migrate_model"),
+            {
+                "name": card.name,
+                "dimensions": card.dimensions,
+                "max_tokens": card.max_tokens,
+                "query_prefix": card.query_prefix,
+                "passage_prefix": card.passage_prefix,
+                "pooling": card.pooling,
+            },
+        )
+    for card in catalog().values():
+        if card.kind == "reranker":
+            c.execute(
+                statement("migrate_reranker"), {"name": card.name, "max_tokens": card.max_tokens}
+            )
+    c.execute(statement("migrate_use_reranker"), {"name": DEFAULT_RERANKER})
+    row = c.execute(statement("model_default")).fetchone()
+    current = None if row is None else row[0]
+    wanted = model or current or DEFAULT_MODEL
+    if wanted != current:
+        c.execute(statement("migrate_use_model"), {"name": wanted})

@@ -1,0 +1,78 @@
+"""What the server refuses, as errors of this package. Their text never quotes a question."""
+
+from typing import Any
+
+import psycopg
+
+from embedworker.errors import (
+    AccessDenied,
+    ConfigurationError,
+    DatabaseError,
+    DimensionMismatch,
+    EmbedworkerError,
+    NoLoopback,
+    NotMigrated,
+    NoWorker,
+    QuestionRefused,
+    ServerUnavailable,
+    SourceError,
+    TooManyQuestions,
+)
+
+__all__ = ["refusal"]
+
+# Messages with other codes may quote a value: of them only the code is told.
+_KINDS: dict[str, type[EmbedworkerError]] = {
+    "EW001": NoWorker,
+    "EW002": SourceError,
+    "EW003": ConfigurationError,
+    "EW004": SourceError,
+    "EW005": DimensionMismatch,
+    "EW006": DatabaseError,
+    "EW007": NoLoopback,
+    "EW008": QuestionRefused,
+    "EW009": TooManyQuestions,
+    "25006": DatabaseError,  # read only
+    "25P02": DatabaseError,  # the transaction was aborted before
+    "3F000": NotMigrated,  # no schema embed
+    "42501": AccessDenied,
+    "42602": SourceError,  # not a name
+    "42P01": SourceError,  # no such table
+    "42883": NotMigrated,  # no such function
+    "53300": ServerUnavailable,  # too many connections
+    "55P03": DatabaseError,  # a lock was not free
+    "57014": DatabaseError,  # cancelled
+    "57P01": ServerUnavailable,  # the server ends
+    "57P03": ServerUnavailable,  # the server starts
+}
+_NO_SCHEMA = "Run `embedworker migrate`"
+
+
+def refusal(error: BaseException) -> EmbedworkerError | None:
+    """Return the error that stands for one of psycopg, or of asyncpg below SQLAlchemy.
+
+    None where no server spoke: the driver was used wrongly.
+    """
+    code: str | None = getattr(error, "sqlstate", None)
+    if code is None:
+        if isinstance(error, psycopg.OperationalError):
+            return ServerUnavailable("the connection to the database was lost; try again")
+        return None
+    kind = _KINDS.get(code)
+    if kind is None:
+        found: EmbedworkerError = DatabaseError(f"the server refused it with SQLSTATE {code}")
+    else:
+        message, hint = _said(error)
+        if kind is NotMigrated:
+            hint = _NO_SCHEMA
+        found = kind(f"{message}. {hint}" if hint else message)
+    found.sqlstate = code
+    return found
+
+
+def _said(error: BaseException) -> tuple[str, str | None]:
+    diag = getattr(error, "diag", None)
+    if diag is not None:
+        return diag.message_primary or "", diag.message_hint
+    said: Any = error.__cause__ or error  # SQLAlchemy wraps asyncpg's own
+    return getattr(said, "message", None) or str(said), getattr(said, "hint", None)

@@ -1,0 +1,177 @@
+"""One build of an HNSW index: the memory it gets, what it says meanwhile, and what it leaves."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from embedworker.database.connect import connect
+from embedworker.database.connection import Connection, alone
+from embedworker.database.rows import fetch_one
+from embedworker.database.statements import render, statement
+from embedworker.errors import EmbedworkerError
+from embedworker.queue.source import Source
+from embedworker.service.metrics import Metrics
+
+__all__ = ["Plan", "build", "graph_bytes", "watched"]
+
+log = logging.getLogger("embedworker.indexing")
+
+TICK: Final = 1.0  # seconds between looks at a build
+SAY: Final = 10.0  # seconds between lines about it
+
+# pgvector keeps the graph in memory: a vector, 2 * m = 48 neighbours of 16 bytes on the lowest
+# level, and about 330 bytes more (0.8.5, m = 24). What does not fit takes five times as long.
+NEIGHBOURS: Final = 2 * 24 * 16  # bytes
+OVERHEAD: Final = 400  # bytes
+BESIDE: Final = 8 << 20  # bytes; of the memory that processes share, three MB are not the graph's
+_BYTES: Final = {"vector": 4, "halfvec": 2}  # of one dimension
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to build, or only to drop where a valid index is there (``served``).
+
+    ``table``, ``column`` and ``leftovers``, broken indexes to drop first, arrive quoted.
+    """
+
+    source: Source
+    name: str
+    schema: str
+    table: str
+    column: str
+    definition: str | None
+    type: str
+    served: bool
+    leftovers: tuple[str, ...]
+
+
+def graph_bytes(vectors: int, dimensions: int, kind: str) -> int:
+    """Return the memory that pgvector's graph of so many vectors needs."""
+    return vectors * (_BYTES[kind] * dimensions + NEIGHBOURS + OVERHEAD) + BESIDE
+
+
+def build(connection: Connection, plan: Plan, *, memory: int) -> None:
+    """Build the index with up to ``memory`` bytes; one that fails leaves nothing behind.
+
+    Raises psycopg.Error.
+    """
+    for index in plan.leftovers:
+        alone(connection, render("index_drop", index=sql.SQL(index)))
+    if plan.served:
+        return
+    connection.add_notice_handler(lambda diagnostic: _note_notice(plan, diagnostic))
+    _allow(connection, plan, memory)
+    try:
+        _create(connection, plan)
+    except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory) as error:
+        # The processes share the graph, and a container often has 64 MB for that.
+        log.warning("index of %s: %s; building without parallel workers", plan.table, _said(error))
+        connection.execute(statement("index_alone"))
+        _create(connection, plan)
+
+
+def _create(connection: Connection, plan: Plan) -> None:
+    try:
+        alone(
+            connection,
+            render(
+                "index_create",
+                index=sql.Identifier(plan.name),
+                definition=sql.SQL(plan.definition or ""),
+            ),
+        )
+    except psycopg.Error:
+        with suppress(psycopg.Error):  # what failed is what is worth knowing
+            alone(connection, render("index_drop", index=sql.Identifier(plan.schema, plan.name)))
+        raise
+
+
+def _allow(connection: Connection, plan: Plan, memory: int) -> None:
+    (vectors,) = fetch_one(
+        connection.execute(
+            render("index_size", table=sql.SQL(plan.table), column=sql.SQL(plan.column))
+        )
+    )
+    needed = graph_bytes(vectors, plan.source.dimensions, plan.type)
+    given, workers, _ = fetch_one(
+        connection.execute(statement("index_memory"), {"bytes": min(needed, memory)})
+    )
+    log.info(
+        "index of %s: begun over %s vectors, with %s MB of memory and up to %s parallel workers",
+        plan.table,
+        f"{vectors:,}",
+        given >> 20,
+        workers,
+    )
+    if needed > given:
+        log.warning(
+            "index of %s: the graph needs about %s MB, and EMBEDWORKER_INDEX_MEMORY allows %s MB; "
+            "vectors that do not fit take several times as long",
+            plan.table,
+            needed >> 20,
+            given >> 20,
+        )
+
+
+def _note_notice(plan: Plan, diagnostic: psycopg.errors.Diagnostic) -> None:
+    log.info("index of %s: %s", plan.table, diagnostic.message_primary)
+
+
+def _said(error: psycopg.Error) -> str:
+    return error.diag.message_primary or type(error).__name__
+
+
+@contextmanager
+def watched(url: str, plan: Plan, metrics: Metrics) -> Iterator[None]:
+    """Say from time to time how far the build is that the block makes."""
+    ended = threading.Event()
+    watch = threading.Thread(
+        target=_watch, args=(url, plan, metrics, ended), name="index watch", daemon=True
+    )
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watch.join()
+        with suppress(KeyError):
+            metrics.index_ratio.remove(str(plan.source), plan.source.name)
+
+
+def _watch(url: str, plan: Plan, metrics: Metrics, ended: threading.Event) -> None:
+    ratio = metrics.index_ratio.labels(str(plan.source), plan.source.name)
+    ratio.set(0)
+    say_at = time.monotonic() + SAY
+    try:
+        with connect(url, application_name="embedworker index watch") as connection:
+            while not ended.wait(TICK):
+                row = connection.execute(
+                    statement("index_progress"), {"table": plan.table}
+                ).fetchone()
+                if row is None:
+                    continue
+                phase, share, pid, application, waited = row
+                ratio.set(share or 0)
+                if time.monotonic() < say_at:
+                    continue
+                say_at += SAY
+                if pid is not None:
+                    log.info(
+                        "index of %s: waiting for the end of a transaction that process %s (%s) "
+                        "began %.0f s ago",
+                        plan.table,
+                        pid,
+                        application or "no application_name",
+                        waited or 0,
+                    )
+                elif share is not None:
+                    log.info("index of %s: %s, %.0f %%", plan.table, phase, 100 * share)
+    except (psycopg.Error, EmbedworkerError) as error:
+        log.debug("index of %s: its progress cannot be seen: %s", plan.table, error)

@@ -1,0 +1,291 @@
+"""Builds a source's HNSW index once its vectors are there, beside everything else.
+
+After the backfill, not before it: filling an index row by row costs several times a build. A small
+table stays without; reading it whole is exact and fast.
+"""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from embedworker.database import connection as database
+from embedworker.database.connect import connect
+from embedworker.database.rows import fetch_one
+from embedworker.database.statements import render, statement
+from embedworker.database.timeouts import advice
+from embedworker.errors import EmbedworkerError
+from embedworker.queue.looks import Looks
+from embedworker.queue.source import Connection, Source
+from embedworker.service.building import Plan, build, watched
+from embedworker.service.logs import redacted
+from embedworker.service.metrics import Metrics
+from embedworker.service.words_index import WordsPlan, build_words, words_plan
+from embedworker.settings import DEFAULT_ANSWER_TIMEOUT, DEFAULT_WORDS_INDEX_AFTER_ROWS
+
+__all__ = ["Indexer"]
+
+log = logging.getLogger("embedworker.indexing")
+
+NAME_BYTES = 63
+RETRY = 60.0  # seconds until a build that failed is tried again, and twice as long each time
+LONGEST = 3600.0  # seconds
+
+
+class _Found(NamedTuple):
+    """An index that is there."""
+
+    quoted: str
+    name: str
+    valid: bool
+    building: bool
+
+
+@dataclass(slots=True)
+class _Failure:
+    reason: str
+    pause: float
+    until: float
+
+
+class Indexer:
+    """One build at a time, in a thread with a connection of its own.
+
+    ``memory`` is the bytes that a build may have on the server. ``direct_url`` is used where
+    ``url`` leads through a pooler, which gives each statement to another session: a build needs one
+    of its own.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        after_rows: int,
+        memory: int,
+        words_after_rows: int = DEFAULT_WORDS_INDEX_AFTER_ROWS,
+        direct_url: str | None = None,
+        metrics: Metrics | None = None,
+        application_name: str = "embedworker index",
+        answer_timeout: float = DEFAULT_ANSWER_TIMEOUT,
+    ) -> None:
+        self._url = url
+        self._direct_url = direct_url
+        self._after_rows = after_rows
+        self._memory = memory
+        self._words_after_rows = words_after_rows
+        self._metrics = metrics or Metrics()
+        self._application_name = application_name
+        self._answer_timeout = answer_timeout
+        self.looks = Looks()
+        self._thread: threading.Thread | None = None
+        self._failures: dict[int, _Failure] = {}
+        self._said: set[tuple[int, str]] = set()
+
+    @property
+    def url(self) -> str:
+        """The database it builds in."""
+        return self._url
+
+    @property
+    def busy(self) -> bool:
+        """Whether a build is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def run_if_due(self, connection: Connection, source: Source) -> None:
+        """Start a build if the source has enough vectors and no valid index.
+
+        One that was left broken is built again however few vectors there are: it costs every write.
+        """
+        if self.busy or not self.looks.due(source.id):
+            return
+        found = [
+            _Found(*row)
+            for row in connection.execute(statement("index_facts"), {"source": source.id})
+        ]
+        if any(index.building for index in found):  # by its owner, or another worker
+            self.looks.changed(source.id)
+            self._note(connection, source, "building")
+        elif found and all(index.valid for index in found):
+            self._note(connection, source, "valid")
+            self._run_words_if_due(connection, source)
+        elif not found and not self._has_enough(connection, source):
+            self._note(connection, source, "none: few rows")
+        else:
+            self._begin(connection, self._plan(connection, source, found))
+
+    def _run_words_if_due(self, connection: Connection, source: Source) -> None:
+        """Start a build of the index over words if the source has enough passages and none."""
+        plan = words_plan(connection, source, after_rows=self._words_after_rows)
+        if plan is not None and self._may_try(source):
+            self.looks.changed(source.id)
+            self._thread = threading.Thread(
+                target=self._build_words, args=(plan,), name="indexer", daemon=True
+            )
+            self._thread.start()
+
+    def _build_words(self, plan: WordsPlan) -> None:
+        started = time.monotonic()
+        try:
+            with self._connection() as connection:
+                build_words(connection, plan)
+        except (psycopg.Error, EmbedworkerError) as error:
+            self._failed(plan, error, None)
+            return
+        self._failures.pop(plan.source.id, None)
+        if not plan.wanted:
+            log.info("index of the words of %s dropped: it is not used", plan.table)
+            return
+        log.info("index of the words of %s built in %.1f s", plan.table, time.monotonic() - started)
+
+    def _begin(self, connection: Connection, plan: Plan) -> None:
+        if plan.served and not plan.leftovers:
+            self._note(connection, plan.source, "valid")
+        elif not plan.served and (reason := self._obstacle(plan)):
+            self._note(connection, plan.source, f"none: {reason}")
+        elif self._may_try(plan.source):
+            self.looks.changed(plan.source.id)  # it may fail
+            self._note(connection, plan.source, "building")
+            self._thread = threading.Thread(
+                target=self._build, args=(plan,), name="indexer", daemon=True
+            )
+            self._thread.start()
+
+    def wait(self) -> bool:
+        """Wait for a build that is under way; say whether one was begun since the last wait."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return False
+        thread.join()
+        return True
+
+    def _plan(self, connection: Connection, source: Source, found: Sequence[_Found]) -> Plan:
+        table, column = _place(source)
+        name = _index_name(source, table, column if source.into_column else "")
+        definition, kind, schema = fetch_one(
+            connection.execute(statement("index_definition"), {"source": source.id})
+        )
+        served = any(index.valid for index in found)
+        # A table of the application may have a broken index of its owner's, and so may ours beside
+        # one that serves. REINDEX CONCURRENTLY that fails leaves one of our name and "_ccnew".
+        ours = re.compile(re.escape(name) + r"(_cc(new|old)\d*)?")
+        leftovers = tuple(
+            index.quoted
+            for index in found
+            if not index.valid
+            and (ours.fullmatch(index.name) or not (served or source.into_column))
+        )
+        return Plan(source, name, schema, table, column, definition, kind, served, leftovers)
+
+    def _obstacle(self, plan: Plan) -> str | None:
+        """Why there can be no index."""
+        if plan.definition is None:
+            dimensions = f"{plan.source.dimensions:,}"
+            return self._say(plan, f"an index holds at most 4,000 dimensions, not {dimensions}")
+        if plan.source.partitioned and plan.source.into_column:
+            return self._say(plan, "PostgreSQL builds none beside writers on a partitioned table")
+        return None
+
+    def _say(self, plan: Plan, reason: str) -> str:
+        if (plan.source.id, reason) not in self._said:
+            self._said.add((plan.source.id, reason))
+            log.warning("%s gets no index: %s; each search reads all vectors", plan.table, reason)
+        return reason
+
+    def _has_enough(self, connection: Connection, source: Source) -> bool:
+        table, column = _place(source)
+        enough = max(self._after_rows, 1)
+        row = connection.execute(
+            # With parameters, a percent sign in a name has to be doubled.
+            render(
+                "index_count",
+                table=sql.SQL(table.replace("%", "%%")),
+                column=sql.SQL(column.replace("%", "%%")),
+            ),
+            {"enough": enough},
+        ).fetchone()
+        return row is not None and row[0] >= enough
+
+    def _may_try(self, source: Source) -> bool:
+        failure = self._failures.get(source.id)
+        return failure is None or time.monotonic() >= failure.until
+
+    def _build(self, plan: Plan) -> None:
+        started = time.monotonic()
+        try:
+            with self._connection() as connection:
+                try:
+                    with watched(self._url, plan, self._metrics):
+                        build(connection, plan, memory=self._memory)
+                except psycopg.Error as error:
+                    self._failed(plan, error, advice(connection, error))
+                    if not connection.closed:
+                        self._note(connection, plan.source, f"failed: {redacted(error)}")
+                    return
+                self._note(connection, plan.source, "valid")
+        except (psycopg.Error, EmbedworkerError) as error:
+            self._failed(plan, error, None)
+            return
+        self._failures.pop(plan.source.id, None)
+        if not plan.served:
+            self._metrics.index_builds.labels("built").inc()
+            log.info("index of %s built in %.1f s", plan.table, time.monotonic() - started)
+
+    def _connection(self) -> database.Connection:
+        connection = self._connect(self._url)
+        if connection.pooled and self._direct_url is not None:
+            connection.close()
+            connection = self._connect(self._direct_url)
+        return connection
+
+    def _connect(self, url: str) -> database.Connection:
+        # No limit on waiting for locks: CREATE INDEX CONCURRENTLY waits for old transactions to
+        # end, and nobody waits for it meanwhile.
+        return connect(
+            url,
+            lock_timeout=0,
+            application_name=self._application_name,
+            answer_timeout=self._answer_timeout,
+        )
+
+    def _failed(self, plan: Plan | WordsPlan, error: Exception, hint: str | None) -> None:
+        """Put the next try off, and say why unless that was said."""
+        self._metrics.index_builds.labels("failed").inc()
+        reason = redacted(error)
+        last = self._failures.get(plan.source.id)
+        pause = min(2 * last.pause, LONGEST) if last else RETRY
+        self._failures[plan.source.id] = _Failure(reason, pause, time.monotonic() + pause)
+        if last is None or last.reason != reason:
+            log.warning(
+                "index of %s: %s%s; trying again, at most once an hour",
+                plan.table,
+                reason,
+                f". {hint}" if hint else "",
+            )
+
+    @staticmethod
+    def _note(connection: Connection, source: Source, state: str) -> None:
+        connection.execute(
+            statement("source_index_state"), {"source": source.id, "index_state": state}
+        )
+
+
+def _place(source: Source) -> tuple[str, str]:
+    """Return the table and the column of the vectors, quoted."""
+    return (source.relation if source.into_column else source.vectors) or "", (
+        source.into_column or "embedding"
+    )
+
+
+def _index_name(source: Source, table: str, column: str) -> str:
+    base = "_".join(filter(None, (table.rpartition(".")[2].strip('"'), column.strip('"'))))
+    if len(base.encode()) + len("_hnsw") <= NAME_BYTES:
+        return base + "_hnsw"
+    # Cut, so two tables' names may be the same: the source's number tells them apart.
+    suffix = f"_{source.id}_hnsw"
+    return base.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix

@@ -1,0 +1,143 @@
+"""Keeps what the worker holds: leases, its sign of life, and an eye on its peers and on itself."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence, Sized
+
+from embedworker.database.connect import connect
+from embedworker.queue.lease import Identity, extend, others_gone, retire, seen
+from embedworker.queue.source import Connection, Source, load_sources
+from embedworker.service.health import Telemetry
+from embedworker.service.patience import Patience, connections_to
+
+__all__ = ["HUNG", "Keeper", "Progress"]
+
+log = logging.getLogger("embedworker.keeper")
+
+TICK = 1.0  # seconds: a killed peer's rows are free within two
+SEEN = 5.0  # seconds between signs of life; peers believe in a worker for three of them at least
+HUNG = 70  # exit code of a worker whose model did not come back
+
+
+class Progress:
+    """What a lane tells its keeper. Plain attributes: one thread writes, another reads."""
+
+    def __init__(self, telemetry: Telemetry | None = None) -> None:
+        self.telemetry = telemetry or Telemetry()
+        self.embedded = 0
+        self.claimed: Sized = ()
+        self.sources: Sequence[Source] = ()
+        self.model: str | None = None
+        self.batch_since: float | None = None
+
+
+class Keeper(threading.Thread):
+    """A thread beside a lane, so that a long batch neither loses its lease nor looks dead."""
+
+    def __init__(
+        self,
+        url: str,
+        worker: Identity,
+        progress: Progress,
+        *,
+        lease: float,
+        batch_timeout: float,
+        answer_timeout: float,
+        lock_held: Callable[[], bool],
+        wake: Callable[[], None],
+        exit_when_hung: bool = True,
+    ) -> None:
+        super().__init__(name="keeper", daemon=True)
+        self._url = url
+        self._worker = worker
+        self._progress = progress
+        self._lease = lease
+        self._batch_timeout = batch_timeout
+        self._answer_timeout = answer_timeout
+        self._lock_held = lock_held
+        self._wake = wake
+        self._exit_when_hung = exit_when_hung
+        self._hung_since: float | None = None
+        self._stopped = threading.Event()
+        self._counted = 0
+        self._seen_at = self._extended_at = time.monotonic()
+
+    def run(self) -> None:
+        patience = Patience(
+            log, "the connection that keeps leases", troubles=connections_to(self._url)
+        )
+        patience.keep_trying(
+            lambda: self._keep(patience), self._stopped, lost=lambda _: self._hung()
+        )
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        self.join(timeout=2 * TICK)
+
+    def _keep(self, patience: Patience) -> None:
+        with connect(
+            self._url,
+            application_name=f"embedworker keep {self._worker.id}",
+            answer_timeout=self._answer_timeout,
+            synchronous=False,
+        ) as connection:
+            while not self._stopped.is_set():
+                self._tick(connection)
+                patience.success()
+                self._stopped.wait(min(TICK, self._lease / 3))
+
+    def _tick(self, connection: Connection) -> None:
+        hung = self._hung()
+        now = time.monotonic()
+        progress = self._progress
+        if progress.claimed and not hung and now - self._extended_at >= self._lease / 3:
+            extend(connection, progress.sources, self._worker.id, self._lease)
+            self._extended_at = now
+        if now - self._seen_at >= SEEN:
+            done = progress.embedded - self._counted
+            seen(
+                connection,
+                self._worker,
+                embedded=done,
+                rows_per_second=done / (now - self._seen_at),
+                model=progress.model,
+                lock_held=self._lock_held(),
+            )
+            self._counted += done
+            self._seen_at = now
+        self._bury(connection)
+
+    def _bury(self, connection: Connection) -> None:
+        _, gone = others_gone(connection, self._worker.id, lease=self._lease)
+        if not gone:
+            return
+        # Not the lane's list: at the start, and in the lane of questions, it is empty.
+        sources = load_sources(connection)
+        for number in gone:
+            freed = retire(connection, sources, number)
+            if freed is None:
+                continue
+            log.info("worker %s is gone; %s rows of its are free again", number, freed)
+            self._wake()
+
+    def _hung(self) -> bool:
+        since = self._progress.batch_since
+        if since is None or time.monotonic() - since <= self._batch_timeout:
+            return False
+        if since != self._hung_since:
+            self._hung_since = since
+            log.critical(
+                "a batch has been with the model for more than %g s (EMBEDWORKER_BATCH_TIMEOUT); "
+                "%s",
+                self._batch_timeout,
+                "ending the process" if self._exit_when_hung else "its rows go to other workers",
+            )
+        if self._exit_when_hung:
+            # Nothing in this process can stop a model call; the rows are freed by its end.
+            logging.shutdown()
+            os._exit(HUNG)
+        # The process is an application's: it goes on, and the lease runs out.
+        return True

@@ -1,0 +1,101 @@
+"""The lane that answers questions, over one session after another, and reranks beside it."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psycopg
+
+from embedworker.database.connection import keeps_session
+from embedworker.database.loopback import renew_loopback
+from embedworker.queue.source import load_sources
+from embedworker.service.lane import LaneRunner
+from embedworker.service.questions import PUT_BACK, QuestionLane
+from embedworker.service.reranking import CHANNEL, Rerankers, reranking
+from embedworker.service.session import Session
+
+__all__ = ["QuestionRunner"]
+
+log = logging.getLogger("embedworker.worker")
+
+POLL = 2.0  # seconds; a NOTIFY comes first
+POLL_DEAF = 0.02  # seconds, where notifications do not arrive
+
+
+class QuestionRunner(LaneRunner):
+    """Runs :class:`QuestionLane` in the calling thread, and the rerank lane in another."""
+
+    lane = "questions"
+    channel = "embed_question"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rerankers = Rerankers(self._settings)
+        self._rerank_wake = threading.Event()
+
+    def serve(self, current: Session, succeeded: Callable[[], None]) -> None:
+        """Answer questions until the worker stops, or an error ends the session."""
+        with reranking(
+            self._url,
+            self._settings,
+            self._rerankers,
+            current.worker.id,
+            self._rerank_wake,
+            current.listener.notified,
+        ):
+            self._answer(current, succeeded)
+
+    def _answer(self, current: Session, succeeded: Callable[[], None]) -> None:
+        _renew_loopback(current)
+        # Loaded before the first question, whose time-out is shorter than a load. Without any of
+        # them no question is taken: another worker may have its model. Those of one that is there
+        # are answered while others are still loaded.
+        names = {source.model for source in load_sources(current.connection)}
+        missing = names
+        lane = QuestionLane(self.models.ready, current.progress.telemetry)
+        if keeps_session(current.connection):
+            current.connection.prepare_threshold = 0  # ever the same few statements: parsed once
+        while not self._stopped.is_set():
+            current.progress.telemetry.health.seen()
+            current.wake.clear()
+            missing = {name for name in missing if not self._tried(current, name)}
+            if not missing:
+                self.ready.set()
+            answered = 0
+            if not names or missing != names:
+                answered = lane.answer_once(current.connection, current.worker.id)
+                current.progress.embedded += answered - lane.put_back
+            succeeded()
+            if not answered and not self._stopped.is_set():
+                heard = current.listener.notified.is_set()
+                pause = PUT_BACK if missing or self.models.loading else POLL
+                current.wake.wait(pause if heard else POLL_DEAF)
+
+    def _tried(self, current: Session, name: str) -> bool:
+        """Whether a model of the questions is loaded, or cannot be."""
+        try:
+            found = self.models.ready(current.connection, name)
+        except psycopg.Error:
+            raise
+        except Exception:
+            return True  # models has logged it, and tries again
+        if found is not None:
+            current.progress.model = name
+        return found is not None
+
+    def _other_channels(self) -> Mapping[str, threading.Event]:
+        return {CHANNEL: self._rerank_wake}
+
+
+def _renew_loopback(current: Session) -> None:
+    """Renew the loopback, because a new session may be with another server, host or port."""
+    renewed, problem = renew_loopback(current.connection)
+    if renewed:
+        log.info("embed.query leads to this server again: host or port were those of another")
+    elif problem:
+        log.warning(
+            "embed.query does not work: %s. Run `embedworker migrate`, which renews more than a "
+            "worker may, or set EMBEDWORKER_LOOPBACK_HOST for it",
+            " ".join(problem.split()),
+        )

@@ -1,0 +1,253 @@
+"""The sources a worker serves, kept in line with their tables."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
+from typing import ParamSpec, TypeVar
+
+import psycopg
+
+from embedworker.database.statements import statement
+from embedworker.errors import DimensionMismatch
+from embedworker.queue.source import Connection, Source, load_sources
+from embedworker.queue.sweep import request
+from embedworker.service.models import Loaded, Models
+from embedworker.service.quarantine import Quarantine
+from embedworker.service.source_errors import SourceErrors, is_fault
+from embedworker.service.steps import Step
+from embedworker.service.table_checks import TableChecks
+
+__all__ = ["Registry"]
+
+log = logging.getLogger("embedworker.sources")
+
+REFRESH = 60.0  # seconds between looks at whether tables have changed
+RETRY = 2.0  # seconds until the next look where one failed
+
+
+class _Loading(Exception):
+    """The source's model is being loaded by another thread."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Registry:
+    """Sources by number. What goes wrong with one of them stops no other.
+
+    With ``wake``, models are loaded beside the work for sources whose model is there, and it is
+    set when one is; a large one is downloaded for minutes. Without, the first use waits.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        models: Models,
+        *,
+        wake: threading.Event | None = None,
+    ) -> None:
+        self._connection = connection
+        self._models = models
+        self._wake = wake
+        self._awaited: set[str] = set()
+        self._sources: dict[int, Source] = {}
+        self._model: str | None = None
+        self._versions: dict[int, int] = {}
+        self._errors = SourceErrors(connection)
+        self._tables = TableChecks(connection, self._errors)
+        self._refreshed_at: float | None = None
+        self.quarantine = Quarantine()
+
+    @property
+    def all(self) -> tuple[Source, ...]:
+        """Every source, usable or not."""
+        return tuple(self._sources.values())
+
+    @property
+    def model(self) -> str | None:
+        """The model that was used last."""
+        return self._model
+
+    def use_threads(self) -> None:
+        """Let models use the threads of the setting in the calling thread."""
+        self._models.use_threads()
+
+    @property
+    def awaits(self) -> bool:
+        """Whether sources wait for a model that is being loaded."""
+        return bool(self._awaited)
+
+    def active(self) -> list[Source]:
+        """Return the sources that can be worked on now."""
+        return [
+            source
+            for source in self._sources.values()
+            if self._well(source)
+            and source.model not in self._awaited
+            and not self.quarantine.stops(source.id)
+        ]
+
+    def _well(self, source: Source) -> bool:
+        return source.usable and not source.paused and self._tables.well(source.id)
+
+    def troubles(self) -> list[str]:
+        """Return what stops sources at the moment, a sentence each."""
+        return [
+            f"{label}: {why}" for label, why in self._reasons(self.quarantine.reasons()).values()
+        ]
+
+    def stopped(self) -> dict[int, tuple[str, str]]:
+        """Return the sources that are stopped at the moment by number: which, and why."""
+        return self._reasons(self.quarantine.reasons(stopping=True))
+
+    def _reasons(self, troubles: Mapping[int, str]) -> dict[int, tuple[str, str]]:
+        # A check of the table is nearer to the cause than the statement that failed.
+        reasons = {**troubles, **self._tables.reasons()}
+        return {n: (str(self._sources[n]), why) for n, why in reasons.items() if n in self._sources}
+
+    def follow(self, versions: dict[int, int]) -> None:
+        """Bring the list up to date when a version is new, and from time to time."""
+        self._renew(versions)
+        used = {source.model for source in self._sources.values() if self._well(source)}
+        self._awaited = {name for name in self._awaited & used if self._loading(name)}
+
+    def _renew(self, versions: dict[int, int]) -> None:
+        now = time.monotonic()
+        recent = self._refreshed_at is not None and now - self._refreshed_at < REFRESH
+        if recent and versions == self._versions and self._tables.cover(versions.keys()):
+            return
+        looked = [self._tables.check(n, self._sources.get(n, n)) for n in versions]
+        before = self._versions
+        self._sources = {source.id: source for source in load_sources(self._connection)}
+        self._versions = {number: source.version for number, source in self._sources.items()}
+        self._refreshed_at = now if all(looked) else now - REFRESH + RETRY
+        for number in before.keys() | self._versions.keys():
+            if number in self.quarantine and before.get(number) != self._versions.get(number):
+                self._forget(number)
+
+    def attempt(
+        self,
+        source: Source,
+        step: Step,
+        action: Callable[P, T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T | None:
+        """Do one step for one source; None where it fails, is paused, or waits for a model.
+
+        A failure is remembered, logged once, and stops no other source. It is over when the same
+        step has gone well: rows go on being embedded while a sweep fails again and again.
+        An exception of any other kind is a fault of this program. It stops this source alone, too,
+        and its traceback is logged once.
+
+        Raises psycopg.Error only when a connection is lost.
+        """
+        if self.quarantine.pauses(source.id, step):
+            return None
+        try:
+            result = action(*args, **kwargs)
+        except _Loading:
+            self._awaited.add(source.model)
+            return None
+        except Exception as error:
+            if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) or self._connection.closed:
+                raise
+            if isinstance(error, psycopg.Error) and self._left(source):
+                return None
+            self._trouble(source, step, error)
+            return None
+        self._passed(source, {step})
+        return result
+
+    def embedded(self, source: Source, error: Exception | None) -> None:
+        """Note that the model embedded texts of a source, or that its endpoint is not available.
+
+        The source is then stopped for a while, and its rows go back to the queue untried.
+        """
+        if error is not None:
+            self._trouble(source, Step.EMBED, error)
+        elif source.id in self.quarantine:
+            self._passed(source, {Step.EMBED})
+
+    def quiet(self, source: Source) -> None:
+        """Nothing is left to do for a source: what failed and need not be done again is over."""
+        if source.id in self.quarantine:
+            # Not a failed load: the next row needs the same model.
+            if self.quarantine.settled(source.id):
+                self._errors.clear(source.id)
+        elif self._tables.well(source.id):
+            self._errors.clear_once(source.id)
+
+    def load(self, source: Source) -> Loaded:
+        """Return the source's model, and make its fingerprint the active one.
+
+        Only in an attempt: while the model is loaded beside, the source is left for later.
+
+        Raises ModelError, DimensionMismatch among them, or ConfigurationError.
+        """
+        loaded = self._find(source.model)
+        if loaded is None:
+            raise _Loading
+        _check_dimensions(source, loaded)
+        known = self._sources.get(source.id, source)
+        if known.fingerprint != loaded.fingerprint:
+            row = self._connection.execute(
+                statement("source_fingerprint"),
+                {"source": source.id, "fingerprint": loaded.fingerprint},
+            ).fetchone()
+            self._sources[source.id] = replace(known, fingerprint=loaded.fingerprint)
+            if row is not None and row[0]:
+                log.info("source %s: the model changed; workers compute its vectors again", source)
+                request(self._connection, source, "model changed")
+        self._model = source.model
+        self._passed(source, {Step.LOAD})
+        return loaded
+
+    def _find(self, name: str) -> Loaded | None:
+        if self._wake is None:
+            return self._models.get(self._connection, name)
+        return self._models.ready(self._connection, name, self._wake.set)
+
+    def _loading(self, name: str) -> bool:
+        try:
+            return self._find(name) is None
+        except Exception:
+            if self._connection.closed:
+                raise
+            return False  # load raises it again, for each source
+
+    def _left(self, source: Source) -> bool:
+        """Whether a source was disabled while something was done for it, which then failed."""
+        known = self._connection.execute(statement("source_known"), {"source": source.id})
+        if known.fetchone() is not None:
+            return False
+        if self._sources.pop(source.id, None) is not None:
+            log.info("source %s is no longer enabled", source)
+            self.quarantine.fell(source.id)
+        return True
+
+    def _passed(self, source: Source, steps: Set[Step]) -> None:
+        if self.quarantine.passed(source.id, steps):
+            self._errors.clear(source.id)
+
+    def _forget(self, number: int) -> None:
+        self.quarantine.forget(number)
+        self._errors.forget(number)
+
+    def _trouble(self, source: Source, step: Step, error: Exception) -> None:
+        said, fault = self._models.has_said(error), is_fault(error)
+        self.quarantine.add(source.id, str(source), step, error, fault=fault, said=said)
+        self._refreshed_at = None  # the table may have changed: look before the next try
+        self._errors.set(source.id, error)
+
+
+def _check_dimensions(source: Source, loaded: Loaded) -> None:
+    if loaded.encoder.dimensions != source.dimensions:
+        raise DimensionMismatch(
+            f"the model {source.model!r} makes vectors of {loaded.encoder.dimensions} "
+            f"dimensions, the vectors of {source} have {source.dimensions}; enable it with a "
+            "model that fits, or disable it with drop_vectors first"
+        )

@@ -1,0 +1,88 @@
+"""Where the looks at inboxes and queues begin, and when a look begins at the front again."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+from embedworker.queue.claim import RETRIES, Polled, poll
+from embedworker.queue.cursor import FRONT, Cursor
+from embedworker.queue.source import Connection
+
+__all__ = ["URGENT_LOOK", "QueueScan"]
+
+FULL_LOOK = 0.02  # of the time: how much looking behind the cursors may take
+LONGEST_LOOK = 3.0  # seconds between such looks at most, whatever they take
+URGENT_LOOK = 0.2  # seconds between looks for fresh rows where no NOTIFY came: it may be left out
+
+
+class QueueScan:
+    """The cursors of all sources, and the times of the next looks."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.cursors: defaultdict[int, Cursor] = defaultdict(Cursor)
+        self.looked_at: datetime | None = None
+        """By the database's clock."""
+        self.whole = False
+        """Whether the last look began at the front."""
+        self._looking = 0.0  # seconds that this look and its claims have taken
+        self._whole_look_at = 0.0
+        self._front_at = 0.0
+        self._urgent_at = 0.0
+
+    def poll(self) -> list[Polled]:
+        """Look at every source: where there is work, and what it is."""
+        started = time.monotonic()
+        self.whole = started >= self._whole_look_at
+        if self.whole:
+            self.cursors.clear()
+        rows = poll(self._connection, self.cursors)
+        self._looking = time.monotonic() - started
+        self.looked_at = rows[0].at if rows else None
+        return rows
+
+    def over(self) -> None:
+        """Plan the next look at everything, after a look and its claims."""
+        self._urgent_at = time.monotonic()
+        if self.whole:
+            self._plan(self._looking)
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Count what is done here as a part of the look that led to it."""
+        started = time.monotonic()
+        yield
+        self._looking += time.monotonic() - started
+
+    @contextmanager
+    def retries(self, source: int) -> Iterator[Cursor]:
+        """Give the cursor for a look at the retries of a source, and measure a whole look."""
+        cursor = self.cursors[source]
+        whole = cursor.due.keys().isdisjoint(RETRIES)
+        started = time.monotonic()
+        yield cursor
+        if whole:  # it belongs to the last whole look, though it may not have been its turn then
+            self._plan(time.monotonic() - started)
+
+    def urgent_due(self, *, woken: bool) -> bool:
+        """Whether to look for fresh rows between two batches."""
+        return woken or time.monotonic() - self._urgent_at > URGENT_LOOK
+
+    @contextmanager
+    def urgent(self) -> Iterator[None]:
+        """Look for fresh rows between two batches; from time to time at whole inboxes."""
+        self._urgent_at = now = time.monotonic()
+        front = now >= self._front_at
+        if front:
+            for cursor in self.cursors.values():
+                cursor.place = FRONT
+        self._looking = 0.0
+        yield
+        if front:
+            self._front_at = time.monotonic() + min(self._looking / FULL_LOOK, LONGEST_LOOK)
+
+    def _plan(self, took: float) -> None:
+        again = time.monotonic() + min(took / FULL_LOOK, LONGEST_LOOK)
+        self._whole_look_at = max(self._whole_look_at, again)

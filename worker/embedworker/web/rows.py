@@ -1,0 +1,132 @@
+"""What the page shows, as plain rows: sources, queues, failures, hits, switches and workers."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from embedworker.search.client import Hits
+from embedworker.search.marking import Piece
+
+__all__ = ["Found", "Group", "Queue", "Rights", "Source", "SourceStatus", "Switch", "Worker"]
+
+
+class Rights(NamedTuple):
+    """The database, the login, and whether it sees the state of tables and of questions."""
+
+    database: str
+    login: str
+    status: bool
+    questions: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """One row of the view ``embed.status``, with the source's number."""
+
+    id: int
+    source: str
+    name: str
+    model: str
+    state: str
+    coverage: str | None
+    rows: int | None
+    embedded: int | None
+    pending: int | None
+    stale: int | None
+    dead: int | None
+    oldest_wait: timedelta | None
+    rows_per_second: float | None
+    eta: timedelta | None
+    truncated: int | None
+    split: int | None
+    paused: bool
+    index_state: str
+    error: str | None
+    estimated: bool | None
+
+    @property
+    def title(self) -> str:
+        """The table, with the name of the source where that is another."""
+        bare = self.source.rpartition(".")[2].strip('"')
+        return self.source if self.name == bare else f"{self.source} ({self.name})"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What ``embed.enable`` was told, and sizes in bytes."""
+
+    relation: int
+    columns: list[str]
+    keys: list[str]
+    template: str | None
+    filter: str | None
+    into_column: str | None
+    chunk: bool
+    dimensions: int
+    vectors: str
+    table_size: int | None
+    vector_size: int | None
+    index_size: int | None
+    build: float | None
+
+
+class Queue(NamedTuple):
+    """A source's queue, and what of it this login may read."""
+
+    id: int
+    source: str
+    name: str
+    keys: list[str]
+    readable: bool
+    countable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows of one source that failed alike. ``rows`` are (number, key) of the oldest of them."""
+
+    queue: Queue
+    error: str | None
+    dead: bool
+    number: int
+    first: datetime
+    last: datetime
+    attempts: int
+    retry_at: datetime | None
+    rows: list[tuple[int, str]]
+
+
+class Found(NamedTuple):
+    """The hits of a search, their passages with the question's words marked, and remarks."""
+
+    hits: Hits
+    passages: list[list[Piece]]
+    remarks: list[str]
+
+
+class Switch(NamedTuple):
+    """A change of a model that is under way, as the view ``embed.switch`` shows it."""
+
+    source: str
+    from_model: str
+    to_model: str
+    phase: str
+    coverage: str | None
+    pending: int | None
+    dead: int | None
+    eta: timedelta | None
+    extra_bytes: int | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The lanes of one ``embedworker run``."""
+
+    place: str
+    lanes: list[str]
+    embedded: int
+    answered: int
+    rows_per_second: float
+    models: list[str]
+    started_at: datetime
