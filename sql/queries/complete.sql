@@ -199,6 +199,7 @@ mine as materialized (
     from gone m
     join {queue} q on {q_is_m}
     where q.seq = m.seq and q.claimed_by is null
+    and {vectors_hold}
     for update of q skip locked
 ),
 tallied as materialized (

@@ -67,6 +67,7 @@ and not exists (select from embed.sweep_request r where r.source = s.id);
 -- with one that was altered by hand go into the queue, behind everything else. A row that is being
 -- worked on gets a new seq: what made the difference may not be what the worker has read. Its attempt
 -- is not counted, or it would look as if a worker had died with it. A dead letter stays one.
+-- held: the page was compared with the vectors of this source, whose name embed.cut_over exchanges.
 with page as materialized (
     select {s_keys_as_places}, {text} as text, {row_stored} as stored
     from {rows} s
@@ -104,7 +105,8 @@ select
     (select {j_texts} from page j order by {j_places_desc} limit 1) as cursor,
     (select count(*) from judged where missing) as missing,
     (select count(*) from judged where stale) as stale,
-    (select count(*) from queued) as queued;
+    (select count(*) from queued) as queued,
+    {vectors_hold} as held;
 
 -- sweep_rows_unjudged
 -- The same page where one of its rows makes the server raise an error, in the filter for instance: all of its
@@ -136,7 +138,8 @@ select
     (select {j_texts} from page j order by {j_places_desc} limit 1) as cursor,
     0 as missing,
     0 as stale,
-    (select count(*) from queued) as queued;
+    (select count(*) from queued) as queued,
+    {vectors_hold} as held;
 
 -- sweep_orphans
 -- One page of the vector table in key order: vectors whose row, or its text, is gone. The last page
@@ -171,7 +174,8 @@ queued as (
 select
     (select count(*) from page) as visited,
     (select {j_texts} from page j order by {j_places_desc} limit 1) as cursor,
-    (select count(*) from judged) as orphaned;
+    (select count(*) from judged) as orphaned,
+    {vectors_hold} as held;
 
 -- sweep_orphans_unjudged
 -- The same page of vectors where a row makes the server raise an error.
@@ -199,4 +203,5 @@ queued as (
 select
     (select count(*) from page) as visited,
     (select {j_texts} from page j order by {j_places_desc} limit 1) as cursor,
-    0 as orphaned;
+    0 as orphaned,
+    {vectors_hold} as held;

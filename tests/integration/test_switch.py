@@ -12,7 +12,10 @@ from embedworker.model.catalog import TESTING_MODEL
 from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, claim, move
 from embedworker.queue.complete import Passage, Result, complete
+from embedworker.queue.cursor import Cursor
 from embedworker.queue.failure import release
+from embedworker.queue.strike import strike
+from embedworker.queue.sweep import Sweep
 
 
 def test_the_whole_way_and_back(article: Connection, drain: Drain) -> None:
@@ -250,6 +253,47 @@ def test_a_worker_writes_nothing_into_the_wrong_table(
     assert one(article, vectors) == before
     lane.drain()
     check_sides(article, serving=64)
+
+
+def test_a_row_that_is_gone_is_not_struck_by_the_name_before_the_cut(
+    article: Connection, lane: Lane
+) -> None:
+    """The vector would go from the other side alone, and the entry that names it with it."""
+    begin(article)
+    lane.drain()
+    stale = source_of(article, "article")
+    article.execute("delete from article where id = 1")
+    move(article, stale)
+    article.execute("select embed.cut_over('article')")
+    assert strike(lane.connection, stale, FRESH, Cursor()) == 0
+    lane.drain()
+    check_sides(article, serving=64)
+
+
+@pytest.mark.parametrize("phase", ["rows", "orphans"])
+def test_a_page_of_a_sweep_by_the_name_before_the_cut_counts_for_nothing(
+    article: Connection, drain: Drain, shared_database: str, phase: str
+) -> None:
+    begin(article)
+    drain()
+    stale = source_of(article, "article")
+    article.execute(
+        "set session_replication_role = replica; delete from article where id = 1;"
+        "set session_replication_role = default"
+    )
+    with connect(shared_database) as connection:
+        Sweep.begin(connection, stale)
+        sweep = Sweep(connection, stale, stale.fingerprint)
+        if phase == "orphans":
+            assert sweep.page().held
+        article.execute("select embed.cut_over('article', force => true)")
+        page = sweep.page()
+    assert (page.held, page.done, page.visited, page.orphaned) == (False, False, 0, 0)
+    state = "select phase from embed.sweep_state where source = %s"
+    assert one(article, state, stale.id) == phase
+    drain_url(shared_database)  # a worker goes on with it, by the names after the cut
+    left = "select count(*) from article_next_embedding where id = 1"
+    assert one(article, left) == 0
 
 
 def test_prepared_statements_follow_the_cut(article: Connection, drain: Drain) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -236,14 +237,16 @@ def _killed(url: str, folder: Path) -> Iterator[list[float]]:
 def _settled(connection: Connection, sides: int) -> list[str]:
     """Wait until nothing is left to do; return which vectors are wrong or missing."""
 
-    seen: list[tuple[object, ...]] = []
+    seen: list[tuple[Any, ...]] = []
 
     def done() -> bool:
         seen[:] = connection.execute(
             "select name, state, pending, stale, removing, dead, error"
             " from embed.status_exact('article')"
         ).fetchall()
-        return len(seen) == sides and all(row[1] == "ready" and row[2] == 0 == row[4] for row in seen)
+        return len(seen) == sides and all(
+            row[1] == "ready" and row[2] == 0 == row[4] for row in seen
+        )
 
     try:
         wait_until(done, LONGEST, "the end of the work")

@@ -238,11 +238,18 @@ def _repair(connection: "Connection", source: "Source") -> Iterator["Page"]:
 
 
 def _pages(connection: "Connection", source: "Source", *, repair: bool) -> Iterator["Page"]:
+    from embedworker.errors import SourceError
     from embedworker.queue.sweep import Sweep
 
     run = Sweep(connection, source, source.fingerprint, repair=repair)
     while not run.done:
-        yield run.page()
+        page = run.page()
+        if not page.held:
+            raise SourceError(
+                f"embed.cut_over or embed.roll_back exchanged the vectors of {source} during the "
+                "sweep; run `embedworker sweep` again"
+            )
+        yield page
 
 
 def _print_swept(swept: list[_Swept], *, repair: bool) -> None:

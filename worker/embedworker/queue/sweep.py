@@ -23,7 +23,11 @@ PAGE = 1000  # keys; about 20 ms of the server for short texts
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What one page of a sweep found, in rows; ``done``: there is no further page."""
+    """What one page of a sweep found, in rows; ``done``: there is no further page.
+
+    ``held`` False: embed.cut_over has exchanged the vectors since the source was read. The page
+    then counts for nothing, and the sweep stays where it was.
+    """
 
     visited: int
     missing: int
@@ -31,6 +35,7 @@ class Page:
     orphaned: int
     queued: int
     done: bool
+    held: bool = True
 
 
 class Sweep:
@@ -93,15 +98,17 @@ class Sweep:
         """Look at the next ``limit`` keys and queue what is not as it should be."""
         source = self._source
         if self._phase == "rows":
-            visited, cursor, missing, stale, queued = self._run(
+            visited, cursor, missing, stale, queued, held = self._run(
                 "sweep_rows", source.qualified("s"), limit
             )
             orphaned = 0
         else:
-            visited, cursor, orphaned = self._run(
+            visited, cursor, orphaned, held = self._run(
                 "sweep_orphans", [f"v.{key}" for key in source.vector_keys], limit
             )
             missing, stale, queued = 0, 0, orphaned
+        if not held:
+            return Page(0, 0, 0, 0, 0, done=False, held=False)
         if visited < limit:
             self._phase, self._cursor = ("orphans" if self._phase == "rows" else "done"), None
         else:

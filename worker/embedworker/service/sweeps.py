@@ -113,7 +113,10 @@ class Sweeps:
                 # Made again each time: the table, its model, or the sweep may have changed.
                 sweep = Sweep(self._connection, source, fingerprint)
                 if not sweep.done:
-                    queued += sweep.page().queued
+                    page = sweep.page()
+                    if not page.held:
+                        return pages  # the next look reads the source again
+                    queued += page.queued
             pages += 1
             if sweep.done:
                 self._running.discard(source.id)
