@@ -49,7 +49,18 @@ begin
     return jsonb_build_object(
         'vectors_hold',
         case when source.into_column is null
-            then format('to_regclass(%L) = (select x.vectors from embed.source x where x.id = %s)', source.vectors::text, source.id)
+            then format(
+                'to_regclass(%L) = (select x.vectors from embed.source x where x.id = %s)',
+                -- Not ::text, which gives the name after a cut that this statement does not see yet. The other names
+                -- that a worker reads would be from before it, and its statements would change the other side.
+                (
+                    select format('%I.%I', n.nspname, c.relname)
+                    from pg_class c
+                    join pg_namespace n on n.oid = c.relnamespace
+                    where c.oid = source.vectors
+                ),
+                source.id
+            )
             else format('%L = (select x.into_column from embed.source x where x.id = %s)', source.into_column, source.id)
         end
     ) || (

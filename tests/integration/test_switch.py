@@ -14,6 +14,7 @@ from embedworker.queue.claim import FRESH, claim, move
 from embedworker.queue.complete import Passage, Result, complete
 from embedworker.queue.cursor import Cursor
 from embedworker.queue.failure import release
+from embedworker.queue.source import load_sources
 from embedworker.queue.strike import strike
 from embedworker.queue.sweep import Sweep
 
@@ -265,6 +266,25 @@ def test_a_row_that_is_gone_is_not_struck_by_the_name_before_the_cut(
     article.execute("delete from article where id = 1")
     move(article, stale)
     article.execute("select embed.cut_over('article')")
+    assert strike(lane.connection, stale, FRESH, Cursor()) == 0
+    lane.drain()
+    check_sides(article, serving=64)
+
+
+def test_a_source_that_is_read_during_a_cut_has_names_of_one_moment(
+    article: Connection, lane: Lane, shared_database: str
+) -> None:
+    """A snapshot shows tables as they were, and ``::text`` a name as it is now."""
+    begin(article)
+    lane.drain()
+    with psycopg.connect(shared_database) as reader:
+        reader.execute("set transaction isolation level repeatable read")
+        reader.execute("set local search_path = shop, public")
+        reader.execute("select 1")
+        article.execute("select embed.cut_over('article')")
+        stale = next(source for source in load_sources(reader) if source.name == "article")
+    article.execute("delete from article where id = 1")
+    move(article, stale)
     assert strike(lane.connection, stale, FRESH, Cursor()) == 0
     lane.drain()
     check_sides(article, serving=64)
