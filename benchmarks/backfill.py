@@ -46,7 +46,7 @@ from embedworker.model.catalog import BUNDLED_MODEL
 from embedworker.model.chunking import split
 from embedworker.model.cpu import cpu_quota
 from embedworker.model.encoder import Encoder, EngineName
-from embedworker.settings import DEFAULT_WINDOW
+from embedworker.settings.worker import DEFAULT_WINDOW
 
 LIMIT = 500  # rows of the naive script's SELECT
 BATCH = 32  # of its encode()

@@ -36,7 +36,7 @@ from embedworker.model.batches import token_batches
 from embedworker.model.catalog import BUNDLED_MODEL, TESTING_MODEL
 from embedworker.model.chunking import split
 from embedworker.model.encoder import Encoder
-from embedworker.settings import DEFAULT_WINDOW
+from embedworker.settings.worker import DEFAULT_WINDOW
 
 SIMULATED = "simulated"
 

@@ -23,7 +23,8 @@ from embedworker.model.catalog import BUNDLED_MODEL
 from embedworker.queue.source import load_sources
 from embedworker.service.indexing import Indexer
 from embedworker.service.models import Models
-from embedworker.settings import index_memory, load
+from embedworker.settings import load
+from embedworker.settings.worker import index_memory
 
 SHARE = (0.15, 0.5)  # of the second vector in a mixture
 NOISE = 0.1  # length of the noise

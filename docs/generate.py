@@ -18,7 +18,7 @@ import typer.main
 
 from embedworker.cli.app import app
 from embedworker.service import metrics
-from embedworker.settings import describe
+from embedworker.settings.reference import describe
 
 HERE = Path(__file__).parent
 PAGE = HERE / "reference.md"

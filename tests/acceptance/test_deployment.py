@@ -33,7 +33,8 @@ from embedworker.database.migrate import migrate
 from embedworker.model.catalog import TESTING_MODEL
 from embedworker.service.endpoint import Endpoint
 from embedworker.service.readiness import Reason
-from embedworker.settings import describe, load
+from embedworker.settings import load
+from embedworker.settings.reference import describe
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

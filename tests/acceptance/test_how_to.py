@@ -23,7 +23,8 @@ from embedworker.database.connect import connect
 from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.loopback import set_up_loopback
 from embedworker.service import metrics
-from embedworker.settings import describe, load
+from embedworker.settings import load
+from embedworker.settings.reference import describe
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -10,7 +10,7 @@ from embedworker.database.connect import connect
 from embedworker.queue.claim import move
 from embedworker.queue.lease import enter, leave, others_gone
 from embedworker.queue.sweep import due_sweeps
-from embedworker.settings import DEFAULT_LEASE
+from embedworker.settings.worker import DEFAULT_LEASE
 
 AHEAD = "interval '9 hours'"
 

@@ -35,7 +35,7 @@ from embedworker.model.cpu import cpu_quota
 from embedworker.model.testing import hash_vector
 from embedworker.search.beir import Collection, read_beir
 from embedworker.search.measures import means, measured
-from embedworker.settings import DEFAULT_INDEX_AFTER_ROWS
+from embedworker.settings.worker import DEFAULT_INDEX_AFTER_ROWS
 
 EXACT_TOLERANCE = 0.002  # of nDCG@10, comparing all vectors
 INDEX_TOLERANCE = 0.005  # of nDCG@10, by HNSW

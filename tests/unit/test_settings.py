@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedworker import settings
 from embedworker.database.connect import dsn
 from embedworker.errors import ConfigurationError
-from embedworker.settings import describe, load, misspelt, obfuscate
+from embedworker.settings import Settings, load, misspelt, obfuscate, worker
+from embedworker.settings.reference import describe
 
 
 def test_defaults_are_the_named_constants() -> None:
     found = load()
-    constants = {n[8:].lower(): v for n, v in vars(settings).items() if n.startswith("DEFAULT_")}
-    assert len(constants) > 10
+    constants = {n[8:].lower(): v for n, v in vars(worker).items() if n.startswith("DEFAULT_")}
+    assert constants["window"] == 1024
     assert {name: getattr(found, name) for name in constants} == constants
     assert found.database_url is None
 
@@ -217,9 +217,9 @@ def test_obfuscate_hides_passwords_that_are_not_escaped(password: str) -> None:
 
 def test_every_setting_is_described() -> None:
     rows = describe()
-    assert [row.name for row in rows] == list(settings.Settings.model_fields)
+    assert [row.name for row in rows] == list(Settings.model_fields)
     for row in rows:
         assert row.meaning, row
         assert re.fullmatch(r"EMBEDWORKER_[A-Z_]+", row.variable)
-        number = isinstance(settings.Settings.model_fields[row.name].default, int | float)
+        number = isinstance(Settings.model_fields[row.name].default, int | float)
         assert not number or row.unit, f"{row.name} has a number without a unit"

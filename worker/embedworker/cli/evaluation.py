@@ -33,7 +33,7 @@ from embedworker.search.judgements import judged_collection
 from embedworker.search.report import report
 from embedworker.service.indexing import Indexer
 from embedworker.service.worker import Worker
-from embedworker.settings import index_memory
+from embedworker.settings.worker import index_memory
 
 if TYPE_CHECKING:
     from embedworker.settings import Settings

@@ -15,7 +15,8 @@ from psycopg.types import TypeInfo
 from embedworker.database.connection import Connection
 from embedworker.database.statements import statement
 from embedworker.errors import ConfigurationError, ServerUnavailable, UnsupportedServer
-from embedworker.settings import DEFAULT_ANSWER_TIMEOUT, DEFAULT_LOCK_TIMEOUT, obfuscate
+from embedworker.settings import obfuscate
+from embedworker.settings.worker import DEFAULT_ANSWER_TIMEOUT, DEFAULT_LOCK_TIMEOUT
 
 __all__ = ["connect", "connect_async", "dsn", "is_lost"]
 

@@ -36,7 +36,8 @@ from embedworker.search.steps import (
     status_steps,
     warn,
 )
-from embedworker.settings import DEFAULT_QUERY_TIMEOUT, load, obfuscate
+from embedworker.settings import load, obfuscate
+from embedworker.settings.worker import DEFAULT_QUERY_TIMEOUT
 
 __all__ = ["AsyncClient", "Client", "Hit", "Hits", "query_vector", "search", "similar"]
 

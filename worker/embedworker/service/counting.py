@@ -19,7 +19,7 @@ from embedworker.database.statements import statement
 from embedworker.errors import EmbedworkerError
 from embedworker.queue.source import Connection, Source
 from embedworker.service.logs import redacted
-from embedworker.settings import DEFAULT_ANSWER_TIMEOUT
+from embedworker.settings.worker import DEFAULT_ANSWER_TIMEOUT
 
 __all__ = ["Counting", "count"]
 

@@ -27,7 +27,7 @@ from embedworker.service.building import Plan, build, watched
 from embedworker.service.logs import redacted
 from embedworker.service.metrics import Metrics
 from embedworker.service.words_index import WordsPlan, build_words, words_plan
-from embedworker.settings import DEFAULT_ANSWER_TIMEOUT, DEFAULT_WORDS_INDEX_AFTER_ROWS
+from embedworker.settings.worker import DEFAULT_ANSWER_TIMEOUT, DEFAULT_WORDS_INDEX_AFTER_ROWS
 
 __all__ = ["Indexer"]
 
