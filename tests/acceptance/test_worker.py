@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from fix_database import Connection
-from fix_worker import Workers, failpoint, wait_reached
+from fix_worker import START, Workers, failpoint, wait_reached
 from oracle import inbox_of, judge, queue_of, wait_settled
 from psycopg import sql
 from waiting import wait_until
@@ -505,6 +505,18 @@ def test_both_lanes_end_together(shop: Connection, workers: Workers) -> None:
     wait_until(lambda: shop.execute(lanes).fetchone() == (["passages", "questions"],))
     assert worker.terminate() == 0
     assert shop.execute("select count(*) from embed.worker_session").fetchone() == (0,)
+
+
+def test_sigterm_while_models_are_loaded(shop: Connection, workers: Workers, gate: Path) -> None:
+    """On a busy machine the bundled model took 80 s to load, and both processes waited for it."""
+    article(shop, ["하나"])
+    worker = workers.start(both_lanes=True, up=False, **failpoint("model-load", gate))
+    lanes = "select count(*) from embed.worker_session where lock_held"
+    wait_until(lambda: shop.execute(lanes).fetchone() == (2,), START)
+    wait_reached(gate)
+    assert worker.terminate() == 0, worker
+    assert shop.execute("select count(*) from embed.worker_session").fetchone() == (0,)
+    assert not gate.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])

@@ -156,6 +156,10 @@ def _serve(
             stack.enter_context(reported_to_systemd())
         with _faults_logged():
             worker.run()
+    if worker.loading:
+        # Everything is handed back. A model takes seconds to load, and minutes to download.
+        logging.shutdown()
+        os._exit(0)
 
 
 def _stop_on_signals(stop: "Callable[[], None]", *, is_child: bool = False) -> None:

@@ -19,6 +19,7 @@ from embedworker.extras import require
 from embedworker.model import Encoder, open_encoder
 from embedworker.model.cpu import cpu_quota, set_threads
 from embedworker.queue.source import Connection
+from embedworker.service.failpoints import failpoint
 from embedworker.service.health import Telemetry
 from embedworker.service.logs import redacted
 from embedworker.service.model_cache import ModelCache
@@ -181,6 +182,7 @@ class Models:
         telemetry = self._telemetry
         telemetry.health.loading(name)
         try:
+            failpoint("model-load")
             encoder = open_card(
                 card,
                 self._settings,

@@ -85,6 +85,11 @@ class Worker:
         lanes = "+".join(runner.lane for runner in self._runners)
         return f"<Worker {lanes}{' stopped' if self._stopped.is_set() else ''}>"
 
+    @property
+    def loading(self) -> bool:
+        """Whether a thread still loads a model. Python waits for it when the process ends."""
+        return any(runner.models.loading for runner in self._runners)
+
     def telemetry(self, lane: Lane) -> Telemetry:
         """Return what a lane counts and its state, to be read at any time."""
         return (self._passages if lane == "passages" else self._questions).telemetry
