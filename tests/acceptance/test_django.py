@@ -238,6 +238,13 @@ def test_checks_say_what_is_declared_wrongly(project: Project) -> None:
     said = project.manage("check", code=1)
     assert "(embedworker.E002) the template of the embedding 'article' names colour" in said
     assert "HINT: Add it to fields, or name one of: title, content." in said
+    project.models(MODELS)
+    with (project.folder / "settings.py").open("a") as settings:
+        settings.write('DATABASES["default"]["ENGINE"] = "django.db.backends.sqlite3"\n')
+    said = project.manage("check", code=1)
+    assert "(embedworker.E001) the embedding 'article' needs PostgreSQL" in said
+    assert "the database is sqlite" in said
+    assert "HINT: Use the engine django.db.backends.postgresql." in said
 
 
 def test_arguments_that_are_false_get_into_the_migration_and_the_call(project: Project) -> None:

@@ -153,6 +153,8 @@ def test_a_database_that_is_asked_seldom(
     finally:
         watching.stop()
         watching.join()
+    verdict.away("connection refused")  # an error counts at once
+    assert "connection refused" in str(verdict.reasons())
     verdict.answered([], 0.1)  # the next answer does not come
     wait_until(lambda: "it is still being asked" in str(verdict.reasons()))
 

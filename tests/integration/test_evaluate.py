@@ -258,9 +258,13 @@ def test_a_model_that_cannot_be_loaded_is_said_and_nothing_stays(
 ) -> None:
     write_set(tmp_path / "small")
     connection.execute("select embed.add_model('/nowhere/model', 384, 512, '', '')")
-    said = cli.refused("eval", str(tmp_path / "small"), "--model", "/nowhere/model")
-    assert "the documents cannot be embedded" in said
-    assert "/nowhere/model" in said
+    asked = "eval", str(tmp_path / "small")
+    for said in (
+        cli.refused(*asked, "--model", "/nowhere/model"),
+        cli.refused(*asked, EMBEDWORKER_MODEL="/nowhere/model"),
+    ):
+        assert "the documents cannot be embedded" in said
+        assert "/nowhere/model" in said
     assert fetch_one(connection.execute(SCHEMA)) == (False,)
 
 

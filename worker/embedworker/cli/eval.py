@@ -48,7 +48,12 @@ def evaluate(
         typer.Option("-k", "--k", min=1, max=MAX_K, metavar="N", help="Rows for each question."),
     ] = 10,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Model; not given: the database's default.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="EMBEDWORKER_MODEL",
+            help="Model of DIR; not given: the database's default.",
+        ),
     ] = None,
     chunk: Annotated[
         bool,
@@ -127,7 +132,9 @@ def evaluate(
         raise ConfigurationError(
             "give either DIR, or --questions FILE or --from-judgements with --table TABLE"
         )
-    if folder is None and (model is not None or keep or not chunk):
+    given = context.get_parameter_source("model")
+    flagged = given is not None and given.name == "COMMANDLINE"  # the variable is for all commands
+    if folder is None and (flagged or keep or not chunk):
         raise ConfigurationError("--model, --no-chunk and --keep go with DIR, not with --table")
     if folder is not None and name is not None:
         raise ConfigurationError("--name goes with --table, not with DIR")

@@ -88,11 +88,11 @@ class Readiness:
 
     @property
     def fresh(self) -> bool:
-        """Whether the database has answered when it was expected to.
+        """Whether the database answered last, and not long before it was expected to.
 
         It is asked less often where answers take long: after one of a second for 20 s not at all.
         """
-        return self._answered_at is not None and time.monotonic() - self._expected_at <= AWAY
+        return self._error is None and time.monotonic() - self._expected_at <= AWAY
 
     def reasons(self) -> list[Reason]:
         """Return why the worker is not ready; nothing where it is."""
