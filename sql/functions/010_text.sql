@@ -87,21 +87,36 @@ begin atomic
     select b.oid from base b where b.typtype <> 'd';
 end;
 
+-- Whether a column of this type can be enabled: texts, enums, and arrays of these.
+create or replace function embed._is_text(type oid) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select coalesce(e.typcategory, t.typcategory) in ('S', 'E')
+    from pg_type t
+    left join pg_type e on t.typcategory = 'A' and e.oid = embed._base_type(t.typelem)
+    where t.oid = embed._base_type(_is_text.type)
+);
+
 -- An SQL expression for a column as text, '' where it is null. By the output function of its type, never
 -- by a cast: the owner of a type may write a cast for it, which would then run with the rights of
 -- the role that reads the row. The blanks that a char(n) is filled up with are
--- shown by its output function only. Columns may have different collations, and joined under them they
--- could not be compared with anything.
+-- shown by its output function only. An array is its elements, with commas. Columns may have different collations, and
+-- joined under them they could not be compared with anything.
 create or replace function embed._column_sql(relation regclass, attnum smallint, alias text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 return (
     select format(
-        case when embed._base_type(a.atttypid) = 'bpchar'::regtype then '(pg_catalog.rtrim(pg_catalog.format(%L, %I.%I)) collate pg_catalog."C")'
-            else '(pg_catalog.format(%L, %I.%I) collate pg_catalog."C")' end,
+        case
+            when b.oid = 'bpchar'::regtype then '(pg_catalog.rtrim(pg_catalog.format(%L, %I.%I)) collate pg_catalog."C")'
+            when b.typcategory = 'A' then '(pg_catalog.format(%L, pg_catalog.array_to_string(%I.%I, '', '')) collate pg_catalog."C")'
+            else '(pg_catalog.format(%L, %I.%I) collate pg_catalog."C")'
+        end,
         '%s', alias, a.attname
     )
     from pg_attribute a
+    join pg_type b on b.oid = embed._base_type(a.atttypid)
     where a.attrelid = relation and a.attnum = _column_sql.attnum and not a.attisdropped
 );
 

@@ -93,8 +93,7 @@ begin
     from unnest(columns) as c (name)
     left join pg_attribute a
         on a.attrelid = a_relation and a.attname = c.name and a.attnum > 0 and not a.attisdropped
-    left join pg_type b on b.oid = embed._base_type(a.atttypid)
-    where a.attnum is null or b.typcategory <> 'S'
+    where a.attnum is null or not embed._is_text(a.atttypid)
     limit 1;
     if found then
         if bad.attnum is null then
@@ -102,13 +101,13 @@ begin
                 using errcode = '42703',
                 hint = 'Its text columns: ' || coalesce((
                     select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
-                    from pg_attribute a join pg_type t on t.oid = a.atttypid
-                    where a.attrelid = a_relation and a.attnum > 0 and not a.attisdropped and t.typcategory = 'S'
+                    from pg_attribute a
+                    where a.attrelid = a_relation and a.attnum > 0 and not a.attisdropped and embed._is_text(a.atttypid)
                 ), 'none') || '.';
         end if;
         raise exception 'column % of % is of type %, expected a text type', quote_ident(bad.name), a_relation, bad.type_name
             using errcode = 'EW003',
-            hint = 'Enable text, varchar, char or citext columns; for others add a generated text column.';
+            hint = 'Enable columns of text, varchar, char, citext or an enum, or arrays of these. For others add a text column: generated where the cast is immutable, else filled by a trigger.';
     end if;
     if (select count(distinct c) from unnest(columns) as c) <> cardinality(columns) then
         raise exception 'a column is named twice in %', columns using errcode = 'EW003', hint = 'Name every column once.';

@@ -129,8 +129,7 @@ begin
     select string_agg(format('%s is now of type %s', a.attname, format_type(a.atttypid, -1)), ', ') into lost
     from unnest(source.column_attnums) as c (attnum)
     join pg_attribute a on a.attrelid = source.relation and a.attnum = c.attnum
-    join pg_type t on t.oid = embed._base_type(a.atttypid)
-    where t.typcategory <> 'S';
+    where not embed._is_text(a.atttypid);
     if lost is not null then
         return format('%s of %s, which is no text; make it text, varchar, char or citext again, or %s', lost, source.relation, again);
     end if;

@@ -176,6 +176,34 @@ def test_text(app: Connection, drain: Drain, kind: str) -> None:
     assert assert_current(app, "article") == {("1",): "ONE", ("2",): "Two"}
 
 
+def test_enums_and_arrays(app: Connection, drain: Drain) -> None:
+    """An array is its elements with commas; a renamed label is a new text at the next sweep."""
+    app.execute(
+        """
+        create type mood as enum ('calm', 'loud');
+        create domain label as varchar(9);
+        create table article (id integer primary key, tags text[], feel mood, labels label[]);
+        select embed.enable('article', array['tags', 'feel', 'labels'],
+            template => '{tags}|{feel}|{labels}');
+        insert into article values
+            (1, array['red car', 'a, "b"', null], 'calm', '{x}'), (2, '{}', null, null),
+            (3, array['one'], null, array[['k', 'l'], ['m', 'n']]::label[]),
+            (4, null, 'loud', '{}');
+        """
+    )
+    assert drain() == []
+    texts = {("1",): 'red car, a, "b"|calm|x', ("3",): "one||k, l, m, n", ("4",): "|loud|"}
+    assert assert_current(app, "article") == texts
+    app.execute("update article set tags = array[null, 'blue'], feel = 'loud' where id = 1")
+    app.execute("update article set tags = tags, feel = feel")
+    assert captured(app, "article") == [("1",)]
+    app.execute("alter type mood rename value 'loud' to 'noisy'")
+    app.execute("select embed.sweep('article')")
+    assert drain() == []
+    renamed = {**texts, ("1",): "blue|noisy|x", ("4",): "|noisy|"}
+    assert assert_current(app, "article") == renamed
+
+
 @pytest.mark.parametrize("storage", ["stored", "virtual"])
 def test_generated_text(app: Connection, drain: Drain, storage: str) -> None:
     if storage == "virtual" and app.info.server_version < 180000:

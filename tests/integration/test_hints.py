@@ -175,7 +175,7 @@ CASES = {
         "Its text columns: ", "select embed.enable('plain', array['text'])", PLAIN.format("")
     ),
     "not a text": Case(
-        "Enable text, varchar, char or citext columns; for others add a generated text column",
+        "Enable columns of text, varchar, char, citext or an enum, or arrays of these",
         "select embed.enable('article', array['views'], name => 'other')",
         "alter table article add column seen text generated always as (views::text) stored;"
         "select embed.enable('article', array['seen'], name => 'other')",
