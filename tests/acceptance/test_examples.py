@@ -1,6 +1,5 @@
 """The programs of examples/, each run as its first lines say."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -9,8 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import httpx
@@ -24,6 +23,7 @@ from embedworker.database.connect import connect
 from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.embedded.installation import Installation, free_port
 from embedworker.database.loopback import set_up_loopback
+from embedworker.testing import wait_until_embedded
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
@@ -85,9 +85,60 @@ def test_psycopg(url: str) -> None:
         assert all(": " in line for line in said.stdout.splitlines())
 
 
+def test_the_tests_of_psycopg_search() -> None:
+    """As its first lines say: with the pytest plugin, and without a model."""
+    said = subprocess.run(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "pytest",
+                "-p",
+                "no:cacheprovider",
+                "-p",
+                "embedworker.testing",
+            ),
+            EXAMPLES / "test_psycopg_search.py",
+        ],
+        cwd=EXAMPLES.parent,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert "2 passed" in said.stdout, said.stdout + said.stderr
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    ("file", "package"),
+    [("langchain_search", "langchain_core"), ("llamaindex_search", "llama_index.core")],
+)
+def test_retrievers(url: str, file: str, package: str) -> None:
+    pytest.importorskip(package, reason=f"{file}.py needs {package}, which is not installed")
+    with connect(url) as connection:
+        connection.execute("create table tale (id integer primary key, body text)")
+        connection.execute("select embed.enable('tale', array['body'])")
+        connection.execute("insert into tale values (1, 'once'), (2, 'upon a time'), (3, 'x')")
+        wait_until_embedded(url, "tale", LONGEST)
+        said = subprocess.run(
+            [sys.executable, EXAMPLES / f"{file}.py", "tale", "upon", "a", "time"],
+            env={**os.environ, "DATABASE_URL": url, "EMBEDWORKER_QUERY_TIMEOUT": "60"},
+            capture_output=True,
+            text=True,
+            timeout=LONGEST,
+            check=False,
+        )
+        connection.execute("drop table tale, tale_embedding")
+    assert said.returncode == 0, said.stderr
+    lines = said.stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("  upon a time")
+
+
 def test_fastapi(url: str) -> None:
     """In a database in which the tutorial was followed first."""
-    module = _load("fastapi_search")
+    module = import_module("fastapi_search")
     (table,) = re.findall(r"create table .*?\);", TUTORIAL.read_text(), re.S)
     with connect(url) as connection:
         connection.execute(table)
@@ -192,17 +243,7 @@ class Seen(HTMLParser):
 @pytest.mark.smoke
 def test_each_fits_on_two_screens() -> None:
     programs = [file for file in EXAMPLES.iterdir() if file.suffix in (".py", ".sql")]
-    assert len(programs) == 5
+    assert len(programs) == 8
     for file in programs:
         assert len(file.read_text().splitlines()) < 100
         assert file.name in (EXAMPLES / "README.md").read_text()
-
-
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
