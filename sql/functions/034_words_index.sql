@@ -58,10 +58,24 @@ begin
 end
 $$;
 
+-- The name that the table of a source's vectors has now; null where it was dropped. It runs as its owner, because the
+-- owner of a table may have lost the right to read embed.source.
+create or replace function embed._name_of_vectors(source integer) returns text
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+return (
+    select format('%I.%I', n.nspname, c.relname)
+    from embed.source s
+    join pg_class c on c.oid = s.vectors
+    join pg_namespace n on n.oid = c.relnamespace
+    where s.id = _name_of_vectors.source
+);
+
 -- Writes the function that looks up passages by words. It runs as its owner: the operator && may not look before row
 -- security does, so for anybody else the server would read the whole table. Which passages have a word tells something
 -- of rows that row security hides. So it answers those only who know the token of the source, which the policy of
 -- embed.lexical_state shows to readers of all texts and to nobody else. It gives places, no data.
+-- It asks for the name of the table at each call: embed.cut_over exchanges names, and a schema may be renamed.
 create or replace function embed._write_words(source embed.source) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -78,20 +92,28 @@ begin
         set search_path = pg_catalog, pg_temp set enable_seqscan = off as %2$L$q$,
         source.id,
         format(
-            'begin
-    if token is null or not exists (select from embed.lexical_state s where s.source = %1$s and s.token = $1) then
+            'declare
+    vectors constant text := embed._name_of_vectors(%1$s);
+    found tid[];
+begin
+    if token is null or vectors is null
+        or not exists (select from embed.lexical_state s where s.source = %1$s and s.token = $1)
+    then
         return ''{}'';
     end if;
-    return array(
-        select v.ctid
-        from %2$s v
-        where embed._places(v.terms) operator(pg_catalog.&&) $2
-        order by v.terms operator(@extschema:vector@.<#>) $3
-        limit $4
-    );
-exception when undefined_table then return ''{}'';
+    execute format(
+        ''select array(
+            select v.ctid
+            from %%s v
+            where embed._places(v.terms) operator(pg_catalog.&&) $1
+            order by v.terms operator(@extschema:vector@.<#>) $2
+            limit $3
+        )'',
+        vectors
+    ) into found using places, idf, most;
+    return found;
 end',
-            source.id, source.vectors
+            source.id
         )
     );
     if owner is not null and not exists (select from pg_proc p where p.oid = name::regprocedure and p.proowner = owner::regrole) then

@@ -36,9 +36,11 @@ set search_path = pg_catalog, pg_temp
 as $measure$
 #variable_conflict use_variable
 declare
-    words constant jsonb := embed._source_sql(source);
+    words jsonb;
     kept embed.source_state := (select x from embed.source_state x where x.source = _measure.source.id);
 begin
+    perform embed._keep_name(source.vectors);
+    words := embed._source_sql(source);
     at := clock_timestamp();
     asked := kept.recount_at;
     execute embed._fill(
