@@ -11,19 +11,20 @@ mine as materialized (
     from job j
     join {queue} q on {q_is_j}
     where q.seq = j.seq and q.claimed_by = %(worker)s
+    and {vectors_hold} -- else the rows are handed back: the vectors to remove have another name by now
     for update of q skip locked
 ),
 tallied as materialized (
     select embed._tally(%(source)s, %(worker)s, v.fingerprint, -count(*) filter (where v.chunk = 0),
         -count(distinct m.seq) filter (where v.truncated), -count(*) filter (where v.chunk = 1), 0)
     from mine m
-    join {vectors} v on {v_is_m} and {vectors_hold}
+    join {vectors} v on {v_is_m}
     group by v.fingerprint
 ),
 cleared as (
     delete from {vectors} v
     using mine m
-    where {v_is_m} and {vectors_hold}
+    where {v_is_m}
 )
 update {queue} q
 set due = case when q.attempts >= %(max_attempts)s then 'infinity' else now() + m.delay * interval '1 second' end,
