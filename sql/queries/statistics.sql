@@ -31,9 +31,11 @@ select %(source)s, %(version)s, t.term, t.frequency
 from unnest(%(terms)s::integer[], %(frequencies)s::real[]) as t (term, frequency);
 
 -- statistics_switch
--- From here on this version counts, unless there is a later one by now.
+-- From here on this version counts, unless there is a later one by now, or embed.cut_over has exchanged the names and
+-- vectors of another source were read.
 insert into embed.lexical_state as t (source, version, passages, average_length, scheme)
-values (%(source)s, %(version)s, %(passages)s, %(average_length)s, %(scheme)s)
+select %(source)s, %(version)s, %(passages)s, %(average_length)s, %(scheme)s
+where {vectors_hold}
 on conflict (source) do update
 set version = excluded.version,
     passages = excluded.passages,
@@ -96,6 +98,7 @@ with mine as materialized (
     where v.ctid >= format('(%%s,0)', %(first)s::bigint)::tid
     and v.ctid < format('(%%s,0)', %(last)s::bigint)::tid
     and v.terms is not null
+    and {vectors_hold} -- not those of a source in whose searches words count
     for update skip locked
 )
 update {vectors} v

@@ -276,8 +276,7 @@ def test_a_source_that_goes_away_meanwhile(article: Connection, lane: Lane) -> N
     next(steps)
     next(steps)
     article.execute("select embed.disable('article', drop_vectors => true)")
-    with pytest.raises(psycopg.errors.ForeignKeyViolation):
-        list(steps)
+    list(steps)  # its version is written, and then taken back
     assert article.execute(
         "select count(*) from embed.lexical_term where source = %s", [source.id]
     ).fetchone() == (0,)

@@ -79,7 +79,6 @@ def count(connection: Connection, source: Source) -> Generator[None, None, None]
             yield from clear(connection, source, int(pages))
             sample.scheme = NONE
             yield from _write(connection, source, int(version), sample)
-            yield from _delete(connection, source, int(version))
             return
         rewrites = state is not None and state.scheme < NEWEST and not older_workers(connection)
         if rewrites:
@@ -87,15 +86,7 @@ def count(connection: Connection, source: Source) -> Generator[None, None, None]
         yield from sample.read(connection, source, int(pages))
         if rewrites:  # the rest of an older scheme waits in the queue, or has lost its row
             sample.scheme = NEWEST
-        try:
-            yield from _write(connection, source, int(version), sample)
-        except BaseException:
-            with suppress(psycopg.Error):  # the source may be gone, or the connection
-                connection.execute(
-                    statement("statistics_drop"), {"source": source.id, "version": version}
-                )
-            raise
-        yield from _delete(connection, source, int(version))
+        yield from _write(connection, source, int(version), sample)
     finally:
         if locks:
             with suppress(psycopg.OperationalError):  # a lost connection has let go of it
@@ -147,33 +138,48 @@ class _Sample:
 
 
 def _write(connection: Connection, source: Source, version: int, sample: _Sample) -> Iterator[None]:
-    known = {"source": source.id, "version": version}
+    """Write a version and put it into use; delete the others, or it where it will never count."""
+    counts = False
+    try:
+        yield from _write_terms(connection, source, version, sample)
+        switched = connection.execute(
+            source.render("statistics_switch"),
+            {
+                "source": source.id,
+                "version": version,
+                "passages": sample.passages * sample.scale,
+                "average_length": sample.length / max(sample.passages, 1),
+                "scheme": sample.scheme,
+            },
+        )
+        counts = switched.rowcount > 0
+    finally:
+        if not counts:
+            with suppress(psycopg.Error):  # the source may be gone, or the connection
+                connection.execute(
+                    statement("statistics_drop"), {"source": source.id, "version": version}
+                )
+    if counts:
+        known = {"source": source.id, "version": version, "limit": ROWS}
+        while connection.execute(statement("statistics_delete"), known).rowcount:
+            yield
+
+
+def _write_terms(
+    connection: Connection, source: Source, version: int, sample: _Sample
+) -> Iterator[None]:
     terms = np.flatnonzero(sample.counts)
     frequencies = sample.counts[terms] * sample.scale
     for at in range(0, len(terms), ROWS):
         connection.execute(
             statement("statistics_write"),
             {
-                **known,
+                "source": source.id,
+                "version": version,
                 "terms": (terms[at : at + ROWS] + 1).tolist(),
                 "frequencies": frequencies[at : at + ROWS].tolist(),
             },
         )
-        yield
-    connection.execute(
-        statement("statistics_switch"),
-        {
-            **known,
-            "passages": sample.passages * sample.scale,
-            "average_length": sample.length / max(sample.passages, 1),
-            "scheme": sample.scheme,
-        },
-    )
-
-
-def _delete(connection: Connection, source: Source, version: int) -> Iterator[None]:
-    known = {"source": source.id, "version": version, "limit": ROWS}
-    while connection.execute(statement("statistics_delete"), known).rowcount:
         yield
 
 
@@ -195,6 +201,7 @@ class _Tally:
     passages: int = 0
     length: int = 0
     running: Generator[None, None, None] | None = field(default=None, repr=False)
+    version: int = 0  # of the source as the count knows it
 
 
 class Statistics:
@@ -240,6 +247,9 @@ class Statistics:
         # Without a look at what others have counted: it costs an idle worker a statement every ten
         # seconds for each source, and what is due is looked at then.
         tally = self._tallies.setdefault(source.id, _Tally())
+        if tally.version != source.version:  # its vectors may have another name by now
+            self._break_off(tally)
+            tally.version = source.version
         if tally.running is None and not self._due(source, tally):
             return False
         begun = tally.running is None
@@ -262,10 +272,7 @@ class Statistics:
     def drop(self) -> None:
         """Break off whatever is being counted."""
         for tally in self._tallies.values():
-            if tally.running is not None:
-                tally.running.close()
-                self._end(tally)
-                tally.asked = True
+            self._break_off(tally)
 
     def _due(self, source: Source, tally: _Tally) -> bool:
         state = tally.state
@@ -299,6 +306,12 @@ class Statistics:
         tally.state = load(self._connection, source)
         tally.looked_at = time.monotonic()
         return tally.state
+
+    def _break_off(self, tally: _Tally) -> None:
+        if tally.running is not None:
+            tally.running.close()
+            self._end(tally)
+            tally.asked = True
 
     @staticmethod
     def _end(tally: _Tally) -> None:
