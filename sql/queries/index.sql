@@ -53,6 +53,13 @@ create index concurrently {index} {definition};
 -- What a build that failed has left behind.
 drop index concurrently if exists {index};
 
+-- index_broken
+-- Whether this is the name of an index that cannot be used. embed.cut_over exchanges the names of indexes.
+select exists (
+    select from pg_catalog.pg_index i
+    where i.indexrelid = pg_catalog.to_regclass(%(index)s) and not i.indisvalid
+);
+
 -- index_progress
 -- How far the build of an index over a table is: the share of the pages that is read, and whom it
 -- waits for.

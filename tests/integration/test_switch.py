@@ -5,18 +5,23 @@ import pytest
 from fix_drain import Connection, Drain, Lane, assert_current, drain_url, source_of
 from fix_roles import as_login, database_with_logins
 from fix_switch import NEAREST, OTHER, answer, begin, check_sides, one, switch
+from psycopg import sql
+from waiting import wait_until
 
 from embedworker.database.connect import connect
 from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.statements import statement
 from embedworker.model.catalog import TESTING_MODEL
 from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, claim, move
 from embedworker.queue.complete import Passage, Result, complete
 from embedworker.queue.cursor import Cursor
-from embedworker.queue.failure import release
+from embedworker.queue.failure import fail, release
 from embedworker.queue.source import load_sources
 from embedworker.queue.strike import strike
 from embedworker.queue.sweep import Sweep
+from embedworker.service.building import build
+from embedworker.service.indexing import Indexer, _Found
 
 
 def test_the_whole_way_and_back(article: Connection, drain: Drain) -> None:
@@ -314,6 +319,54 @@ def test_a_page_of_a_sweep_by_the_name_before_the_cut_counts_for_nothing(
     drain_url(shared_database)  # a worker goes on with it, by the names after the cut
     left = "select count(*) from article_next_embedding where id = 1"
     assert one(article, left) == 0
+
+
+def test_a_row_that_fails_after_the_cut_leaves_no_old_vector(
+    article: Connection, lane: Lane
+) -> None:
+    """Its vectors go, of the table where they are: a dead letter with a stale vector would stay."""
+    begin(article)
+    lane.drain()
+    stale = source_of(article, "article", "article")
+    article.execute("update article set title = 'a text that the model refuses' where id = 1")
+    move(article, stale)
+    article.execute("select embed.cut_over('article', force => true)")
+    (job,), _ = claim(article, stale, worker=77, quotas={FRESH: 10}, lease=60.0, max_attempts=5)
+    failed = {"worker": 77, "max_attempts": 1, "longest_backoff": 1.0}
+    assert fail(lane.connection, [(job, "too odd")], **failed) == 0
+    waits = sql.SQL("select count(*) from {}").format(sql.Identifier("embed", f"queue_{stale.id}"))
+    wait_until(
+        lambda: lane.drain() == [] and article.execute(waits).fetchone() == (0,),
+        what="the row that was handed back",
+    )
+    check_sides(article, serving=64)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_no_build_drops_the_index_that_has_its_name_after_the_cut(
+    article: Connection, drain: Drain, shared_database: str, broken: bool
+) -> None:
+    begin(article)
+    drain()
+    make = "create index {0}_hnsw on {0} using hnsw (embedding public.vector_cosine_ops)"
+    article.execute(make.format("article_next_embedding").encode())
+    stale = source_of(article, "article", "article")
+    if broken:
+        article.execute(make.format("article_embedding").encode())
+        article.execute(
+            "update pg_index set indisvalid = false"
+            " where indexrelid = 'article_embedding_hnsw'::regclass"
+        )
+    indexer = Indexer(shared_database, after_rows=1, memory=1 << 26)
+    with connect(shared_database, lock_timeout=0) as connection:
+        found = connection.execute(statement("index_facts"), {"source": stale.id}).fetchall()
+        plan = indexer._plan(connection, stale, [_Found(*row) for row in found])
+        assert len(plan.leftovers) == broken
+        article.execute("select embed.cut_over('article')")
+        with pytest.raises(psycopg.errors.DuplicateTable):
+            build(connection, plan, memory=1 << 26)
+    serves = "select indisvalid from pg_index where indexrelid = 'article_embedding_hnsw'::regclass"
+    assert one(article, serves) is True
 
 
 def test_prepared_statements_follow_the_cut(article: Connection, drain: Drain) -> None:

@@ -19,7 +19,7 @@ from embedworker.errors import EmbedworkerError
 from embedworker.queue.source import Source
 from embedworker.service.metrics import Metrics
 
-__all__ = ["Plan", "build", "graph_bytes", "watched"]
+__all__ = ["Plan", "build", "drop_broken", "graph_bytes", "watched"]
 
 log = logging.getLogger("embedworker.indexing")
 
@@ -63,7 +63,7 @@ def build(connection: Connection, plan: Plan, *, memory: int) -> None:
     Raises psycopg.Error.
     """
     for index in plan.leftovers:
-        alone(connection, render("index_drop", index=sql.SQL(index)))
+        drop_broken(connection, sql.SQL(index))
     if plan.served:
         return
     connection.add_notice_handler(lambda diagnostic: _note_notice(plan, diagnostic))
@@ -77,6 +77,13 @@ def build(connection: Connection, plan: Plan, *, memory: int) -> None:
         _create(connection, plan)
 
 
+def drop_broken(connection: Connection, index: sql.Composable) -> None:
+    """Drop what a failed build left, unless its name stands for an index in use by now."""
+    known = {"index": index.as_string(connection)}
+    if fetch_one(connection.execute(statement("index_broken"), known))[0]:
+        alone(connection, render("index_drop", index=index))
+
+
 def _create(connection: Connection, plan: Plan) -> None:
     try:
         alone(
@@ -87,9 +94,11 @@ def _create(connection: Connection, plan: Plan) -> None:
                 definition=sql.SQL(plan.definition or ""),
             ),
         )
+    except psycopg.errors.DuplicateTable:
+        raise  # it has a name that was free a moment ago: it is not ours
     except psycopg.Error:
         with suppress(psycopg.Error):  # what failed is what is worth knowing
-            alone(connection, render("index_drop", index=sql.Identifier(plan.schema, plan.name)))
+            drop_broken(connection, sql.Identifier(plan.schema, plan.name))
         raise
 
 

@@ -15,6 +15,7 @@ from embedworker.database.connection import Connection as OwnConnection
 from embedworker.database.connection import alone
 from embedworker.database.statements import render, statement
 from embedworker.queue.source import Connection, Source
+from embedworker.service.building import drop_broken
 
 __all__ = ["WordsPlan", "build_words", "words_plan"]
 
@@ -89,7 +90,9 @@ def build_words(connection: OwnConnection, plan: WordsPlan) -> None:
                 definition=sql.SQL(plan.definition),
             ),
         )
+    except psycopg.errors.DuplicateTable:
+        raise  # another worker builds it
     except psycopg.Error:
         with suppress(psycopg.Error):  # what failed is what is worth knowing
-            alone(connection, render("index_drop", index=sql.Identifier(plan.schema, plan.name)))
+            drop_broken(connection, sql.Identifier(plan.schema, plan.name))
         raise
