@@ -81,6 +81,21 @@ def check_sides(connection: Connection, *, serving: int) -> None:
             assert vector == pytest.approx(expected.tolist(), abs=1e-6), (name, title)
 
 
+def check_columns(connection: Connection, **dimensions: int) -> None:
+    """Fail unless each column has the vector of the row's text as it is now."""
+    for column, size in dimensions.items():
+        rows = connection.execute(
+            sql.SQL("select title, {}::real[] from page").format(sql.Identifier(column))
+        ).fetchall()
+        assert rows
+        for title, vector in rows:
+            if title is None:
+                assert vector is None
+            else:
+                expected = hash_vector("passage: " + title, size)
+                assert vector == pytest.approx(expected.tolist(), abs=1e-6), (column, title)
+
+
 @pytest.fixture
 def paged(article: Connection) -> Connection:
     """A table that keeps its vectors in a column of its own."""

@@ -165,7 +165,7 @@ declare
     a embed.source;
     b embed.source;
 begin
-    perform embed._require_no_views(old, new)
+    perform embed._require_present(old), embed._require_present(new), embed._require_no_views(old, new)
     from embed._taken_together(switch) as x
     join embed.source old on old.id = x.source
     join embed.source new on new.id = x.successor;

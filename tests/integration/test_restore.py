@@ -5,7 +5,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from fix_drain import Connection, assert_current, captured, drain_url
-from psycopg import sql
+from fix_restore import dump_and_restore
 
 from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.migrate import migrate
@@ -43,42 +43,6 @@ from (
     union all select (id, vec)::text from shop.note
 ) x
 """
-
-
-def roles_of(cluster: Cluster) -> set[str]:
-    with psycopg.connect(cluster.url()) as connection:
-        return {name for (name,) in connection.execute("select rolname from pg_roles")}
-
-
-def dump_and_restore(
-    cluster: Cluster, name: str, folder: Path, into: Cluster, new: str, *options: str
-) -> str:
-    """Return the URL of ``new``; both programs run as whoever owns the servers."""
-    folder.mkdir()
-    cluster.account.own(folder)
-    dump = folder / "dump"
-    said = cluster.installation.run(
-        cluster.account, "pg_dump", "-Fc", "-f", str(dump), cluster.url(name), folder=folder
-    )
-    assert said.returncode == 0, said.stderr
-    with psycopg.connect(into.url(), autocommit=True) as connection:
-        connection.execute(f"drop database if exists {new} with (force)")
-        connection.execute(f"create database {new}")
-        for role in roles_of(cluster) - roles_of(into):
-            # Roles are no part of a dump; without them its grants fail, ours and the application's.
-            connection.execute(sql.SQL("create role {}").format(sql.Identifier(role)))
-    said = into.installation.run(
-        into.account,
-        "pg_restore",
-        "--exit-on-error",
-        *options,
-        "-d",
-        into.url(new),
-        str(dump),
-        folder=folder,
-    )
-    assert said.returncode == 0, said.stderr
-    return into.url(new)
 
 
 @pytest.mark.parametrize(

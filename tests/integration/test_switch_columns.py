@@ -4,8 +4,7 @@ import psycopg
 import pytest
 from fix_drain import Connection, Drain, Lane, drain_url, source_of
 from fix_roles import as_login, database_with_logins
-from fix_switch import OTHER, one
-from psycopg import sql
+from fix_switch import OTHER, check_columns, one
 
 from embedworker.database.connect import connect
 from embedworker.database.embedded.cluster import Cluster
@@ -13,21 +12,6 @@ from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, claim, move
 from embedworker.queue.complete import Passage, Result, complete
 from embedworker.queue.failure import release
-
-
-def check_columns(connection: Connection, **dimensions: int) -> None:
-    """Fail unless each column has the vector of the row's text as it is now."""
-    for column, size in dimensions.items():
-        rows = connection.execute(
-            sql.SQL("select title, {}::real[] from page").format(sql.Identifier(column))
-        ).fetchall()
-        assert rows
-        for title, vector in rows:
-            if title is None:
-                assert vector is None
-            else:
-                expected = hash_vector("passage: " + title, size)
-                assert vector == pytest.approx(expected.tolist(), abs=1e-6), (column, title)
 
 
 def test_columns_exchange_their_names(
