@@ -54,12 +54,13 @@ def check_both(connection: Connection, *, serving: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_server_is_killed_in_the_middle_of_each_call(
     new_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the commit the old state, after it the new one; every call may be repeated."""
     monkeypatch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
-    server = new_cluster()
+    server = new_cluster(fsync="off")  # the machine goes on
     server.start()
     url = server.url()
     migrate(url, model=TESTING_MODEL)
