@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import psycopg
 from alembic import command
@@ -16,6 +15,7 @@ from embedworker.database import revision
 from embedworker.database.connect import connect
 from embedworker.database.connection import Connection, advisory_lock
 from embedworker.database.loopback import set_up_loopback, take_down_loopback
+from embedworker.database.requirements import check_schema, check_server
 from embedworker.database.rows import fetch_one
 from embedworker.database.scripts import as_owner, extension_schema, run_file, run_files
 from embedworker.database.statements import render, statement
@@ -32,28 +32,12 @@ from embedworker.resources import migrations_folder, sql_folder
 
 __all__ = ["downgrade", "migrate"]
 
-MINIMUM_SERVER = 15
 LOCK_TIMEOUTS = ("1s", "2s", "4s")  # for each try: others wait behind us while we wait for a table
-MINIMUM_PGVECTOR = (0, 8)  # iterative index scans, without which a selective filter loses rows
 
 _MADE = re.compile(
     r"(?:create (?:or replace )?(?:unlogged )?(table|sequence|view|function) "
     r"|embed\.(_ensure_view)\(')embed\.(\w+)"
 )
-
-
-class Server(NamedTuple):
-    """One row of the query ``migrate_server``."""
-
-    version_number: int
-    version: str
-    installed: str | None
-    available: str | None
-    replica: bool
-    database: str
-    role: str
-    encoding: str
-    read_only_by: str | None
 
 
 def migrate(
@@ -78,10 +62,10 @@ def migrate(
     with connect(
         url, vectors=False, lock_timeout=lock_timeout, application_name="embedworker migrate"
     ) as c:
-        _check_server(c)
+        check_server(c)
         try:
             with advisory_lock(c, "migrate_lock"):
-                _check_schema(c)
+                check_schema(c)
                 _ensure_vector(c)
                 c.execute(statement("migrate_schema"))
                 remarks = _upgrade(c)
@@ -111,7 +95,7 @@ def downgrade(url: str) -> None:
         connect(url, vectors=False, lock_timeout=0, application_name="embedworker migrate") as c,
         advisory_lock(c, "migrate_lock"),
     ):
-        if not _check_schema(c):
+        if not check_schema(c):
             return
         strangers = fetch_one(c.execute(statement("migrate_strangers"), _own_names()))[0]
         if strangers is not None:
@@ -131,73 +115,6 @@ def downgrade(url: str) -> None:
         c.execute(statement("migrate_drop"))
 
 
-def _check_server(c: Connection) -> Server:
-    server = Server(*c.execute(statement("migrate_server")).fetchone() or ())
-    if server.version_number < MINIMUM_SERVER * 10000:
-        raise UnsupportedServer(
-            f"PostgreSQL {server.version} is too old; embedworker needs {MINIMUM_SERVER} or newer. "
-            "Upgrade the server, or name another one with --database-url"
-        )
-    if server.replica:
-        raise UnsupportedServer(
-            f"the database {server.database!r} is on a standby; run this on the primary"
-        )
-    if server.read_only_by is not None:
-        raise UnsupportedServer(
-            f"the database {server.database!r} takes no writes: default_transaction_read_only is "
-            f"on (set by: {server.read_only_by}). Reset it there, or for this run alone add to the "
-            "URL: ?options=-c%20default_transaction_read_only%3Doff"
-        )
-    if server.encoding != "UTF8":
-        raise UnsupportedServer(
-            f"the database {server.database!r} is encoded in {server.encoding}; embedworker needs "
-            "UTF8, in which every text can be written and normalised. Make one: create database "
-            "NAME encoding 'UTF8' template template0, and move the data there"
-        )
-    found = server.installed or server.available
-    if found is None:
-        raise UnsupportedServer(
-            "this server does not have pgvector; install its package (for example "
-            f"postgresql-{server.version_number // 10000}-pgvector), or use an image that has it"
-        )
-    if _numbers(found) < MINIMUM_PGVECTOR:
-        raise UnsupportedServer(
-            f"pgvector {found} is too old; embedworker needs "
-            f"{'.'.join(map(str, MINIMUM_PGVECTOR))} or newer. Install a newer package, then run "
-            "`alter extension vector update` as a superuser"
-        )
-    return server
-
-
-def _check_schema(c: Connection) -> bool:
-    """Say whether the schema embed is there and ours.
-
-    Raises DatabaseError where somebody else made it, or a version that this package does not know.
-    """
-    found = fetch_one(c.execute(statement("migrate_found")))[0]
-    if found == "foreign":
-        raise DatabaseError(
-            f"the schema embed in {c.info.dbname!r} was not made by embedworker; nothing was "
-            "changed. Rename it, as its owner: alter schema embed rename to another_name"
-        )
-    if found != "ours":
-        return False
-    namesakes = fetch_one(c.execute(statement("migrate_namesakes")))[0]
-    if namesakes is not None:
-        raise DatabaseError(
-            f"functions in the schema embed of {c.info.dbname!r} belong to a role that does not "
-            "own it; nothing was changed, because this command could run them. Drop them: "
-            f"drop function {namesakes}"
-        )
-    version = revision.installed(c)
-    if revision.standing(version) == "newer":
-        raise DatabaseError(
-            f"the schema of {c.info.dbname!r} has the version {version}, which is newer than this "
-            f"package's {revision.known()[-1]}; nothing was changed. Run the newer embedworker"
-        )
-    return True
-
-
 def _own_names() -> dict[str, list[str]]:
     """Return the names that our files give to relations and functions of the schema embed."""
     files = (f for f in sql_folder().rglob("*.sql") if f.parent.name != "queries")
@@ -207,10 +124,6 @@ def _own_names() -> dict[str, list[str]]:
         "relations": ["schema_version", *(name for kind, name in made if kind != "function")],
         "functions": [name for kind, name in made if kind == "function"],
     }
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def _ensure_vector(c: Connection) -> None:
