@@ -17,7 +17,7 @@ from waiting import wait_until
 
 from embedworker import settings
 from embedworker.model.catalog import TESTING_MODEL
-from embedworker.search.client import query_vector
+from embedworker.search.functions import query_vector
 from embedworker.service import observer, readiness
 
 OF_ARTICLE = '{name="article",source="public.article"}'

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from embedworker.cli.app import app
 from embedworker.model.catalog import TESTING_MODEL
-from embedworker.search.client import query_vector
+from embedworker.search.functions import query_vector
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BOARD: dict[str, Any] = json.loads((EXAMPLES / "grafana.json").read_text())

@@ -8,7 +8,7 @@ from fix_database import Connection
 from fix_vectors import VectorWriter
 
 from embedworker.cli.console import print_json
-from embedworker.search.client import search
+from embedworker.search.functions import search
 
 EXACT = "12345678901234567890.123456789012"
 

@@ -16,8 +16,8 @@ from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.loopback import set_up_loopback
 from embedworker.errors import SearchWarning
 from embedworker.model.catalog import BUNDLED_MODEL
-from embedworker.search.client import query_vector
-from embedworker.search.client import search as client_search
+from embedworker.search.functions import query_vector
+from embedworker.search.functions import search as client_search
 from embedworker.service.worker import Worker
 
 pytestmark = [

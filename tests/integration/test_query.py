@@ -24,7 +24,7 @@ from embedworker.errors import NoWorker
 from embedworker.model.catalog import TESTING_MODEL
 from embedworker.normalization import normalized
 from embedworker.queue.source import Connection
-from embedworker.search.client import query_vector
+from embedworker.search.functions import query_vector
 from embedworker.service import questions as lane
 
 

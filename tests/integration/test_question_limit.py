@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from embedworker.database.connect import connect
 from embedworker.model.catalog import TESTING_MODEL
 from embedworker.queue.source import Connection
-from embedworker.search.client import query_vector
+from embedworker.search.functions import query_vector
 
 
 def limit(owner: Connection, a_minute: int | None, role: str | None = None) -> None:

@@ -23,7 +23,7 @@ from embedworker.database.connect import connect
 from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.loopback import set_up_loopback
 from embedworker.errors import SearchWarning
-from embedworker.search.client import search as client_search
+from embedworker.search.functions import search as client_search
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -13,7 +13,7 @@ from embedworker.cli import doctor, search, status
 from embedworker.cli.app import app
 from embedworker.cli.console import columns
 from embedworker.model.catalog import catalog
-from embedworker.search.client import Hit
+from embedworker.search.steps import Hit
 from embedworker.service.doctor import Finding
 
 WIDTHS = [80, 120]

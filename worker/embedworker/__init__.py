@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedworker.database.install import migrate
-    from embedworker.search.client import AsyncClient, Client, Hit
+    from embedworker.search.client import AsyncClient, Client
+    from embedworker.search.steps import Hit
     from embedworker.service.worker import Worker
 
 __all__ = ["AsyncClient", "Client", "Hit", "Worker", "migrate"]
@@ -27,7 +28,7 @@ __all__ = ["AsyncClient", "Client", "Hit", "Worker", "migrate"]
 _PLACES = {
     "AsyncClient": "embedworker.search.client",
     "Client": "embedworker.search.client",
-    "Hit": "embedworker.search.client",
+    "Hit": "embedworker.search.steps",
     "Worker": "embedworker.service.worker",
     "migrate": "embedworker.database.install",
 }

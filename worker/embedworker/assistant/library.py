@@ -16,7 +16,8 @@ from psycopg.rows import class_row
 from embedworker.database.numbers import dumps, loads_row
 from embedworker.database.statements import render, statement
 from embedworker.errors import ConfigurationError, SourceError
-from embedworker.search.client import Hit, similar
+from embedworker.search.functions import similar
+from embedworker.search.steps import Hit
 from embedworker.web.store import Look, Store
 
 __all__ = ["BUDGET", "Library"]

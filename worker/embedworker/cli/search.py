@@ -8,8 +8,8 @@ import typer
 from embedworker.cli.console import JsonOption, console, note, print_json, settings
 
 if TYPE_CHECKING:
-    from embedworker.search.client import Hit
     from embedworker.search.marking import Piece
+    from embedworker.search.steps import Hit
 
 __all__ = ["register", "snippet", "title_of"]
 
@@ -64,7 +64,7 @@ def search(
 
     from embedworker.cli.database import connected, find_table
     from embedworker.errors import SearchWarning
-    from embedworker.search.client import search as find
+    from embedworker.search.functions import search as find
     from embedworker.search.marking import marked
 
     conditions = _conditions(matching or [])

@@ -10,7 +10,7 @@ Nothing here loads a model: a running worker answers.
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -21,30 +21,23 @@ from embedworker.database.connect import connect, connect_async
 from embedworker.database.refusal import refusal
 from embedworker.errors import ConfigurationError
 from embedworker.search.pool import Pool
+from embedworker.search.run import AsyncConnection, Connection, run, run_async
 from embedworker.search.steps import (
-    WORDS_ALONE,
     Hit,
     Hits,
-    Rows,
-    Step,
     Steps,
-    ask_steps,
     query_steps,
     search_steps,
     similar_steps,
     sources_steps,
     status_steps,
-    warn,
 )
 from embedworker.settings import load, obfuscate
 from embedworker.settings.worker import DEFAULT_QUERY_TIMEOUT
 
-__all__ = ["AsyncClient", "Client", "Hit", "Hits", "query_vector", "search", "similar"]
+__all__ = ["AsyncClient", "Client"]
 
 T = TypeVar("T")
-Connection = psycopg.Connection[tuple[Any, ...]]
-AsyncConnection = psycopg.AsyncConnection[tuple[Any, ...]]
-
 APPLICATION = "embedworker client"
 DEFAULT_CONNECTIONS = 8
 
@@ -103,7 +96,7 @@ class Client:
     ) -> Hits:
         """Return the ``k`` rows of ``table`` nearest to a question or a vector, best first.
 
-        See :func:`search`.
+        See :func:`embedworker.search.functions.search`.
         """
         return self._run(
             lambda: search_steps(
@@ -157,7 +150,7 @@ class Client:
 
     def _ask(self, connection: Connection, steps: Steps[T]) -> T:
         try:
-            return _run(connection, steps)
+            return run(connection, steps)
         finally:
             if not self._pool.give_back(connection):
                 connection.close()
@@ -263,83 +256,20 @@ class AsyncClient:
 
     async def _ask(self, connection: AsyncConnection, steps: Steps[T]) -> T:
         try:
-            return await _run_async(connection, steps)
+            return await run_async(connection, steps)
         finally:
             if not self._pool.give_back(connection):
                 await connection.close()
 
 
-def search(
-    connection: Connection,
-    table: str,
-    question: str | Vector | Sequence[float],
-    k: int = 10,
-    *,
-    name: str | None = None,
-    lexical: float | None = None,
-    rerank: int | None = None,
-    matching: Mapping[str, Any] | None = None,
-    skip: int = 0,
-    timeout: float = DEFAULT_QUERY_TIMEOUT,
-) -> Hits:
-    """Return the ``k`` rows of ``table`` nearest in meaning to ``question``, the nearest first.
-
-    ``table`` is written as in SQL. A vector is compared as it is. ``lexical`` is the weight of the
-    question's words beside its meaning, None for that of the table. ``rerank`` (up to 200) is how
-    many of the best rows a cross-encoder reads to order them. ``matching`` are values of columns,
-    ``{"lang": "ko", "tenant": [5, 6]}``: only rows that have them are searched, a list is any of
-    them. ``skip`` leaves out that many of the best rows. ``timeout`` (seconds, up to 60)
-    bounds the wait for a worker, for each of the two. ``connection`` is in autocommit mode. Where
-    the server has no loopback (no dblink), the question is asked over this connection,
-    which needs the right to execute embed.ask, its words do not count, and nothing is reranked.
-
-    Warns:
-        SearchWarning: the rows are not reranked, or the question was cut to the model's window.
-
-    Raises:
-        psycopg.Error: what the server refuses, with SQLSTATE EW001 where no worker answers.
-    """
-    return _run(
-        connection,
-        search_steps(
-            table,
-            question,
-            k,
-            name=name,
-            lexical=lexical,
-            rerank=rerank,
-            matching=matching,
-            skip=skip,
-            timeout=timeout,
-        ),
-    )
-
-
-def similar(connection: Connection, table: str, key: Any, k: int = 10) -> list[Hit]:
-    """Return what :meth:`Client.similar` does, over a connection of the caller.
-
-    Raises:
-        psycopg.Error: what the server refuses.
-    """
-    return _run(connection, similar_steps(table, key, k, name=None))
-
-
-def query_vector(
-    connection: Connection,
-    question: str,
-    model: str,
-    *,
-    timeout: float = DEFAULT_QUERY_TIMEOUT,
-) -> Vector:
-    """Return a question's vector by way of the workers, without dblink.
-
-    ``connection`` is in autocommit mode, or no worker could see the request.
-
-    Raises:
-        DatabaseError: no worker answered within ``timeout`` seconds, or it could not embed it.
-        psycopg.Error: what the server refuses.
-    """
-    return _run(connection, ask_steps(question, model, timeout=timeout))
+def _url(url: str | None) -> str:
+    found = url or load().database_url
+    if found is None:
+        raise ConfigurationError(
+            "no database is named; give its URL, or set DATABASE_URL (`embedworker db url` says "
+            "that of the embedded server)"
+        )
+    return found
 
 
 @contextmanager
@@ -352,78 +282,3 @@ def _typed_errors() -> Iterator[None]:
         if refused is None:
             raise
         raise refused from None
-
-
-def _run(connection: Connection, steps: Steps[T]) -> T:
-    with _remarks(connection):
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    rows = _execute(connection, step)
-                except psycopg.Error as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(rows)
-        except StopIteration as end:
-            answer: T = end.value
-    return answer
-
-
-async def _run_async(connection: AsyncConnection, steps: Steps[T]) -> T:
-    with _remarks(connection):
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    rows = await _execute_async(connection, step)
-                except psycopg.Error as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(rows)
-        except StopIteration as end:
-            answer: T = end.value
-    return answer
-
-
-def _execute(connection: Connection, step: Step) -> Rows:
-    # A lone statement in autocommit mode: a question must be committed for a worker to see it.
-    with connection.transaction() if len(step) > 1 else nullcontext():
-        for statement in step:
-            rows = connection.execute(*statement)
-    return rows.fetchall()
-
-
-async def _execute_async(connection: AsyncConnection, step: Step) -> Rows:
-    async with connection.transaction() if len(step) > 1 else nullcontext():
-        for statement in step:
-            rows = await connection.execute(*statement)
-    return await rows.fetchall()
-
-
-@contextmanager
-def _remarks(connection: Connection | AsyncConnection) -> Iterator[None]:
-    """Turn what the server remarks on a statement into warnings, after the statement."""
-    said: list[str] = []
-
-    def hear(diagnostic: psycopg.errors.Diagnostic) -> None:
-        if diagnostic.sqlstate != WORDS_ALONE:  # search_steps warns, if it finds no other way
-            said.append(diagnostic.message_primary or "")
-
-    connection.add_notice_handler(hear)
-    try:
-        yield
-    finally:
-        connection.remove_notice_handler(hear)
-    for remark in said:
-        warn(remark)
-
-
-def _url(url: str | None) -> str:
-    found = url or load().database_url
-    if found is None:
-        raise ConfigurationError(
-            "no database is named; give its URL, or set DATABASE_URL (`embedworker db url` says "
-            "that of the embedded server)"
-        )
-    return found

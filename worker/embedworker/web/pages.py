@@ -14,8 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from embedworker import figures
 from embedworker.database.refusal import refusal
 from embedworker.errors import ConfigurationError, EmbedworkerError
-from embedworker.search.client import Hit
 from embedworker.search.marking import Piece
+from embedworker.search.steps import Hit
 from embedworker.service.doctor import Finding
 from embedworker.settings import Settings
 from embedworker.web.access import Visitor

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from embedworker.search.client import Hits
 from embedworker.search.marking import Piece
+from embedworker.search.steps import Hits
 
 __all__ = ["Found", "Group", "Queue", "Rights", "Source", "SourceStatus", "Switch", "Worker"]
 

@@ -19,7 +19,7 @@ from embedworker.database.connection import Connection
 from embedworker.database.rows import fetch_one
 from embedworker.database.statements import render, statement
 from embedworker.errors import NotMigrated, SearchWarning, SourceError
-from embedworker.search.client import search
+from embedworker.search.functions import search
 from embedworker.search.marking import marked
 from embedworker.search.pool import Pool
 from embedworker.web.rows import Found, Group, Queue, Rights, Source, SourceStatus, Switch, Worker
