@@ -135,7 +135,7 @@ def test_it_waits_as_long_as_the_endpoint_says(endpoint: Endpoint) -> None:
             ("Mon, 01 Jan 0001 00:00:00 +2359", 0, 60),
         ),
     ):
-        encoder._closed_until = 0.0
+        encoder._endpoint._closed_until = 0.0
         endpoint.misbehave = lambda _, header=header: (429, {"Retry-After": header}, ECHO)  # type: ignore[misc]
         with pytest.raises(EndpointUnavailable, match="429") as raised:
             encoder.encode_queries([SECRET])
@@ -146,7 +146,7 @@ def test_it_waits_as_long_as_the_endpoint_says(endpoint: Endpoint) -> None:
         assert again.value.seconds <= raised.value.seconds
         assert len(endpoint.requests) == asked
     endpoint.misbehave = lambda _: None
-    encoder._closed_until = time.monotonic()
+    encoder._endpoint._closed_until = time.monotonic()
     assert encoder.encode_queries([SECRET]).shape == (1, 384)
 
 
