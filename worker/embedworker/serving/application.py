@@ -1,6 +1,5 @@
 """The routes: OpenAI's ``/v1/embeddings`` and ``/v1/models``, health, readiness and metrics."""
 
-import asyncio
 import base64
 import json
 import logging
@@ -10,38 +9,32 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from embedworker.model.encoder import Encoder, Tokens, Vectors
 from embedworker.service.access import Access
 from embedworker.service.logs import redacted
 from embedworker.service.metrics import Merged, build_info, families
-from embedworker.serving.engine import Busy, EncodingJob, Engine
+from embedworker.serving.client import read_body, wait_for
+from embedworker.serving.engine import Busy, Engine
+from embedworker.serving.framing import Framed
 from embedworker.serving.refusal import Refusal
 from embedworker.serving.request import Limits, Request, model_and_role, parse
+from embedworker.serving.request_log import OTHER, RequestLog
 from embedworker.settings import Settings
 
 __all__ = ["application"]
 
 log = logging.getLogger("embedworker.serve")
 
-BODY_TIMEOUT = 30.0  # seconds a client may take to send its body
-DRAINED = 8  # times the longest body that are read at most
-DISCONNECT_LOOK = 0.5  # seconds between looks at whether the client still waits
 RETRY_AT_LEAST, RETRY_AT_MOST = 1, 60  # seconds; OpenAI's client waits no longer than a minute
-REQUEST_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-OTHER = "other"  # a path or method that is not there: what a client calls it goes into no log
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-QUIET = ("/metrics", "/healthz", "/readyz")  # asked every few seconds
 GUARDED = ("/v1/embeddings", "/v1/models", "/metrics")
 
 Handler = Callable[[HttpRequest], Awaitable[Response]]
@@ -67,24 +60,12 @@ class _Service:
         self._limits = Limits(settings.serve_inputs, settings.serve_characters)
         self._started = int(time.time())
         self._merged = Merged(lambda: [*families(registry), build_info()])
-        self._requests = Counter(
-            "embedworker_http_requests",
-            "Requests by path and status.",
-            ("path", "status"),
-            registry=registry,
-        )
+        self._log = RequestLog(registry)
         Gauge(
             "embedworker_http_waiting_requests",
             "Requests that wait for the model.",
             registry=registry,
         ).set_function(lambda: engine.waiting)
-        self._seconds = Histogram(
-            "embedworker_http_request_seconds",
-            "From a request's first byte to its answer.",
-            ("path",),
-            buckets=REQUEST_BUCKETS,
-            registry=registry,
-        )
 
     def routes(self) -> list[Route]:
         return [
@@ -117,16 +98,14 @@ class _Service:
                     )
                 response = await handler(request)
             except Refusal as refusal:
-                response = _refused(refusal)
+                response = refusal.response()
             except Exception as error:
                 # Its words could quote a text: the log's line has its kind and its place alone.
                 log.error("a request failed: %s", redacted(error), exc_info=error)
-                response = _refused(
-                    Refusal(
-                        500, "the texts could not be embedded", headers={"x-should-retry": "false"}
-                    )
-                )
-            self._note(request, label, response.status_code, time.monotonic() - started)
+                response = Refusal(
+                    500, "the texts could not be embedded", headers={"x-should-retry": "false"}
+                ).response()
+            self._log.note(request, label, response.status_code, time.monotonic() - started)
             return response
 
         return watched
@@ -135,25 +114,8 @@ class _Service:
         """Refuse a path that is not there, or its method."""
         status = error.status_code if isinstance(error, HTTPException) else 500
         what = "method is not allowed" if status == 405 else "path does not exist"
-        self._note(request, OTHER, status, 0.0)
-        return _refused(Refusal(status, f"this {what}; there is POST /v1/embeddings"))
-
-    def _note(self, request: HttpRequest, path: str, status: int, took: float) -> None:
-        self._requests.labels(path, str(status)).inc()
-        self._seconds.labels(path).observe(took)
-        fields = {
-            "method": request.method if request.method in METHODS else OTHER,
-            "path": path,
-            "status": status,
-            **getattr(request.state, "fields", {}),
-            "milliseconds": round(1000 * took),
-        }
-        log.log(
-            logging.DEBUG if path in QUIET else logging.INFO,
-            "%s",
-            " ".join(f"{name}={value}" for name, value in fields.items()),
-            extra={"fields": fields},
-        )
+        self._log.note(request, OTHER, status, 0.0)
+        return Refusal(status, f"this {what}; there is POST /v1/embeddings").response()
 
     async def _embeddings(self, request: HttpRequest) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -183,7 +145,7 @@ class _Service:
         )
 
     async def _embed(self, request: HttpRequest) -> Response:
-        body = await self._read(request)
+        body = await read_body(request, self._body)
         encoder = self._encoder()
         asked = await run_in_threadpool(
             parse,
@@ -199,7 +161,7 @@ class _Service:
             "texts": len(asked.inputs),
             "tokens": total,
         }
-        vectors = await _vectors(request, self._engine.submit(tokens))
+        vectors = await wait_for(request, self._engine.submit(tokens))
         content = await run_in_threadpool(_answer, asked, vectors, total)
         return Response(content, media_type="application/json")
 
@@ -242,27 +204,6 @@ class _Service:
             )
         return encoder
 
-    async def _read(self, request: HttpRequest) -> bytes:
-        body = bytearray()
-        length = 0
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT):
-                async for chunk in request.stream():
-                    length += len(chunk)
-                    # What is too long is read on and forgotten: a client that still sends when it
-                    # is answered sees a broken connection, and not why.
-                    if length <= self._body:
-                        body += chunk
-                    elif length > DRAINED * self._body:
-                        break
-        except TimeoutError:
-            raise Refusal(408, f"the body did not arrive within {BODY_TIMEOUT:g} s") from None
-        except ClientDisconnect:
-            raise _GONE from None
-        if length > self._body:
-            raise Refusal(413, f"the body is longer than {self._body} bytes; send fewer texts")
-        return bytes(body)
-
 
 def application(
     settings: Settings,
@@ -277,45 +218,10 @@ def application(
     app = Starlette(
         routes=service.routes(), exception_handlers={HTTPException: service.not_a_route}
     )
-    app.add_middleware(_Framed)
+    app.add_middleware(Framed)
     # /metrics/ would lead to wherever the client's Host header says.
     app.router.redirect_slashes = False
     return app
-
-
-class _Framed:
-    """Refuses requests whose end may be read in two ways (RFC 9112, 6.1 and 6.3), and hangs up.
-
-    A proxy before this server that goes by the other length would take the rest of the body for a
-    request of its next client, or the next request for a body.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or have the application answer."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        names = [name.lower() for name, _ in scope["headers"]]
-        chunked = b"transfer-encoding" in names
-        if chunked and (b"content-length" in names or scope["http_version"] != "1.1"):
-            refusal = Refusal(
-                400,
-                "send either Content-Length or, in HTTP/1.1, Transfer-Encoding",
-                headers={"Connection": "close"},
-            )
-            await _refused(refusal)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-
-_GONE = Refusal(499, "the client has gone")
-
-
-def _refused(refusal: Refusal) -> Response:
-    return JSONResponse(refusal.body(), status_code=refusal.status, headers=refusal.headers)
 
 
 def _tokenize(encoder: Encoder, asked: Request) -> list[Tokens]:
@@ -332,17 +238,6 @@ def _tokenize(encoder: Encoder, asked: Request) -> list[Tokens]:
                 code="context_length_exceeded",
             )
     return tokens
-
-
-async def _vectors(request: HttpRequest, job: EncodingJob) -> Vectors:
-    """Wait for the vectors as long as the client does."""
-    waiting = asyncio.wrap_future(job.future)
-    while not waiting.done():
-        await asyncio.wait([waiting], timeout=DISCONNECT_LOOK)
-        if not waiting.done() and await request.is_disconnected():
-            waiting.cancel()
-            raise _GONE
-    return waiting.result()
 
 
 def _answer(asked: Request, vectors: Vectors, tokens: int) -> bytes:

@@ -1,6 +1,6 @@
 """What a client is told instead of vectors: a status, and the error object of OpenAI's API."""
 
-from typing import Any
+from starlette.responses import JSONResponse, Response
 
 __all__ = ["Refusal"]
 
@@ -23,18 +23,12 @@ class Refusal(Exception):
         self.code = code
         self.headers = headers or {}
 
-    def body(self) -> dict[str, Any]:
-        """Return the error in OpenAI's form."""
+    def response(self) -> Response:
+        """Return the answer, with the error in OpenAI's form."""
         kind = "invalid_request_error"
         if self.status == 429:
             kind = "rate_limit_error"
         elif self.status >= 500:
             kind = "server_error"
-        return {
-            "error": {
-                "message": str(self),
-                "type": kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return JSONResponse({"error": error}, status_code=self.status, headers=self.headers)
