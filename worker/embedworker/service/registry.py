@@ -10,12 +10,12 @@ from typing import ParamSpec, TypeVar
 import psycopg
 
 from embedworker.database.statements import statement
-from embedworker.errors import DimensionMismatch
 from embedworker.queue.source import Connection, Source, load_sources
 from embedworker.queue.sweep import request
 from embedworker.service.models import Loaded, Models
 from embedworker.service.quarantine import Quarantine
 from embedworker.service.source_errors import SourceErrors, is_fault
+from embedworker.service.source_models import Loading, SourceModels
 from embedworker.service.steps import Step
 from embedworker.service.table_checks import TableChecks
 
@@ -27,10 +27,6 @@ REFRESH = 60.0  # seconds between looks at whether tables have changed
 RETRY = 2.0  # seconds until the next look where one failed
 
 
-class _Loading(Exception):
-    """The source's model is being loaded by another thread."""
-
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -38,8 +34,7 @@ T = TypeVar("T")
 class Registry:
     """Sources by number. What goes wrong with one of them stops no other.
 
-    With ``wake``, models are loaded beside the work for sources whose model is there, and it is
-    set when one is; a large one is downloaded for minutes. Without, the first use waits.
+    ``wake`` is that of :class:`SourceModels`.
     """
 
     def __init__(
@@ -51,8 +46,7 @@ class Registry:
     ) -> None:
         self._connection = connection
         self._models = models
-        self._wake = wake
-        self._awaited: set[str] = set()
+        self._loads = SourceModels(connection, models, wake)
         self._sources: dict[int, Source] = {}
         self._model: str | None = None
         self._versions: dict[int, int] = {}
@@ -78,7 +72,7 @@ class Registry:
     @property
     def awaits(self) -> bool:
         """Whether sources wait for a model that is being loaded."""
-        return bool(self._awaited)
+        return bool(self._loads.awaited)
 
     def active(self) -> list[Source]:
         """Return the sources that can be worked on now."""
@@ -86,7 +80,7 @@ class Registry:
             source
             for source in self._sources.values()
             if self._well(source)
-            and source.model not in self._awaited
+            and source.model not in self._loads.awaited
             and not self.quarantine.stops(source.id)
         ]
 
@@ -111,8 +105,7 @@ class Registry:
     def follow(self, versions: dict[int, int]) -> None:
         """Bring the list up to date when a version is new, and from time to time."""
         self._renew(versions)
-        used = {source.model for source in self._sources.values() if self._well(source)}
-        self._awaited = {name for name in self._awaited & used if self._loading(name)}
+        self._loads.look({s.model for s in self._sources.values() if self._well(s)})
 
     def _renew(self, versions: dict[int, int]) -> None:
         now = time.monotonic()
@@ -149,8 +142,7 @@ class Registry:
             return None
         try:
             result = action(*args, **kwargs)
-        except _Loading:
-            self._awaited.add(source.model)
+        except Loading:
             return None
         except Exception as error:
             if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) or self._connection.closed:
@@ -188,10 +180,7 @@ class Registry:
 
         Raises ModelError, DimensionMismatch among them, or ConfigurationError.
         """
-        loaded = self._find(source.model)
-        if loaded is None:
-            raise _Loading
-        _check_dimensions(source, loaded)
+        loaded = self._loads.load(source)
         known = self._sources.get(source.id, source)
         if known.fingerprint != loaded.fingerprint:
             row = self._connection.execute(
@@ -205,19 +194,6 @@ class Registry:
         self._model = source.model
         self._passed(source, {Step.LOAD})
         return loaded
-
-    def _find(self, name: str) -> Loaded | None:
-        if self._wake is None:
-            return self._models.get(self._connection, name)
-        return self._models.ready(self._connection, name, self._wake.set)
-
-    def _loading(self, name: str) -> bool:
-        try:
-            return self._find(name) is None
-        except Exception:
-            if self._connection.closed:
-                raise
-            return False  # load raises it again, for each source
 
     def _left(self, source: Source) -> bool:
         """Whether a source was disabled while something was done for it, which then failed."""
@@ -242,12 +218,3 @@ class Registry:
         self.quarantine.add(source.id, str(source), step, error, fault=fault, said=said)
         self._refreshed_at = None  # the table may have changed: look before the next try
         self._errors.set(source.id, error)
-
-
-def _check_dimensions(source: Source, loaded: Loaded) -> None:
-    if loaded.encoder.dimensions != source.dimensions:
-        raise DimensionMismatch(
-            f"the model {source.model!r} makes vectors of {loaded.encoder.dimensions} "
-            f"dimensions, the vectors of {source} have {source.dimensions}; enable it with a "
-            "model that fits, or disable it with drop_vectors first"
-        )

@@ -1,14 +1,12 @@
 """Results and failures into the database, each fenced by the claim that they were made for."""
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from threading import Event
 
-from embedworker.queue.claim import BACKFILL, Job
+from embedworker.queue.claim import Job
 from embedworker.queue.complete import Result, complete
 from embedworker.queue.failure import LOCKED, fail, halved, of_names_or_rights, release
 from embedworker.queue.source import Connection, Source
@@ -21,54 +19,16 @@ from embedworker.service.pace import Pace
 from embedworker.service.registry import Registry
 from embedworker.service.stage import Stage
 from embedworker.service.steps import Step
+from embedworker.service.waiting import WaitingResults
 from embedworker.settings import Settings
 
 __all__ = ["Writer"]
 
 log = logging.getLogger("embedworker.passages")
 
-TOGETHER = 512  # rows of a backfill that are written in one transaction
-MOST_TOGETHER = 2048  # rows and passages of one transaction
-LONGEST_WAIT = 0.5  # seconds that a row of a backfill waits for others
 MOST_WAITING = 4096  # passages; about 16 MB of vectors and terms
 
-
 Refused = list[tuple[Result, Exception]]
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """Results of one source and model that are to be written."""
-
-    source: Source
-    loaded: Loaded
-    results: list[Result] = field(default_factory=list)
-    passages: int = 0
-    urgent: bool = False
-    since: float = field(default_factory=time.monotonic)
-
-    def add(self, result: Result) -> None:
-        self.results.append(result)
-        self.passages += len(result.passages)
-        self.urgent = self.urgent or result.job.priority != BACKFILL
-
-    def take(self) -> list[Result]:
-        """Take as many results as are written in one transaction."""
-        taken: list[Result] = []
-        passages = 0
-        while self.results and passages < MOST_TOGETHER:
-            taken.append(self.results.pop())
-            passages += 1 + len(taken[-1].passages)
-        self.passages -= sum(len(result.passages) for result in taken)
-        return taken
-
-    @property
-    def due(self) -> bool:
-        return (
-            self.urgent
-            or len(self.results) >= TOGETHER
-            or time.monotonic() - self.since > LONGEST_WAIT
-        )
 
 
 class Writer:
@@ -93,7 +53,7 @@ class Writer:
         self._writing = writing
         self._stage: Stage[tuple[int, Refused]] = Stage("writer", ended)
         self._given: deque[tuple[Source, Sequence[Result]]] = deque()
-        self._waiting: dict[tuple[int, int, bool], _Waiting] = {}
+        self._waiting = WaitingResults()
         self._worker = worker
         self._registry = registry
         self._claimed = claimed
@@ -114,18 +74,13 @@ class Writer:
     @property
     def room(self) -> bool:
         """Whether so few results wait that more may be made."""
-        return sum(waiting.passages for waiting in self._waiting.values()) < MOST_WAITING
+        return self._waiting.passages < MOST_WAITING
 
     def put(self, loaded: Loaded, results: Sequence[Result]) -> None:
         """Have results written, of rows that are still claimed, together with others."""
         for result in results:
-            if result.job not in self._claimed:
-                continue
-            source = result.job.source
-            # Those that need no model apart: they are counted otherwise.
-            key = source.id, loaded.fingerprint, bool(result.passages)
-            waiting = self._waiting.setdefault(key, _Waiting(source, loaded))
-            waiting.add(result)
+            if result.job in self._claimed:
+                self._waiting.add(loaded, result)
 
     def put_failures(self, failures: Sequence[tuple[Job, str]]) -> None:
         """Put rows off that failed at the model, of those that are still claimed."""
@@ -141,20 +96,14 @@ class Writer:
 
         A change of the application is written at once, a backfill in larger transactions.
         """
-        for key, waiting in [*self._waiting.items()]:
-            if len(self._stage):
-                return  # what comes meanwhile is written together
-            if idle or waiting.due:
-                made = [result for result in waiting.take() if result.job in self._claimed]
-                if not waiting.results:
-                    del self._waiting[key]
-                if made:
-                    # Not COMPLETE: to give them to the thread is no success of writing, and would
-                    # end the trouble of a table that refuses every row.
-                    step = Step.STATISTICS
-                    self._registry.attempt(
-                        waiting.source, step, self._give, waiting.source, waiting.loaded, made
-                    )
+        # With the thread at work, what comes meanwhile is written together.
+        while not len(self._stage) and (batch := self._waiting.take(idle=idle)):
+            source, loaded, results = batch
+            made = [result for result in results if result.job in self._claimed]
+            if made:
+                # Not COMPLETE: to give them to the thread is no success of writing, and would
+                # end the trouble of a table that refuses every row.
+                self._registry.attempt(source, Step.STATISTICS, self._give, source, loaded, made)
 
     def collect(self) -> None:
         """Account for what was written.
