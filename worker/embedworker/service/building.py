@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Final
 
 import psycopg
@@ -16,10 +15,10 @@ from embedworker.database.connection import Connection, alone
 from embedworker.database.rows import fetch_one
 from embedworker.database.statements import render, statement
 from embedworker.errors import EmbedworkerError
-from embedworker.queue.source import Source
+from embedworker.service.index_plan import Plan
 from embedworker.service.metrics import Metrics
 
-__all__ = ["Plan", "build", "drop_broken", "graph_bytes", "watched"]
+__all__ = ["build", "drop_broken", "graph_bytes", "watched"]
 
 log = logging.getLogger("embedworker.indexing")
 
@@ -32,24 +31,6 @@ NEIGHBOURS: Final = 2 * 24 * 16  # bytes
 OVERHEAD: Final = 400  # bytes
 BESIDE: Final = 8 << 20  # bytes; of the memory that processes share, three MB are not the graph's
 _BYTES: Final = {"vector": 4, "halfvec": 2}  # of one dimension
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to build, or only to drop where a valid index is there (``served``).
-
-    ``table``, ``column`` and ``leftovers``, broken indexes to drop first, arrive quoted.
-    """
-
-    source: Source
-    name: str
-    schema: str
-    table: str
-    column: str
-    definition: str | None
-    type: str
-    served: bool
-    leftovers: tuple[str, ...]
 
 
 def graph_bytes(vectors: int, dimensions: int, kind: str) -> int:

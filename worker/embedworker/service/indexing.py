@@ -5,25 +5,21 @@ table stays without; reading it whole is exact and fast.
 """
 
 import logging
-import re
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import psycopg
-from psycopg import sql
 
 from embedworker.database import connection as database
 from embedworker.database.connect import connect
-from embedworker.database.rows import fetch_one
-from embedworker.database.statements import render, statement
+from embedworker.database.statements import statement
 from embedworker.database.timeouts import advice
 from embedworker.errors import EmbedworkerError
 from embedworker.queue.looks import Looks
 from embedworker.queue.source import Connection, Source
-from embedworker.service.building import Plan, build, watched
+from embedworker.service.building import build, watched
+from embedworker.service.index_plan import Plan, has_enough, indexes, plan
 from embedworker.service.logs import redacted
 from embedworker.service.metrics import Metrics
 from embedworker.service.words_index import WordsPlan, build_words, words_plan
@@ -33,18 +29,8 @@ __all__ = ["Indexer"]
 
 log = logging.getLogger("embedworker.indexing")
 
-NAME_BYTES = 63
 RETRY = 60.0  # seconds until a build that failed is tried again, and twice as long each time
 LONGEST = 3600.0  # seconds
-
-
-class _Found(NamedTuple):
-    """An index that is there."""
-
-    quoted: str
-    name: str
-    valid: bool
-    building: bool
 
 
 @dataclass(slots=True)
@@ -104,20 +90,17 @@ class Indexer:
         """
         if self.busy or not self.looks.due(source.id):
             return
-        found = [
-            _Found(*row)
-            for row in connection.execute(statement("index_facts"), {"source": source.id})
-        ]
+        found = indexes(connection, source)
         if any(index.building for index in found):  # by its owner, or another worker
             self.looks.changed(source.id)
             self._note(connection, source, "building")
         elif found and all(index.valid for index in found):
             self._note(connection, source, "valid")
             self._run_words_if_due(connection, source)
-        elif not found and not self._has_enough(connection, source):
+        elif not found and not has_enough(connection, source, self._after_rows):
             self._note(connection, source, "none: few rows")
         else:
-            self._begin(connection, self._plan(connection, source, found))
+            self._begin(connection, plan(connection, source, found))
 
     def _run_words_if_due(self, connection: Connection, source: Source) -> None:
         """Start a build of the index over words if the source has enough passages and none."""
@@ -164,24 +147,6 @@ class Indexer:
         thread.join()
         return True
 
-    def _plan(self, connection: Connection, source: Source, found: Sequence[_Found]) -> Plan:
-        table, column = _place(source)
-        name = _index_name(source, table, column if source.into_column else "")
-        definition, kind, schema = fetch_one(
-            connection.execute(statement("index_definition"), {"source": source.id})
-        )
-        served = any(index.valid for index in found)
-        # A table of the application may have a broken index of its owner's, and so may ours beside
-        # one that serves. REINDEX CONCURRENTLY that fails leaves one of our name and "_ccnew".
-        ours = re.compile(re.escape(name) + r"(_cc(new|old)\d*)?")
-        leftovers = tuple(
-            index.quoted
-            for index in found
-            if not index.valid
-            and (ours.fullmatch(index.name) or not (served or source.into_column))
-        )
-        return Plan(source, name, schema, table, column, definition, kind, served, leftovers)
-
     def _obstacle(self, plan: Plan) -> str | None:
         """Why there can be no index."""
         if plan.definition is None:
@@ -196,20 +161,6 @@ class Indexer:
             self._said.add((plan.source.id, reason))
             log.warning("%s gets no index: %s; each search reads all vectors", plan.table, reason)
         return reason
-
-    def _has_enough(self, connection: Connection, source: Source) -> bool:
-        table, column = _place(source)
-        enough = max(self._after_rows, 1)
-        row = connection.execute(
-            # With parameters, a percent sign in a name has to be doubled.
-            render(
-                "index_count",
-                table=sql.SQL(table.replace("%", "%%")),
-                column=sql.SQL(column.replace("%", "%%")),
-            ),
-            {"enough": enough},
-        ).fetchone()
-        return row is not None and row[0] >= enough
 
     def _may_try(self, source: Source) -> bool:
         failure = self._failures.get(source.id)
@@ -273,19 +224,3 @@ class Indexer:
         connection.execute(
             statement("source_index_state"), {"source": source.id, "index_state": state}
         )
-
-
-def _place(source: Source) -> tuple[str, str]:
-    """Return the table and the column of the vectors, quoted."""
-    return (source.relation if source.into_column else source.vectors) or "", (
-        source.into_column or "embedding"
-    )
-
-
-def _index_name(source: Source, table: str, column: str) -> str:
-    base = "_".join(filter(None, (table.rpartition(".")[2].strip('"'), column.strip('"'))))
-    if len(base.encode()) + len("_hnsw") <= NAME_BYTES:
-        return base + "_hnsw"
-    # Cut, so two tables' names may be the same: the source's number tells them apart.
-    suffix = f"_{source.id}_hnsw"
-    return base.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
