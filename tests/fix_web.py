@@ -19,9 +19,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from embedworker.settings import load
+from embedworker.state.store import Store
 from embedworker.web.access import Access
 from embedworker.web.application import application
-from embedworker.web.store import Store
 from embedworker.web.watch import Watch
 
 TOKEN = "made-up-for-the-tests-of-the-page"

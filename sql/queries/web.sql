@@ -16,8 +16,8 @@ select
 -- Every source and how far it is, by the counters of the workers; with a number, that source alone.
 select
     s.id, x.source::text as source, x.name, x.model, x.state, x.coverage::text as coverage, x.rows, x.embedded, x.pending,
-    x.stale, x.dead, x.oldest_wait, x.rows_per_second, x.eta, x.truncated, x.split, x.paused, x.index_state, x.error,
-    x.estimated
+    x.stale, x.dead, x.removing, x.oldest_wait, x.rows_per_second, x.eta, x.truncated, x.split, x.paused, x.index_state,
+    x.error, x.counted_at, x.estimated, x.words
 from embed.source s
 join embed.status x on x.source = s.relation and x.name = s.name
 where %(source)s::integer is null or s.id = %(source)s

@@ -24,8 +24,8 @@ from embedworker.assistant.library import Library
 from embedworker.assistant.server import tools
 from embedworker.database.embedded.cluster import Cluster
 from embedworker.errors import SourceError
+from embedworker.state.store import Store
 from embedworker.testing import wait_until_embedded
-from embedworker.web.store import Store
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mcp_search.py"
 TOKEN = "made-up-for-the-tests-of-mcp"

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 import embedworker.web
 from embedworker.search.marking import marked
-from embedworker.web.store import FAILURES_READ
+from embedworker.state.store import FAILURES_READ
 from embedworker.web.words import LANGUAGES, words
 
 PAGES = ("/", "/tables", "/failures", "/search")

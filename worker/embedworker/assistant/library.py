@@ -18,7 +18,7 @@ from embedworker.database.statements import render, statement
 from embedworker.errors import ConfigurationError, SourceError
 from embedworker.search.functions import similar
 from embedworker.search.steps import Hit
-from embedworker.web.store import Look, Store
+from embedworker.state.store import Look, Store
 
 __all__ = ["BUDGET", "Library"]
 

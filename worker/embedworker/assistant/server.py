@@ -17,7 +17,7 @@ from embedworker.database.refusal import refusal
 from embedworker.errors import EmbedworkerError
 from embedworker.service.access import Access, guard, listen
 from embedworker.settings import Settings
-from embedworker.web.store import Store
+from embedworker.state.store import Store
 
 __all__ = ["serve", "tools"]
 

@@ -10,6 +10,7 @@ from embedworker.cli.console import JsonOption, console, print_json, step
 from embedworker.cli.console import watch as watch_report
 from embedworker.errors import ConfigurationError
 from embedworker.figures import count, percent, span
+from embedworker.state.status import SourceStatus
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,34 +25,6 @@ FAILURES = 5  # shown; --json has all
 _ALL = 1_000_000
 _WELL = ("ready", "embedding", "paused")
 _STYLES = {"ready": "green", "embedding": "cyan", "paused": "yellow"}
-
-
-@dataclass(frozen=True, slots=True)
-class SourceStatus:
-    """One row of the view ``embed.status``."""
-
-    source: str
-    name: str
-    model: str
-    state: str
-    coverage: str | None
-    rows: int | None
-    embedded: int | None
-    pending: int | None
-    stale: int | None
-    dead: int | None
-    removing: int | None
-    oldest_wait: timedelta | None
-    rows_per_second: float | None
-    eta: timedelta | None
-    truncated: int | None
-    split: int | None
-    paused: bool
-    index_state: str
-    error: str | None
-    counted_at: datetime | None
-    estimated: bool | None
-    words: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +197,8 @@ def _sources(sources: list[SourceStatus], width: int) -> "RenderableType":
             "rows/s": count(row.rows_per_second),
             "wait": span(row.oldest_wait),
         }
-        bare = row.source.rpartition(".")[2].strip('"')
         grid.add_row(
-            row.source if row.name == bare else f"{row.source} ({row.name})",
+            row.title,
             Text(row.state, style=_STYLES.get(row.state, "red")),
             Text.assemble(_bar(row.coverage, 10 if wide else 6), " ", percent(row.coverage)),
             *(Text(values[name], style=_alarm(name, row)) for name in shown),

@@ -22,9 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embedworker.errors import EmbedworkerError, SourceError
 from embedworker.service.logs import redacted
 from embedworker.settings import Settings
+from embedworker.state.store import Change, Store
 from embedworker.web.access import Access, Visitor
 from embedworker.web.pages import Pages, Request, complaint
-from embedworker.web.store import Change, Store
 from embedworker.web.watch import Watch
 from embedworker.web.words import LANGUAGES, language_of
 

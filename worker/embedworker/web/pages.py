@@ -18,10 +18,10 @@ from embedworker.search.marking import Piece
 from embedworker.search.steps import Hit
 from embedworker.service.doctor import Finding
 from embedworker.settings import Settings
+from embedworker.state.rows import Found, NumberedStatus
+from embedworker.state.store import Store
 from embedworker.web.access import Visitor
 from embedworker.web.chart import HEIGHT, WIDTH, chart
-from embedworker.web.rows import Found, SourceStatus
-from embedworker.web.store import Store
 from embedworker.web.watch import Watch
 from embedworker.web.words import LANGUAGES, say
 
@@ -256,7 +256,7 @@ def complaint(error: BaseException) -> str:
     return str(found)
 
 
-def _totals(sources: list[SourceStatus]) -> dict[str, Any]:
+def _totals(sources: list[NumberedStatus]) -> dict[str, Any]:
     def total(name: str) -> Any:
         known = [value for source in sources if (value := getattr(source, name)) is not None]
         return sum(known) if known else None

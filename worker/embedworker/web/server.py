@@ -8,9 +8,9 @@ import uvicorn
 
 from embedworker.service.access import is_loopback, listen
 from embedworker.settings import Settings
+from embedworker.state.store import Store
 from embedworker.web.access import Access
 from embedworker.web.application import application
-from embedworker.web.store import Store
 from embedworker.web.watch import Watch
 
 __all__ = ["serve"]

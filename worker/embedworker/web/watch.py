@@ -18,7 +18,7 @@ from embedworker.database.statements import statement
 from embedworker.errors import EmbedworkerError
 from embedworker.service.doctor import Finding
 from embedworker.service.logs import redacted
-from embedworker.web.store import Look, Store
+from embedworker.state.store import Look, Store
 
 __all__ = ["Minute", "Watch"]
 

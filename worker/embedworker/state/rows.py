@@ -1,4 +1,4 @@
-"""What the page shows, as plain rows: sources, queues, failures, hits, switches and workers."""
+"""What is read, as plain rows: sources, queues, failures, hits, switches and workers."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from embedworker.search.marking import Piece
 from embedworker.search.steps import Hits
+from embedworker.state.status import SourceStatus
 
-__all__ = ["Found", "Group", "Queue", "Rights", "Source", "SourceStatus", "Switch", "Worker"]
+__all__ = ["Found", "Group", "NumberedStatus", "Queue", "Rights", "Source", "Switch", "Worker"]
 
 
 class Rights(NamedTuple):
@@ -19,36 +20,11 @@ class Rights(NamedTuple):
     questions: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SourceStatus:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberedStatus(SourceStatus):
     """One row of the view ``embed.status``, with the source's number."""
 
     id: int
-    source: str
-    name: str
-    model: str
-    state: str
-    coverage: str | None
-    rows: int | None
-    embedded: int | None
-    pending: int | None
-    stale: int | None
-    dead: int | None
-    oldest_wait: timedelta | None
-    rows_per_second: float | None
-    eta: timedelta | None
-    truncated: int | None
-    split: int | None
-    paused: bool
-    index_state: str
-    error: str | None
-    estimated: bool | None
-
-    @property
-    def title(self) -> str:
-        """The table, with the name of the source where that is another."""
-        bare = self.source.rpartition(".")[2].strip('"')
-        return self.source if self.name == bare else f"{self.source} ({self.name})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""What the page reads from the database, and the few things that it may write.
+"""What the page and assistants read from the database, and the few things that the page writes.
 
 Every look is a transaction that is read only and has a statement_timeout. Rights and row security
-are those of the login that the page connects with.
+are those of the login that connects.
 """
 
 import threading
@@ -22,7 +22,16 @@ from embedworker.errors import NotMigrated, SearchWarning, SourceError
 from embedworker.search.functions import search
 from embedworker.search.marking import marked
 from embedworker.search.pool import Pool
-from embedworker.web.rows import Found, Group, Queue, Rights, Source, SourceStatus, Switch, Worker
+from embedworker.state.rows import (
+    Found,
+    Group,
+    NumberedStatus,
+    Queue,
+    Rights,
+    Source,
+    Switch,
+    Worker,
+)
 
 __all__ = ["Change", "Look", "Store"]
 
@@ -118,9 +127,9 @@ class Look:
         """Return what this login may see."""
         return Rights(*fetch_one(self.connection.execute(statement("web_rights"))))
 
-    def status(self, source: int | None = None) -> list[SourceStatus]:
+    def status(self, source: int | None = None) -> list[NumberedStatus]:
         """Return every source, or one, and how far it is."""
-        with self.connection.cursor(row_factory=class_row(SourceStatus)) as cursor:
+        with self.connection.cursor(row_factory=class_row(NumberedStatus)) as cursor:
             return cursor.execute(statement("web_status"), {"source": source}).fetchall()
 
     def source(self, number: int) -> Source:

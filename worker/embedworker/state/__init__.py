@@ -1,0 +1,1 @@
+"""What a database says about sources, queues and workers, for the page and for assistants."""
