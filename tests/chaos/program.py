@@ -4,8 +4,6 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,7 @@ from oracle import Verdict, judge, wait_settled
 from stress import Writers, deadlocks, make_table
 
 from embedworker.database.connect import connect
-from embedworker.database.embedded.account import Account
 from embedworker.database.embedded.cluster import Cluster
-from embedworker.database.embedded.installation import unpack
 from embedworker.database.migrate import migrate
 
 SETTINGS = {
@@ -75,21 +71,6 @@ class Outcome:
         )
 
 
-@contextmanager
-def new_server(folder: Path) -> Iterator[Cluster]:
-    """A server that may be restarted: durable, as a real one is."""
-    folder.chmod(0o711)
-    place = folder / "cluster"
-    place.mkdir()
-    place.chmod(0o711)
-    cluster = Cluster(place, unpack(folder, Account.unprivileged()))
-    cluster.start()
-    try:
-        yield cluster
-    finally:
-        cluster.stop("immediate")
-
-
 def run(
     server: Cluster,
     folder: Path,
@@ -98,7 +79,7 @@ def run(
     workers: int,
     writers: int,
     seed: int,
-    restart_every: float,
+    restarts: float,
 ) -> Outcome:
     """Do it all on a fresh server, and judge."""
     url = server.url()
@@ -111,7 +92,7 @@ def run(
     try:
         pool_of = [_start(pool) for _ in range(workers)]
         at_work.start()
-        blows = _strike(server, pool, pool_of, random.Random(seed), seconds, restart_every)
+        blows = _strike(server, pool, pool_of, random.Random(seed), seconds, restarts)
         at_work.stop()
         stopped = time.monotonic()
         with connect(url) as connection:
@@ -147,12 +128,12 @@ def _strike(
     alive: list[Any],
     chosen: random.Random,
     seconds: float,
-    restart_every: float,
+    restarts: float,
 ) -> Counter[str]:
     """Strike until the time is over; leave every worker running at the end."""
     blows: Counter[str] = Counter()
     deadline = time.monotonic() + seconds
-    restart_at = time.monotonic() + restart_every
+    restart_at = time.monotonic() + restarts
     asleep: dict[int, float] = {}
     early = False
     while (now := time.monotonic()) < deadline:
@@ -168,7 +149,7 @@ def _strike(
         if now >= restart_at:
             server.restart(chosen.choice(["fast", "immediate"]))
             blows["server restarts"] += 1
-            restart_at = time.monotonic() + restart_every
+            restart_at = time.monotonic() + restarts
             continue
         up = [place for place, worker in enumerate(alive) if "is up" in worker.output()]
         if not (up or early):

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from long_run import new_server
 
-from chaos.program import new_server, run
+from chaos.program import run
 
 
 @pytest.mark.slow
@@ -13,7 +14,7 @@ def test_a_short_run(server_folder: Path, tmp_path: Path) -> None:
     folder = server_folder / "chaos"
     folder.mkdir()
     with new_server(folder) as server:
-        outcome = run(server, tmp_path, seconds=25, workers=3, writers=4, seed=7, restart_every=8)
+        outcome = run(server, tmp_path, seconds=25, workers=3, writers=4, seed=7, restarts=8)
     print(outcome)
     assert outcome.good, str(outcome)
     assert outcome.blows["server restarts"] >= 1

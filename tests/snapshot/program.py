@@ -7,8 +7,7 @@ asked a second time for the sake of measuring.
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ from psycopg import sql
 from waiting import wait_until
 
 from embedworker.database.connect import connect
-from embedworker.database.embedded.account import Account
 from embedworker.database.embedded.cluster import Cluster
-from embedworker.database.embedded.installation import unpack
 from embedworker.database.migrate import migrate
 
 ROWS = 20_000  # a row that is changed again and again has more and more dead versions to pass
@@ -35,6 +32,13 @@ KINDS = {
     "complete": "with job as (%cleared as (%done as (%",
 }
 TABLES = ("inbox", "queue", "vectors")
+# The server counts statements. It may forget, so that the disk is not what is measured.
+OPTIONS = {
+    "shared_preload_libraries": "pg_stat_statements",
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "autovacuum_naptime": "1s",
+}
 
 
 @dataclass(frozen=True)
@@ -173,38 +177,18 @@ class Outcome:
         )
 
 
-@contextmanager
-def new_server(folder: Path) -> Iterator[Cluster]:
-    """A server that counts statements; it may forget, so that the disk is not what is measured."""
-    folder.chmod(0o711)
-    place = folder / "cluster"
-    place.mkdir()
-    place.chmod(0o711)
-    options = {
-        "shared_preload_libraries": "pg_stat_statements",
-        "fsync": "off",
-        "synchronous_commit": "off",
-        "autovacuum_naptime": "1s",
-    }
-    cluster = Cluster(place, unpack(folder, Account.unprivileged()), options=options)
-    cluster.start()
-    try:
-        yield cluster
-    finally:
-        cluster.stop("immediate")
-
-
 def run(
     server: Cluster,
     folder: Path,
     *,
-    held: float,
+    minutes: float,
     rate: float,
     workers: int,
     look: float,
     rows: int = ROWS,
 ) -> Outcome:
-    """A while without the snapshot, ``held`` seconds beside it, and a while afterwards."""
+    """A while without the snapshot, ``minutes`` beside it, and a while afterwards."""
+    held = 60 * minutes
     url = server.url()
     migrate(url)
     with connect(url) as connection:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from long_run import new_server
 
-from snapshot.program import new_server, run
+from snapshot.program import OPTIONS, run
 
 
 @pytest.mark.slow
@@ -12,7 +13,7 @@ from snapshot.program import new_server, run
 def test_a_short_run(server_folder: Path, tmp_path: Path) -> None:
     folder = server_folder / "snapshot"
     folder.mkdir()
-    with new_server(folder) as server:
-        outcome = run(server, tmp_path, held=15, rate=1000, workers=2, look=2.5)
+    with new_server(folder, **OPTIONS) as server:
+        outcome = run(server, tmp_path, minutes=0.25, rate=1000, workers=2, look=2.5)
     print(outcome)
     assert outcome.good, str(outcome)

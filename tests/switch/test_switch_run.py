@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from chaos.program import new_server
+from long_run import new_server
 
 from switch.program import run
 
