@@ -50,7 +50,7 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/pytest
 
-# With TEST_POSTGRES=/path/to/bin on that server alone.
+# With TEST_POSTGRES=/path/to/bin on that server alone, such as $(.ci/postgresql 16).
 test-compat: $(STAMP)
 ifdef TEST_POSTGRES
 	TEST_POSTGRES=$(TEST_POSTGRES) $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(COMPAT_TESTS)
