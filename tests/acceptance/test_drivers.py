@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.json import Jsonb
 
 from embedworker import Worker
-from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.connect import connect
+from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.loopback import set_up_loopback
 from embedworker.testing import wait_until_embedded
 
