@@ -19,7 +19,7 @@ from waiting import wait_until
 from embedworker.database.connect import connect
 from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, RETRIES, Job, claim, move, read
-from embedworker.queue.complete import Passage, Result, complete
+from embedworker.queue.complete import EmbeddedPassage, Result, complete
 from embedworker.queue.lease import enter, free
 from embedworker.queue.source import Source, load_sources
 
@@ -353,4 +353,4 @@ def _result(job: Job) -> Result:
     if job.current:
         return Result(job, untouched=True)
     vector = hash_vector(PREFIX + job.text)
-    return Result(job, [Passage(0, len(job.text), vector)])
+    return Result(job, [EmbeddedPassage(0, len(job.text), vector)])

@@ -10,7 +10,7 @@ from waiting import wait_until
 from embedworker.database.connect import connect
 from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, claim, move, read
-from embedworker.queue.complete import Passage, Result, complete
+from embedworker.queue.complete import EmbeddedPassage, Result, complete
 from embedworker.queue.lease import enter, leave
 
 LONGEST = 60.0  # seconds on a machine that does much else
@@ -148,7 +148,9 @@ def test_a_row_that_is_held_twice(
         )
         read(connection, jobs, fingerprint=source.fingerprint)
         results = [
-            Result(job, [Passage(0, len(job.text or ""), hash_vector(f"passage: {job.text}"))])
+            Result(
+                job, [EmbeddedPassage(0, len(job.text or ""), hash_vector(f"passage: {job.text}"))]
+            )
             for job in [*jobs, replace(jobs[0])]
         ]
         count = complete(

@@ -20,7 +20,7 @@ from embedworker import Worker
 from embedworker.database.connect import connect
 from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, claim, move, read
-from embedworker.queue.complete import Passage, Result, complete
+from embedworker.queue.complete import EmbeddedPassage, Result, complete
 from embedworker.queue.lease import enter, leave
 from embedworker.queue.sweep import Sweep
 from embedworker.settings import load
@@ -149,7 +149,9 @@ def test_sql_function_fences_what_is_under_way(
         )
         assert article.execute("select * from embed.sweep('article')").fetchone() == (0, 0, 1, 0)
         results = [
-            Result(job, [Passage(0, len(job.text or ""), hash_vector(f"passage: {job.text}"))])
+            Result(
+                job, [EmbeddedPassage(0, len(job.text or ""), hash_vector(f"passage: {job.text}"))]
+            )
             for job in jobs
         ]
         complete(

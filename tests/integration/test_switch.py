@@ -14,7 +14,7 @@ from embedworker.database.statements import statement
 from embedworker.model.catalog import TESTING_MODEL
 from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, claim, move
-from embedworker.queue.complete import Passage, Result, complete
+from embedworker.queue.complete import EmbeddedPassage, Result, complete
 from embedworker.queue.cursor import Cursor
 from embedworker.queue.failure import fail, release
 from embedworker.queue.source import load_sources
@@ -249,7 +249,7 @@ def test_a_worker_writes_nothing_into_the_wrong_table(
         article.execute("select embed.cut_over('article')")
     vectors = "select array_agg(e.*::text order by id) from article_embedding e"
     before = one(article, vectors)
-    made = Result(job, [Passage(0, 10, hash_vector("passage: a new text"))])
+    made = Result(job, [EmbeddedPassage(0, 10, hash_vector("passage: a new text"))])
     with connect(shared_database) as worker:
         written = complete(
             worker, [made], worker=77, fingerprint=stale.fingerprint or 0, average_length=10.0

@@ -10,7 +10,7 @@ from embedworker.database.connect import connect
 from embedworker.database.embedded.cluster import Cluster
 from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, claim, move
-from embedworker.queue.complete import Passage, Result, complete
+from embedworker.queue.complete import EmbeddedPassage, Result, complete
 from embedworker.queue.failure import release
 
 
@@ -96,7 +96,7 @@ def test_a_worker_writes_nothing_into_the_wrong_column(
         paged.execute("select embed.cut_over('page', force => true)")
     vectors = "select array_agg(p.*::text order by id) from page p"
     before = one(paged, vectors)
-    made = Result(job, [Passage(0, 10, hash_vector("passage: another text", 64))])
+    made = Result(job, [EmbeddedPassage(0, 10, hash_vector("passage: another text", 64))])
     with connect(shared_database) as worker:
         written = complete(
             worker, [made], worker=77, fingerprint=stale.fingerprint or 0, average_length=10.0

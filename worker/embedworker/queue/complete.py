@@ -14,7 +14,7 @@ from embedworker.model.lexical import term_vectors
 from embedworker.queue.claim import Job
 from embedworker.queue.source import Connection, Source
 
-__all__ = ["Passage", "Result", "complete"]
+__all__ = ["EmbeddedPassage", "Result", "complete"]
 
 log = logging.getLogger("embedworker.queue")
 
@@ -22,7 +22,7 @@ UNTOUCHED = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class EmbeddedPassage:
     """A part of a job's text, characters [start, end), and its vector, float32 [dimensions].
 
     ``truncated``: the end of it did not fit the model's window.
@@ -39,7 +39,7 @@ class Result:
     """What became of a job. No passages: the row's vectors go. ``untouched``: they stay."""
 
     job: Job
-    passages: list[Passage] = field(default_factory=list)
+    passages: list[EmbeddedPassage] = field(default_factory=list)
     untouched: bool = False
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from embedworker.errors import DimensionMismatch, EmbedworkerError, EndpointUnavailable, ModelError
 from embedworker.model.batches import CPU_TOKEN_BUDGET
 from embedworker.queue.claim import Job
-from embedworker.queue.complete import Passage, Result
+from embedworker.queue.complete import EmbeddedPassage, Result
 from embedworker.queue.failure import halved
 from embedworker.queue.source import Source
 from embedworker.service.failpoints import failpoint
@@ -37,7 +37,7 @@ class Embedded:
 
     loaded: Loaded
     planned: Sequence[Twins]
-    made: list[tuple[Unit, Passage]] = field(default_factory=list)
+    made: list[tuple[Unit, EmbeddedPassage]] = field(default_factory=list)
     failures: list[tuple[Unit, str]] = field(default_factory=list)
     unavailable: ModelError | None = None
     """why the rest of the batch was not tried"""
@@ -198,7 +198,7 @@ def _encode(batch: Embedded, part: Sequence[Twins]) -> None:
         directed = np.isfinite(vector).all() and vector.any()
         for unit in twins:
             if directed:
-                passage = Passage(unit.start, unit.end, vector, unit.tokens.truncated)
+                passage = EmbeddedPassage(unit.start, unit.end, vector, unit.tokens.truncated)
                 batch.made.append((unit, passage))
             else:
                 batch.failures.append((unit, NO_DIRECTION))

@@ -149,7 +149,7 @@ class Intake:
         log.log(level, "source %s: %s rows are gone from the table", source, f"{count:,}")
         self._progress.embedded += count
         self._progress.telemetry.health.did(count, by_model=False)
-        self._metrics.settled.labels(str(source), source.name).inc(count)
+        self._metrics.skipped.labels(str(source), source.name).inc(count)
         return count
 
     def _take_suspects(self, ready: Sequence[Source]) -> bool:

@@ -3,7 +3,7 @@
 | metric | type | labels | meaning |
 |---|---|---|---|
 | `embedworker_rows_embedded_total` | counter | source, name | rows whose vectors were written |
-| `embedworker_rows_settled_total` | counter | source, name | rows done without the model |
+| `embedworker_rows_skipped_total` | counter | source, name | rows done without the model |
 | `embedworker_failures_total` | counter | source, name, outcome | failed attempts: retry, dead |
 | `embedworker_batches_total` | counter | lane | batches that went through the model |
 | `embedworker_passages_total` | counter | lane | texts in them |
@@ -70,8 +70,8 @@ class Metrics:
         self.embedded = self._counter(
             "rows_embedded", "Rows whose vectors were written.", of_source
         )
-        self.settled = self._counter(
-            "rows_settled", "Rows done without the model: deleted, emptied, unchanged.", of_source
+        self.skipped = self._counter(
+            "rows_skipped", "Rows done without the model: deleted, emptied, unchanged.", of_source
         )
         self.failures = self._counter(
             "failures", "Attempts at a row that failed.", (*of_source, "outcome")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from embedworker.model import Tokens
 from embedworker.model.batches import token_batches
 from embedworker.queue.claim import Job
-from embedworker.queue.complete import Passage, Result
+from embedworker.queue.complete import EmbeddedPassage, Result
 from embedworker.service.claimed import ClaimedRows
 from embedworker.service.models import Loaded
 
@@ -24,14 +24,14 @@ class Text:
 
     job: Job
     left: int
-    made: dict[int, Passage] = field(default_factory=dict)
+    made: dict[int, EmbeddedPassage] = field(default_factory=dict)
 
     @property
     def long(self) -> bool:
         """Whether it has so many passages that other texts go first."""
         return len(self.made) + self.left > LONG
 
-    def done(self, number: int, passage: Passage) -> Result | None:
+    def done(self, number: int, passage: EmbeddedPassage) -> Result | None:
         """Put a passage's vector to the text; return the row's result once all are there."""
         self.made[number] = passage
         self.left -= 1

@@ -82,8 +82,8 @@ class Reader:
         with self._phase.labels("read").time():
             jobs = self._read(loaded, source, jobs)
         failpoint("after-read")
-        settled = [job for job in jobs if job.text is None or job.current]
-        self._writer.put(loaded, [Result(job, untouched=job.text is not None) for job in settled])
+        skipped = [job for job in jobs if job.text is None or job.current]
+        self._writer.put(loaded, [Result(job, untouched=job.text is not None) for job in skipped])
         texts = [(job, job.text) for job in jobs if job.text is not None and not job.current]
         with self._phase.labels("tokenize").time():
             texts = self._set_long_aside(loaded, source, texts)

@@ -217,7 +217,7 @@ class Writer:
         by_model = bool(results[0].passages)
         self._progress.embedded += count
         self._health.did(count, by_model=by_model)
-        counter = self._metrics.embedded if by_model else self._metrics.settled
+        counter = self._metrics.embedded if by_model else self._metrics.skipped
         counter.labels(str(source), source.name).inc(count)
         self.pace.did(source, count if by_model else 0)
         self._statistics.written(
