@@ -119,16 +119,17 @@ class Source:
             # The vector of a row, where the row itself holds it.
             "row_stored": f"s.{self.into_column}" if self.into_column else "null",
         }
+        schema = self.vector_schema.replace("%", "%%")
         return {
             "inbox": sql.Identifier("embed", f"inbox_{self.id}"),
             "queue": sql.Identifier("embed", f"queue_{self.id}"),
             "compact": sql.Identifier("embed", f"source_{self.id}_compact"),
-            "vector": sql.Identifier(self.vector_schema, "vector"),
-            "sparsevec": sql.Identifier(self.vector_schema, "sparsevec"),
-            "inner": sql.SQL("operator({}.<#>)").format(sql.Identifier(self.vector_schema)),
-            "sparsevec_send": sql.Identifier(self.vector_schema, "sparsevec_send"),
+            "vector": sql.Identifier(schema, "vector"),
+            "sparsevec": sql.Identifier(schema, "sparsevec"),
+            "inner": sql.SQL("operator({}.<#>)").format(sql.Identifier(schema)),
+            "sparsevec_send": sql.Identifier(schema, "sparsevec_send"),
             "key_arrays": arrays,
-            "vector_send": sql.Identifier(self.vector_schema, "vector_send"),
+            "vector_send": sql.Identifier(schema, "vector_send"),
             **{name: _trusted(value) for name, value in text.items()},
         }
 
