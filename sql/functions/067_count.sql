@@ -81,17 +81,21 @@ $count$;
 
 -- Whether this role may read what embed._count reads: keys, texts and vectors.
 create or replace function embed._may_count(source embed.source) returns boolean
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
-return has_table_privilege(source.vectors, 'select')
-    and has_table_privilege(format('embed.inbox_%s', source.id), 'select')
-    and has_table_privilege(format('embed.queue_%s', source.id), 'select')
-    and (
-        select bool_and(has_column_privilege(source.relation, a.attnum, 'select'))
-        from pg_attribute a
-        where a.attrelid = source.relation and not a.attisdropped
-        and a.attnum = any (source.key_attnums || source.column_attnums || source.watch_attnums || source.into_attnum)
-    );
+as $$
+begin
+    return has_table_privilege(source.vectors, 'select')
+        and has_table_privilege(format('embed.inbox_%s', source.id), 'select')
+        and has_table_privilege(format('embed.queue_%s', source.id), 'select')
+        and (
+            select bool_and(has_column_privilege(source.relation, a.attnum, 'select'))
+            from pg_attribute a
+            where a.attrelid = source.relation and not a.attisdropped
+            and a.attnum = any (source.key_attnums || source.column_attnums || source.watch_attnums || source.into_attnum)
+        );
+end
+$$;
 
 -- What can be said of a source whose texts this role may not read: what waits, from our own tables. The
 -- names are those of embed._count.

@@ -4,22 +4,26 @@
 -- Of the index over the vectors of a source; of several, the one in the best state. A build says how
 -- much of the table it has read.
 create or replace function embed._index_state(source embed.source) returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
-return (
-    select case
-            when x.valid then 'valid'
-            when not x.building then 'invalid'
-            else 'building' || coalesce((
-                select format(', %s %%', 100 * p.blocks_done / p.blocks_total)
-                from pg_stat_progress_create_index p
-                where p.index_relid = x.index and p.phase like 'building index%' and p.blocks_total > 0
-            ), '')
-        end
-    from embed._vector_indexes(source) as x
-    order by x.valid desc, x.building desc
-    limit 1
-);
+as $$
+begin
+    return (
+        select case
+                when x.valid then 'valid'
+                when not x.building then 'invalid'
+                else 'building' || coalesce((
+                    select format(', %s %%', 100 * p.blocks_done / p.blocks_total)
+                    from pg_stat_progress_create_index p
+                    where p.index_relid = x.index and p.phase like 'building index%' and p.blocks_total > 0
+                ), '')
+            end
+        from embed._vector_indexes(source) as x
+        order by x.valid desc, x.building desc
+        limit 1
+    );
+end
+$$;
 
 -- One line of embed.status. So many entries of the queue (bound) are looked at in some 20 ms.
 create or replace function embed._status(
