@@ -13,6 +13,7 @@ set lock_timeout = '50ms'
 as $$
 declare
     priorities constant smallint[] := embed._priorities();
+    small constant bigint := 65536; -- bytes
 begin
     for source, version, paused, sweep in
         select
@@ -26,6 +27,20 @@ begin
         work := false;
         if not paused then
             begin
+                -- Most sources have nothing, and this is planned in half the time. A queue that is large may be
+                -- full of rows that are done and not vacuumed yet.
+                if pg_relation_size(format('embed.queue_%s', source)::regclass) <= small then
+                    execute format(
+                        'select exists (select from embed.inbox_%1$s where ctid > $1) or exists (select from embed.queue_%1$s)',
+                        source
+                    )
+                    into work
+                    using coalesce((after -> source::text ->> 0)::tid, '(0,0)');
+                    if not work then
+                        return next;
+                        continue;
+                    end if;
+                end if;
                 execute format(
                     'select exists (select from embed.inbox_%1$s where ctid > $1)
                         or exists (
@@ -54,6 +69,33 @@ begin
             end;
         end if;
         return next;
+    end loop;
+end
+$$;
+
+-- Those of the sources whose inbox has entries behind the places. One statement for all: 300 took a third of a
+-- second one by one. A source whose inbox is gone is among them, so that its worker meets that.
+create or replace function embed._fresh(sources integer[], places text[])
+returns setof integer
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '50ms'
+as $$
+declare
+    source integer;
+    place tid;
+    found boolean;
+begin
+    for source, place in select s.source, s.place::tid from unnest(sources, places) as s (source, place) loop
+        begin
+            execute format('select exists (select from embed.inbox_%s where ctid > $1)', source) into found using place;
+        exception
+            when undefined_table then found := true;
+            when lock_not_available then found := false; -- a later look finds them
+        end;
+        if found then
+            return next source;
+        end if;
     end loop;
 end
 $$;

@@ -84,3 +84,7 @@ from (select distinct case f.role when 'rerank' then 'embed_rerank' else 'embed_
 -- worker_poll
 -- Every source, and whether there is work; at is a time before the next claim.
 select source, version, paused, work, sweep, now() as at from embed._poll(%(after)s);
+
+-- worker_fresh
+-- The sources whose inbox has entries behind the places.
+select embed._fresh(%(sources)s::integer[], %(places)s::text[]);

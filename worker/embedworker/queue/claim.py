@@ -24,6 +24,7 @@ __all__ = [
     "Moved",
     "Polled",
     "claim",
+    "fresh",
     "move",
     "poll",
     "read",
@@ -85,6 +86,18 @@ def poll(connection: Connection, cursors: defaultdict[int, Cursor]) -> list[Poll
         if row.work is False and not row.paused:
             cursors[row.source].nothing((FRESH, *RETRIES, BACKFILL), row.at)
     return rows
+
+
+def fresh(
+    connection: Connection, sources: Iterable[Source], cursors: defaultdict[int, Cursor]
+) -> list[Source]:
+    """Return those of the sources whose inbox has entries behind the cursor."""
+    asked = {source.id: source for source in sources}
+    places = [cursors[number].place for number in asked]
+    found = connection.execute(
+        statement("worker_fresh"), {"sources": list(asked), "places": places}
+    ).fetchall()
+    return [asked[number] for (number,) in found]
 
 
 def move(

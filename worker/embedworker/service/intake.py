@@ -110,8 +110,8 @@ class Intake:
         if not self._scan.urgent_due(woken=self._wake.is_set()):
             return
         self._wake.clear()
-        with self._scan.urgent():
-            for source in self._registry.active():
+        with self._scan.urgent(self._registry.active()) as found:
+            for source in found:
                 self._registry.attempt(source, Step.FRESH, self._take_fresh, source)
 
     def _refill(self, source: Source, sharing: int) -> int:

@@ -171,11 +171,15 @@ class PassageLane:
         return worked
 
     def _pause(self) -> None:
-        """Wait until a batch or a write is done, or a change is notified."""
+        """Wait until a batch or a write is done, or a change is notified and may be looked for."""
         if self._ended is None:
             return
         until = time.monotonic() + URGENT_LOOK
-        while not (self._wake.is_set() or self._ended.wait(TICK) or time.monotonic() > until):
+        while not (
+            (self._wake.is_set() and self._scan.urgent_due(woken=True))
+            or self._ended.wait(TICK)
+            or time.monotonic() > until
+        ):
             pass
         self._ended.clear()
 

@@ -2,19 +2,21 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-from embedworker.queue.claim import RETRIES, Polled, poll
+from embedworker.queue.claim import RETRIES, Polled, fresh, poll
 from embedworker.queue.cursor import FRONT, Cursor
-from embedworker.queue.source import Connection
+from embedworker.queue.source import Connection, Source
 
 __all__ = ["URGENT_LOOK", "QueueScan"]
 
 FULL_LOOK = 0.02  # of the time: how much looking behind the cursors may take
 LONGEST_LOOK = 3.0  # seconds between such looks at most, whatever they take
 URGENT_LOOK = 0.2  # seconds between looks for fresh rows where no NOTIFY came: it may be left out
+URGENT_SHARE = 0.2  # of the time: how much looks for fresh rows may take while others are embedded
+LONGEST_PAUSE = 0.5  # seconds between looks for fresh rows at most, whatever they take
 
 
 class QueueScan:
@@ -31,6 +33,7 @@ class QueueScan:
         self._whole_look_at = 0.0
         self._front_at = 0.0
         self._urgent_at = 0.0
+        self._urgent_pause = 0.0
 
     def poll(self) -> list[Polled]:
         """Look at every source: where there is work, and what it is."""
@@ -68,18 +71,22 @@ class QueueScan:
 
     def urgent_due(self, *, woken: bool) -> bool:
         """Whether to look for fresh rows between two batches."""
-        return woken or time.monotonic() - self._urgent_at > URGENT_LOOK
+        pause = self._urgent_pause if woken else max(URGENT_LOOK, self._urgent_pause)
+        return time.monotonic() - self._urgent_at >= pause
 
     @contextmanager
-    def urgent(self) -> Iterator[None]:
-        """Look for fresh rows between two batches; from time to time at whole inboxes."""
-        self._urgent_at = now = time.monotonic()
-        front = now >= self._front_at
+    def urgent(self, sources: Iterable[Source]) -> Iterator[list[Source]]:
+        """Give the sources that have fresh rows; from time to time the whole inboxes count."""
+        started = time.monotonic()
+        front = started >= self._front_at
         if front:
             for cursor in self.cursors.values():
                 cursor.place = FRONT
-        self._looking = 0.0
-        yield
+        found = fresh(self._connection, sources, self.cursors)
+        self._urgent_at = time.monotonic()
+        self._looking = self._urgent_at - started
+        self._urgent_pause = min(self._looking / URGENT_SHARE, LONGEST_PAUSE)
+        yield found
         if front:
             self._front_at = time.monotonic() + min(self._looking / FULL_LOOK, LONGEST_LOOK)
 
