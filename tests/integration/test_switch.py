@@ -10,7 +10,6 @@ from waiting import wait_until
 
 from embedworker.database.connect import connect
 from embedworker.database.embedded.cluster import Cluster
-from embedworker.database.statements import statement
 from embedworker.model.catalog import TESTING_MODEL
 from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, claim, move
@@ -21,7 +20,7 @@ from embedworker.queue.source import load_sources
 from embedworker.queue.strike import strike
 from embedworker.queue.sweep import Sweep
 from embedworker.service.building import build
-from embedworker.service.indexing import Indexer, _Found
+from embedworker.service.index_plan import indexes, plan
 
 
 def test_the_whole_way_and_back(article: Connection, drain: Drain) -> None:
@@ -357,14 +356,12 @@ def test_no_build_drops_the_index_that_has_its_name_after_the_cut(
             "update pg_index set indisvalid = false"
             " where indexrelid = 'article_embedding_hnsw'::regclass"
         )
-    indexer = Indexer(shared_database, after_rows=1, memory=1 << 26)
     with connect(shared_database, lock_timeout=0) as connection:
-        found = connection.execute(statement("index_facts"), {"source": stale.id}).fetchall()
-        plan = indexer._plan(connection, stale, [_Found(*row) for row in found])
-        assert len(plan.leftovers) == broken
+        planned = plan(connection, stale, indexes(connection, stale))
+        assert len(planned.leftovers) == broken
         article.execute("select embed.cut_over('article')")
         with pytest.raises(psycopg.errors.DuplicateTable):
-            build(connection, plan, memory=1 << 26)
+            build(connection, planned, memory=1 << 26)
     serves = "select indisvalid from pg_index where indexrelid = 'article_embedding_hnsw'::regclass"
     assert one(article, serves) is True
 
