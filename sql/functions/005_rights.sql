@@ -25,7 +25,9 @@ begin
     if lost is not null then
         raise exception 'tables of the schema embed lack columns that embedworker made, or have others: %', lost
             using errcode = 'EW004',
-            hint = 'Run `embedworker migrate --down`, then `embedworker migrate`, and enable your tables again: vectors in your own schemas are used again.';
+            hint =
+                'Run `embedworker migrate --down`, then `embedworker migrate`, and enable your tables again: vectors '
+                'in your own schemas are used again.';
     end if;
 end
 $$;
@@ -104,7 +106,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     execute format('create temporary view embed_wanted as %s', query);
-    if to_regclass(name) is null or pg_get_viewdef(to_regclass(name)) <> pg_get_viewdef('pg_temp.embed_wanted'::regclass) then
+    if to_regclass(name) is null
+        or pg_get_viewdef(to_regclass(name)) <> pg_get_viewdef('pg_temp.embed_wanted'::regclass) then
         execute format('create or replace view %s as %s', name, query);
     end if;
     drop view pg_temp.embed_wanted;
@@ -121,7 +124,8 @@ as $$
 begin
     if not exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = name and t.tgenabled = 'O') then
         execute format(
-            'create or replace trigger %I before insert or update or delete on %s for each row execute function %s', name, relation, function
+            'create or replace trigger %I before insert or update or delete on %s for each row execute function %s',
+            name, relation, function
         );
     end if;
 end

@@ -30,7 +30,10 @@ begin
     if unknown is not null then
         raise exception 'the template names {%}, which has no value', unknown
             using errcode = 'undefined_parameter',
-            detail = format('Values are given for: %s.', (select string_agg(k, ', ' order by k) from jsonb_object_keys("values") as k)),
+            detail = format(
+                'Values are given for: %s.',
+                (select string_agg(k, ', ' order by k) from jsonb_object_keys("values") as k)
+            ),
             hint = 'This is a bug of embedworker; please report it.';
     end if;
     return filled;

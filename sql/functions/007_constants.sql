@@ -9,7 +9,8 @@ create or replace function embed._lock_terms() returns integer language sql immu
 create or replace function embed._lock_count() returns integer language sql immutable parallel safe return 1701667434;
 
 -- The seed of the hash that makes a lock of a question's number.
-create or replace function embed._lock_question() returns integer language sql immutable parallel safe return 1701667433;
+create or replace function embed._lock_question() returns integer
+language sql immutable parallel safe return 1701667433;
 
 -- The second key of embed._lock_global().
 create or replace function embed._turn_notify() returns integer language sql immutable parallel safe return 1;

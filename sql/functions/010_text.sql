@@ -5,7 +5,12 @@ language sql immutable parallel safe
 return case
     -- Everything Unicode calls a blank, the zero-width characters, and the fillers of Hangul: nothing
     -- in them can be found.
-    when btrim(value, U&' \0009\000A\000B\000C\000D\001C\001D\001E\001F\0085\00A0\00AD\034F\061C\115F\1160\1680\180E\2000\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\200B\200C\200D\200E\200F\2028\2029\202F\205F\2060\2061\2062\2063\2064\2800\3000\3164\FEFF\FFA0') = '' then null
+    when btrim(
+        value,
+        U&' \0009\000A\000B\000C\000D\001C\001D\001E\001F\0085\00A0\00AD\034F\061C\115F\1160\1680\180E\2000'
+        '\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\200B\200C\200D\200E\200F\2028\2029\202F\205F\2060'
+        '\2061\2062\2063\2064\2800\3000\3164\FEFF\FFA0'
+    ) = '' then null
     else value
 end;
 
@@ -109,8 +114,10 @@ set search_path = pg_catalog, pg_temp
 return (
     select format(
         case
-            when b.oid = 'bpchar'::regtype then '(pg_catalog.rtrim(pg_catalog.format(%L, %I.%I)) collate pg_catalog."C")'
-            when b.typcategory = 'A' then '(pg_catalog.format(%L, pg_catalog.array_to_string(%I.%I, '', '')) collate pg_catalog."C")'
+            when b.oid = 'bpchar'::regtype
+                then '(pg_catalog.rtrim(pg_catalog.format(%L, %I.%I)) collate pg_catalog."C")'
+            when b.typcategory = 'A'
+                then '(pg_catalog.format(%L, pg_catalog.array_to_string(%I.%I, '', '')) collate pg_catalog."C")'
             else '(pg_catalog.format(%L, %I.%I) collate pg_catalog."C")'
         end,
         '%s', alias, a.attname

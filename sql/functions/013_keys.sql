@@ -37,7 +37,8 @@ end;
 --   j_places_desc            the columns of one alias, the last key first
 --   q_texts                  the key as an array of text
 --   v_is_s                   the condition that two aliases have the same key
---   vectors_hold             the condition that the name of the vectors still stands for the table, or the column, of the source
+--   vectors_hold             the condition that the name of the vectors still stands for the table, or the
+--                            column, of the source
 -- A queue row (q) of a job (p, j, m, x), and a vector of m, are compared by any (array[…]), for which the order of
 -- the key's index is of no use. A queue that was analysed when it was empty counts as one row, and then "=" may
 -- read all of that index for every job, which the planner takes for one page: 54,000 pages next to an old snapshot.
@@ -61,7 +62,9 @@ begin
                 ),
                 source.id
             )
-            else format('%L = (select x.into_column from embed.source x where x.id = %s)', source.into_column, source.id)
+            else format(
+                '%L = (select x.into_column from embed.source x where x.id = %s)', source.into_column, source.id
+            )
         end
     ) || (
         with k as materialized (
@@ -69,7 +72,8 @@ begin
         ),
         side as materialized (
             select a.alias, k.place, k.equal, k.queue_name,
-                a.alias || '.' || case a.alias when 's' then k.row_name when 'v' then k.vector_name else k.queue_name end as name
+                a.alias || '.'
+                    || case a.alias when 's' then k.row_name when 'v' then k.vector_name else k.queue_name end as name
             from k
             cross join unnest('{s,v,i,q,p,x,j,m,r,w,f}'::text[]) as a (alias)
         )
@@ -79,22 +83,32 @@ begin
             union all
             select 'vector_keys', string_agg(k.vector_name, ', ' order by k.place) from k
             union all
-            select o.alias || case when o.alias in ('s', 'v') then '_keys' else '_places' end, string_agg(o.name, ', ' order by o.place)
+            select o.alias || case when o.alias in ('s', 'v') then '_keys' else '_places' end,
+                string_agg(o.name, ', ' order by o.place)
             from side o group by o.alias
             union all
-            select o.alias || '_keys_as_places', string_agg(format('%s as %s', o.name, o.queue_name), ', ' order by o.place)
+            select o.alias || '_keys_as_places',
+                string_agg(format('%s as %s', o.name, o.queue_name), ', ' order by o.place)
             from side o where o.alias in ('s', 'v') group by o.alias
             union all
-            select o.alias || '_places_desc', string_agg(o.name || ' desc', ', ' order by o.place) from side o group by o.alias
+            select o.alias || '_places_desc', string_agg(o.name || ' desc', ', ' order by o.place)
+            from side o
+            group by o.alias
             union all
             -- By output functions: a cast to text may be a function of the owner of the type.
-            select o.alias || '_texts', format('array[%s]', string_agg(format('pg_catalog.format(%L, %s)', '%s', o.name), ', ' order by o.place))
+            select o.alias || '_texts',
+                format(
+                    'array[%s]', string_agg(format('pg_catalog.format(%L, %s)', '%s', o.name), ', ' order by o.place)
+                )
             from side o group by o.alias
             union all
             select a.alias || '_is_' || b.alias,
                 string_agg(
                     format(
-                        case when a.alias || b.alias in ('qp', 'qj', 'qm', 'qx', 'vm') then '%s %s any (array[%s])' else '%s %s %s' end,
+                        case
+                            when a.alias || b.alias in ('qp', 'qj', 'qm', 'qx', 'vm') then '%s %s any (array[%s])'
+                            else '%s %s %s'
+                        end,
                         a.name, a.equal, b.name
                     ),
                     ' and ' order by a.place

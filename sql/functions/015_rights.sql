@@ -12,7 +12,11 @@ begin
         using errcode = 'insufficient_privilege',
         hint = case
             when to_regrole(wanted) is null
-            then format('The role %s does not exist: have a superuser run `embedworker migrate`, then: grant %1$s to %I;', wanted, current_user)
+            then format(
+                'The role %s does not exist: have a superuser run `embedworker migrate`, then: grant %1$s to %I;',
+                wanted,
+                current_user
+            )
             else format('Have a superuser run: grant %s to %I;', wanted, current_user)
         end;
 end
@@ -78,7 +82,9 @@ begin
         raise exception 'the role % may not % the schema %', quote_ident(current_user),
             case privilege when 'create' then 'create in' else 'use' end, a_schema::regnamespace
             using errcode = 'insufficient_privilege',
-            hint = format('As its owner: grant %s on schema %s to %I;', privilege, a_schema::regnamespace, current_user);
+            hint = format(
+                'As its owner: grant %s on schema %s to %I;', privilege, a_schema::regnamespace, current_user
+            );
     end if;
 end
 $$;
@@ -120,7 +126,8 @@ begin
     from pg_type t
     join pg_class c on c.oid = t.typrelid
     where t.oid = row_type;
-    perform embed._require_schema(class.relnamespace, 'usage'::text), embed._require_columns(class.oid, null::smallint[]);
+    perform embed._require_schema(class.relnamespace, 'usage'::text),
+        embed._require_columns(class.oid, null::smallint[]);
 end
 $$;
 

@@ -49,7 +49,8 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 begin atomic
     with found as (
-        select p.oid::regprocedure::text as what, p.proowner as owner, substring(p.proname from '^source_(\d+)_\w+$')::integer as source
+        select p.oid::regprocedure::text as what, p.proowner as owner,
+            substring(p.proname from '^source_(\d+)_\w+$')::integer as source
         from pg_proc p
         where p.pronamespace = 'embed'::regnamespace
         union all
@@ -101,7 +102,9 @@ $$;
 do $$
 begin
     if not exists (
-        select from pg_trigger t where t.tgrelid = 'embed.setting'::regclass and t.tgname = 'close_schema' and t.tgenabled = 'O'
+        select
+        from pg_trigger t
+        where t.tgrelid = 'embed.setting'::regclass and t.tgname = 'close_schema' and t.tgenabled = 'O'
     ) then
         drop trigger if exists close_schema on embed.setting;
         create constraint trigger close_schema after insert on embed.setting

@@ -20,7 +20,8 @@ begin
     );
     if coalesce(btrim(add_model.name), '') = '' then
         raise exception 'the name of the model is blank'
-            using errcode = 'EW003', hint = 'Give a name of the hub (owner/model) or a folder of the worker''s machine.';
+            using errcode = 'EW003',
+            hint = 'Give a name of the hub (owner/model) or a folder of the worker''s machine.';
     end if;
     if add_model.dimensions is null or add_model.dimensions not between 1 and 16000 then
         raise exception 'dimensions is %, expected 1 to 16000', coalesce(add_model.dimensions::text, 'null')
@@ -36,13 +37,16 @@ begin
     end if;
     if add_model.pooling is null or add_model.pooling not in ('mean', 'cls', 'max', 'lasttoken') then
         raise exception 'pooling % is not known', quote_nullable(add_model.pooling)
-            using errcode = 'EW003', hint = 'Give mean, cls, max or lasttoken, as the model''s 1_Pooling/config.json says.';
+            using errcode = 'EW003',
+            hint = 'Give mean, cls, max or lasttoken, as the model''s 1_Pooling/config.json says.';
     end if;
     -- No user, no question mark: a key belongs into the worker's environment, and not into a table.
     if add_model.endpoint !~ '^https?://[^/@?#[:space:]]+(/[^@?#[:space:]]*)?$' then
         raise exception 'the endpoint is no address of an API'
             using errcode = 'EW003',
-            hint = 'Give http://host:port/v1 or https://host/v1 without a key, and name its host in EMBEDWORKER_ENDPOINTS of the workers.';
+            hint =
+                'Give http://host:port/v1 or https://host/v1 without a key, and name its host in EMBEDWORKER_ENDPOINTS '
+                'of the workers.';
     end if;
     insert into embed.model (name, dimensions, max_tokens, query_prefix, passage_prefix, pooling, endpoint)
     values (
@@ -56,7 +60,8 @@ end
 $$;
 
 comment on function embed.add_model(text, integer, integer, text, text, text, text) is
-    'Makes a model known that is not in the built-in list; name is a hub name or a folder of the worker''s machine. With endpoint, an OpenAI-compatible API makes its vectors, and max_tokens counts characters.';
+    'Makes a model known that is not in the built-in list; name is a hub name or a folder of the worker''s machine. '
+    'With endpoint, an OpenAI-compatible API makes its vectors, and max_tokens counts characters.';
 
 create or replace function embed.reranker() returns text
 language sql stable security definer
@@ -75,7 +80,8 @@ begin
     );
     if max_tokens < 1 then
         raise exception 'max_tokens is %, expected at least 1', max_tokens
-            using errcode = 'EW003', hint = 'It is how many tokens of question and passage together are read, often 512.';
+            using errcode = 'EW003',
+            hint = 'It is how many tokens of question and passage together are read, often 512.';
     elsif max_tokens is not null then
         insert into embed.reranker (name, max_tokens)
         values (use_reranker.name, use_reranker.max_tokens)
@@ -83,7 +89,9 @@ begin
     elsif not exists (select from embed.reranker r where r.name = use_reranker.name) then
         raise exception 'the reranker % is not known', coalesce(quote_literal(use_reranker.name), 'null')
             using errcode = 'EW003',
-            hint = 'See embed.reranker for what is, or say how many tokens it reads: embed.use_reranker(name, max_tokens => 512).';
+            hint =
+                'See embed.reranker for what is, or say how many tokens it reads: embed.use_reranker(name, max_tokens '
+                '=> 512).';
     end if;
     insert into embed.setting (name, value) values ('reranker', use_reranker.name)
     on conflict on constraint setting_pkey do update set value = excluded.value;
@@ -91,7 +99,8 @@ end
 $$;
 
 comment on function embed.use_reranker(text, integer) is
-    'Chooses the cross-encoder of embed.search(…, rerank => n). A hub name or a folder of the worker''s machine that is not in the built-in list is made known by saying max_tokens.';
+    'Chooses the cross-encoder of embed.search(…, rerank => n). A hub name or a folder of the worker''s machine that '
+    'is not in the built-in list is made known by saying max_tokens.';
 
 -- A function with one argument would make a call with one argument ambiguous.
 drop function if exists embed.use_model(text);
@@ -117,9 +126,12 @@ begin
         where s.model is null and s.dimensions <> m.dimensions
         and s.relation <> 'embed.document'::regclass
     ) then
-        raise exception 'sources that follow the default model have vectors of other dimensions than %', quote_literal(use_model.name)
-            using errcode = 'EW005', hint = 'Call embed.use_model(name, switch => true), which fills new vectors beside them; or disable them with '
-            'drop_vectors => true first, or name their model in embed.enable.';
+        raise exception 'sources that follow the default model have vectors of other dimensions than %',
+            quote_literal(use_model.name)
+            using errcode = 'EW005',
+            hint =
+                'Call embed.use_model(name, switch => true), which fills new vectors beside them; or disable them with '
+                'drop_vectors => true first, or name their model in embed.enable.';
     end if;
     perform embed._require_no_switch(s.id, 'embed.use_model'::text)
     from embed.source s
@@ -128,7 +140,9 @@ begin
     on conflict on constraint setting_pkey do update set value = excluded.value
     where setting.value <> excluded.value;
     if found then
-        select pg_catalog.string_agg(pg_catalog.format('%s (%s rows)', x.source, x.embedded), ', ' order by x.source::text)
+        select pg_catalog.string_agg(
+            pg_catalog.format('%s (%s rows)', x.source, x.embedded), ', ' order by x.source::text
+        )
         into missing
         from embed.status x
         join embed.source s on s.relation = x.source and s.name = x.name
@@ -138,7 +152,10 @@ begin
                 using hint = 'embed.use_model(name, switch => true) fills the new vectors while the old ones answer.';
         end if;
         update embed._own_source s set version = nextval('embed.seq') where s.model is null;
-        insert into embed.sweep_request (source, reason) select s.id, 'model changed' from embed.source s where s.model is null;
+        insert into embed.sweep_request (source, reason)
+        select s.id, 'model changed'
+        from embed.source s
+        where s.model is null;
         perform embed.wake();
     end if;
 end
@@ -156,16 +173,21 @@ comment on function embed.use_model(text, boolean) is
 -- Two statements, because workers may register one fingerprint at once: the second sees what the first met.
 -- No advisory lock, because every login may hold one and keep workers from starting.
 create or replace function embed._register_fingerprint(
-    digest text, model text, revision text, query_prefix text, passage_prefix text, pooling text, dimensions integer, max_tokens integer, notes jsonb
+    digest text, model text, revision text, query_prefix text, passage_prefix text, pooling text, dimensions integer,
+    max_tokens integer, notes jsonb
 ) returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    number constant integer := ('x' || left(encode(sha256(convert_to(digest, 'UTF8')), 'hex'), 8))::bit(32)::integer & 2147483647;
+    number constant integer := (
+        'x' || left(encode(sha256(convert_to(digest, 'UTF8')), 'hex'), 8)
+    )::bit(32)::integer & 2147483647;
     found_number integer;
 begin
-    insert into embed.fingerprint (id, digest, model, revision, query_prefix, passage_prefix, pooling, dimensions, max_tokens, notes)
+    insert into embed.fingerprint (
+        id, digest, model, revision, query_prefix, passage_prefix, pooling, dimensions, max_tokens, notes
+    )
     overriding system value
     values (number, digest, model, revision, query_prefix, passage_prefix, pooling, dimensions, max_tokens, notes)
     on conflict do nothing;

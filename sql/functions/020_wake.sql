@@ -14,8 +14,10 @@
 create or replace function embed._notifies() returns boolean
 language sql stable
 return case
-    when pg_catalog.lower(pg_catalog.current_setting('embed.notify', true)) operator(pg_catalog.=) any ('{off,false,no,0}'::pg_catalog.text[]) then false
-    when pg_catalog.lower(pg_catalog.current_setting('embed.notify', true)) operator(pg_catalog.=) any ('{on,true,yes,1}'::pg_catalog.text[]) then true
+    when pg_catalog.lower(pg_catalog.current_setting('embed.notify', true))
+        operator(pg_catalog.=) any ('{off,false,no,0}'::pg_catalog.text[]) then false
+    when pg_catalog.lower(pg_catalog.current_setting('embed.notify', true))
+        operator(pg_catalog.=) any ('{on,true,yes,1}'::pg_catalog.text[]) then true
     else pg_catalog.current_setting('max_prepared_transactions') operator(pg_catalog.=) '0'
 end;
 

@@ -11,7 +11,10 @@ return case when dimensions <= 2000 then 'vector' when dimensions <= 4000 then '
 create or replace function embed._index_expression(vector text, type text, dimensions integer) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
-return case type when 'halfvec' then format('((%s)::@extschema:vector@.halfvec(%s))', vector, dimensions) else vector end;
+return case type
+    when 'halfvec' then format('((%s)::@extschema:vector@.halfvec(%s))', vector, dimensions)
+    else vector
+end;
 
 -- What stands behind "create index concurrently NAME". pgvector's own m = 16, ef_construction = 64 cost
 -- 0.010 NDCG@10 on 6,099 short Korean sentences at ef_search = 100; with these, and ef_search = 200, it

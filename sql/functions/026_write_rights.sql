@@ -49,11 +49,16 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     if not pg_has_role((select c.relowner from pg_class c where c.oid = 'embed.setting'::regclass), 'usage')
-        and exists (select from unnest(array[old.name, new.name]) as n (name) where n.name not in ('default_model', 'reranker'))
+        and exists (
+            select from unnest(array[old.name, new.name]) as n (name) where n.name not in ('default_model', 'reranker')
+        )
     then
-        raise exception 'the role % may not write the setting %', quote_ident(current_user), coalesce(new.name, old.name)
+        raise exception 'the role % may not write the setting %', quote_ident(current_user),
+            coalesce(new.name, old.name)
             using errcode = 'insufficient_privilege',
-            hint = 'embed.use_model and embed.use_reranker are for members of embed_admin; the rest is for the owner of the schema embed.';
+            hint =
+                'embed.use_model and embed.use_reranker are for members of embed_admin; the rest is for the owner of '
+                'the schema embed.';
     end if;
     return coalesce(new, old);
 end

@@ -7,7 +7,8 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 return (
     select format(
-        'create temporary table embed_probe (like %s); create temporary view embed_probe_rows as select 1 as one from pg_temp.embed_probe as %I where (%s)',
+        'create temporary table embed_probe (like %s); create temporary view embed_probe_rows as select 1 as one from '
+        'pg_temp.embed_probe as %I where (%s)',
         relation, c.relname, filter
     )
     from pg_class c
@@ -30,8 +31,10 @@ begin
     close one_statement;
     execute embed._probe_sql(relation, filter);
 exception when others then
-    raise exception 'filter % is not a condition over the columns of %: %', pg_catalog.quote_literal(filter), relation, sqlerrm
-        using errcode = 'EW003', hint = 'Give a condition over columns of the table, as in WHERE, for example: published and lang = ''ko''.';
+    raise exception 'filter % is not a condition over the columns of %: %', pg_catalog.quote_literal(filter), relation,
+        sqlerrm
+        using errcode = 'EW003',
+        hint = 'Give a condition over columns of the table, as in WHERE, for example: published and lang = ''ko''.';
 end
 $$;
 
@@ -42,7 +45,8 @@ language sql immutable
 set search_path = pg_catalog, pg_temp
 return regexp_replace(
     stored,
-    '(''(?:[^'']|'''')*''|"(?:[^"]|"")*")|(?:"(?:[^"]|"")*"|[a-z_][a-z0-9_]*)\.(?="\{\d+\}"|(?:tableoid|ctid|[cx]m(?:in|ax))\M)',
+    '(''(?:[^'']|'''')*''|"(?:[^"]|"")*")|'
+    '(?:"(?:[^"]|"")*"|[a-z_][a-z0-9_]*)\.(?="\{\d+\}"|(?:tableoid|ctid|[cx]m(?:in|ax))\M)',
     '\1', 'g'
 );
 
@@ -89,7 +93,10 @@ begin
         raise exception 'filter % can change though its row does not', quote_literal(filter)
             using errcode = 'EW003',
             detail = format('Not immutable: %s.', culprit),
-            hint = 'For what depends on the time or a setting, add a boolean column, have a job update it, and give the column as filter. Compare a column with a value of its own type: state = ''new'', created >= ''2026-01-01''. A function of yours that depends on its arguments alone can be declared immutable.';
+            hint =
+                'For what depends on the time or a setting, add a boolean column, have a job update it, and give the '
+                'column as filter. Compare a column with a value of its own type: state = ''new'', created >= '
+                '''2026-01-01''. A function of yours that depends on its arguments alone can be declared immutable.';
     end if;
 end
 $$;
@@ -105,7 +112,8 @@ as $$
 declare
     probe constant regclass := to_regclass('pg_temp.embed_probe');
     rows constant regclass := to_regclass('pg_temp.embed_probe_rows');
-    wrong constant text := 'Give a condition over columns of the table, as in WHERE, for example: published and lang = ''ko''.';
+    wrong constant text :=
+        'Give a condition over columns of the table, as in WHERE, for example: published and lang = ''ko''.';
     col record;
 begin
     attnums := '{}';
@@ -130,7 +138,9 @@ begin
         where r.ev_class = rows
     loop
         attnums := attnums || col.attnum;
-        execute format('alter table pg_temp.embed_probe rename column %I to %I', col.attname, format('{%s}', col.attnum));
+        execute format(
+            'alter table pg_temp.embed_probe rename column %I to %I', col.attname, format('{%s}', col.attnum)
+        );
     end loop;
     stored := embed._unqualified(substring(pg_get_viewdef(rows) from '^.*?\n  WHERE (.*);$'));
     if cardinality(attnums) = 0

@@ -34,7 +34,9 @@ begin
     if found_key is null then
         raise exception 'table % has no usable key%', relation, coalesce(' ' || wanted::text, '')
             using errcode = 'EW003',
-            detail = 'Rows must be known by a primary key, or by a unique index whose columns are all not null (not partial, not on an expression, not deferrable).',
+            detail =
+                'Rows must be known by a primary key, or by a unique index whose columns are all not null (not '
+                'partial, not on an expression, not deferrable).',
             hint = case
                 when wanted is null then format('Add one: alter table %s add primary key (…);', relation)
                 else 'Leave the key out to take the primary key, or make these columns unique and not null.'

@@ -17,11 +17,18 @@ begin
     select
         string_agg(quote_ident(x.tgname), ', ' order by x.tgname),
         string_agg(
-            case when x.definition like 'CREATE CONSTRAINT %' then format('drop trigger %I on %s; ', x.tgname, source.relation) else '' end
+            case
+                when x.definition like 'CREATE CONSTRAINT %'
+                    then format('drop trigger %I on %s; ', x.tgname, source.relation)
+                else ''
+            end
                 || regexp_replace(
                     regexp_replace(x.definition, '^CREATE TRIGGER', 'create or replace trigger'),
                     case when x.has_when then ' WHEN [(]' else ' EXECUTE FUNCTION' end,
-                    case when x.has_when then format(' when (%s and ', apart) else format(' when (%s) execute function', apart) end
+                    case
+                        when x.has_when then format(' when (%s and ', apart)
+                        else format(' when (%s) execute function', apart)
+                    end
                 ),
             '; ' order by x.tgname
         )
@@ -54,9 +61,20 @@ declare
         select format('%s %s', source.keys[i], source.key_types[i]) from generate_subscripts(source.keys, 1) as i
     ) || array['chunk integer', 'passage_start integer', 'passage_end integer', 'truncated boolean']
       || case when source.into_column is null then array['embedding vector'] else '{}' end
-      || array['terms sparsevec', 'fingerprint integer', 'hash bytea', 'checksum bytea', 'seq bigint', 'embedded_at timestamp with time zone'];
+      || array[
+          'terms sparsevec',
+          'fingerprint integer',
+          'hash bytea',
+          'checksum bytea',
+          'seq bigint',
+          'embedded_at timestamp with time zone'
+      ];
     present text[] := array(
-        select format('%s %s', a.attname, case when t.typname in ('vector', 'sparsevec') then t.typname::text else format_type(a.atttypid, -1) end)
+        select format(
+            '%s %s',
+            a.attname,
+            case when t.typname in ('vector', 'sparsevec') then t.typname::text else format_type(a.atttypid, -1) end
+        )
         from pg_attribute a join pg_type t on t.oid = a.atttypid
         where a.attrelid = vectors and a.attnum > 0 and not a.attisdropped
     );
@@ -71,7 +89,9 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    vector_schema text := (select n.nspname from pg_extension e join pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector');
+    vector_schema text := (
+        select n.nspname from pg_extension e join pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector'
+    );
     class record;
     vectors text;
 begin
@@ -90,13 +110,18 @@ begin
         perform embed._require_schema((select n.oid from pg_namespace n where n.nspname = class.nspname), 'create');
     end if;
     execute format(
-        'create %s table %s (%s, chunk integer not null default 0, passage_start integer not null, passage_end integer not null,
-            truncated boolean not null default false, %s terms @extschema:vector@.sparsevec(16777216),
-            fingerprint integer not null, hash bytea not null, checksum bytea not null, seq bigint not null,
+        'create %s table %s (%s, chunk integer not null default 0,
+            passage_start integer not null, passage_end integer not null, truncated boolean not null default false,
+            %s terms @extschema:vector@.sparsevec(16777216), fingerprint integer not null,
+            hash bytea not null, checksum bytea not null, seq bigint not null,
             embedded_at timestamptz not null default now(), primary key (%s, chunk))',
         case class.relpersistence when 'u' then 'unlogged' else '' end, vectors,
         embed._declared(source.relation, source.key_attnums, source.keys),
-        case when source.into_column is null then format('embedding %I.vector(%s) not null,', vector_schema, source.dimensions) else '' end,
+        case
+            when source.into_column is null
+                then format('embedding %I.vector(%s) not null,', vector_schema, source.dimensions)
+            else ''
+        end,
         embed._each('%1$I', source.keys, ', ')
     );
     execute format(
@@ -122,7 +147,10 @@ begin
         from pg_index i
         where i.indrelid = vectors and i.indisunique and i.indimmediate and i.indisvalid and i.indpred is null
         and array(
-            select a.attname::text from pg_attribute a where a.attrelid = vectors and a.attnum = any (i.indkey) order by a.attname
+            select a.attname::text
+            from pg_attribute a
+            where a.attrelid = vectors and a.attnum = any (i.indkey)
+            order by a.attname
         ) = array(select k::name::text from unnest(source.keys || array['chunk']) as k order by k::name)
     ) then
         lacks := format('a unique key (%s, chunk)', embed._each('%1$I', source.keys, ', '));
@@ -153,8 +181,14 @@ begin
     ) then
         raise exception 'table % exists and belongs to somebody else', vectors
             using errcode = '42501',
-            detail = format('Its owner is %s, that of %s another.', (select c.relowner::regrole from pg_class c where c.oid = vectors), source.relation),
-            hint = 'Give it to the owner of the table with ALTER TABLE … OWNER TO if its triggers and vectors can be trusted, or drop or rename it.';
+            detail = format(
+                'Its owner is %s, that of %s another.',
+                (select c.relowner::regrole from pg_class c where c.oid = vectors),
+                source.relation
+            ),
+            hint =
+                'Give it to the owner of the table with ALTER TABLE … OWNER TO if its triggers and vectors can be '
+                'trusted, or drop or rename it.';
     end if;
     if exists (select from embed.source s where s.vectors = _check_adoptable.vectors and s.id <> source.id) then
         raise exception 'table % holds the vectors of another source', vectors

@@ -19,9 +19,14 @@ begin
         'embed_admin', pg_catalog.has_table_privilege('embed._own_source', 'insert'), 'embed.enable'
     );
     if filter is not null and not pg_catalog.has_database_privilege(pg_catalog.current_database(), 'temporary') then
-        raise exception 'the role % may not create temporary tables, with which a filter is read', pg_catalog.quote_ident(current_user)
+        raise exception 'the role % may not create temporary tables, with which a filter is read',
+            pg_catalog.quote_ident(current_user)
             using errcode = 'insufficient_privilege',
-            hint = pg_catalog.format('As the owner of the database: grant temporary on database %I to %I;', pg_catalog.current_database(), current_user);
+            hint = pg_catalog.format(
+                'As the owner of the database: grant temporary on database %I to %I;',
+                pg_catalog.current_database(),
+                current_user
+            );
     end if;
     perform embed._probe_filter(relation, filter);
     return embed._enable(relation, columns, name, model, template, into_column, chunk, filter, key, words);
@@ -33,7 +38,8 @@ comment on function embed.enable(regclass, text[], text, text, text, text, boole
     'words => false leaves out what searches by words need: time, space and an index.';
 
 create or replace function embed._enable(
-    relation regclass, columns text[], name text, model text, template text, into_column text, chunk boolean, filter text, key text[],
+    relation regclass, columns text[], name text, model text, template text, into_column text, chunk boolean,
+    filter text, key text[],
     words boolean
 ) returns regclass
 language plpgsql
@@ -48,11 +54,10 @@ declare
     new embed.source;
     class record;
     bad record;
-    vector_schema text := (select n.nspname from pg_extension e join pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector');
+    vector_schema text := (
+        select n.nspname from pg_extension e join pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector'
+    );
     found_dims integer;
-    k_columns text;
-    k_list text;
-    persistence text;
 begin
     select c.relkind, c.relpersistence, c.relname, n.nspname into class
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -62,21 +67,24 @@ begin
     if class.relkind not in ('r', 'p') then
         raise exception '% is not a table', a_relation
             using errcode = 'EW003',
-            detail = 'Changes are captured by triggers, which views, materialised views and foreign tables do not have.',
+            detail =
+                'Changes are captured by triggers, which views, materialised views and foreign tables do not have.',
             hint = 'Enable the table that holds the text.';
     end if;
     if class.relpersistence = 't' then
         raise exception '% is a temporary table, which no worker can see', a_relation
             using errcode = 'EW003', hint = 'Use an ordinary table.';
     end if;
-    if class.nspname in ('pg_catalog', 'information_schema') or (class.nspname = 'embed' and class.relname <> 'document') then
+    if class.nspname in ('pg_catalog', 'information_schema')
+        or (class.nspname = 'embed' and class.relname <> 'document') then
         raise exception '% belongs to the system', a_relation
             using errcode = 'EW003', hint = 'Enable a table of your own.';
     end if;
     perform embed._require_owner(a_relation);
     if coalesce(cardinality(columns), 0) = 0 then
         raise exception 'no columns were given for %', a_relation
-            using errcode = 'EW003', hint = 'Name the text columns: embed.enable(''article'', array[''title'', ''content'']).';
+            using errcode = 'EW003',
+            hint = 'Name the text columns: embed.enable(''article'', array[''title'', ''content'']).';
     end if;
 
     if btrim(a_name) = '' then
@@ -105,12 +113,16 @@ begin
                     where a.attrelid = a_relation and a.attnum > 0 and not a.attisdropped and embed._is_text(a.atttypid)
                 ), 'none') || '.';
         end if;
-        raise exception 'column % of % is of type %, expected a text type', quote_ident(bad.name), a_relation, bad.type_name
+        raise exception 'column % of % is of type %, expected a text type', quote_ident(bad.name), a_relation,
+            bad.type_name
             using errcode = 'EW003',
-            hint = 'Enable columns of text, varchar, char, citext or an enum, or arrays of these. For others add a text column: generated where the cast is immutable, else filled by a trigger.';
+            hint =
+                'Enable columns of text, varchar, char, citext or an enum, or arrays of these. For others add a text '
+                'column: generated where the cast is immutable, else filled by a trigger.';
     end if;
     if (select count(distinct c) from unnest(columns) as c) <> cardinality(columns) then
-        raise exception 'a column is named twice in %', columns using errcode = 'EW003', hint = 'Name every column once.';
+        raise exception 'a column is named twice in %', columns
+            using errcode = 'EW003', hint = 'Name every column once.';
     end if;
 
     select * into a_model from embed.model m where m.name = coalesce(_enable.model, embed.default_model());
@@ -118,7 +130,9 @@ begin
         raise exception 'model % is not known', quote_literal(coalesce(_enable.model, embed.default_model()))
             using errcode = 'EW003',
             detail = 'Known: ' || (select string_agg(m.name, ', ' order by m.name) from embed.model m) || '.',
-            hint = 'Add another with embed.add_model(name, dimensions, max_tokens, query_prefix, passage_prefix, pooling).';
+            hint =
+                'Add another with embed.add_model(name, dimensions, max_tokens, query_prefix, passage_prefix, '
+                'pooling).';
     end if;
 
     -- One enable at a time, and the table stands still while it is looked at.
@@ -171,12 +185,20 @@ begin
         where a.attrelid = a_relation and a.attname = into_column and not a.attisdropped
         and t.typname = 'vector' and a.attnotnull = false;
         if not found then
-            raise exception 'table % has no nullable column % of type vector(%)', a_relation, quote_ident(into_column), a_model.dimensions
+            raise exception 'table % has no nullable column % of type vector(%)', a_relation, quote_ident(into_column),
+                a_model.dimensions
                 using errcode = 'EW003',
-                hint = format('Add it: alter table %s add column %I %I.vector(%s);', a_relation, into_column, vector_schema, a_model.dimensions);
+                hint = format(
+                    'Add it: alter table %s add column %I %I.vector(%s);',
+                    a_relation,
+                    into_column,
+                    vector_schema,
+                    a_model.dimensions
+                );
         end if;
         if found_dims <> a_model.dimensions then
-            raise exception 'column % of % has % dimensions, but model % makes %', quote_ident(into_column), a_relation, found_dims, a_model.name, a_model.dimensions
+            raise exception 'column % of % has % dimensions, but model % makes %', quote_ident(into_column), a_relation,
+                found_dims, a_model.name, a_model.dimensions
                 using errcode = 'EW005', hint = 'Use a column of the model''s dimensions, or another model.';
         end if;
     end if;
@@ -193,98 +215,35 @@ begin
         select * into old from embed.source s where s.id = old.id;
     end if;
     if old.id is not null then
-        if (old.into_column is null) <> (into_column is null) or old.into_column <> into_column
-            or (old.key_attnums, old.key_types) is distinct from (new.key_attnums, new.key_types)
-        then
-            raise exception '% is enabled already, with another %', a_relation,
-                case when (old.key_attnums, old.key_types) is distinct from (new.key_attnums, new.key_types) then 'key'
-                    else 'place for its vectors' end
-                using errcode = 'EW003', hint = format('Call embed.disable(%L, drop_vectors => true) first.', a_relation::text);
-        end if;
-        if old.chunk <> new.chunk then
-            raise exception '% is enabled already, with chunk => %', a_relation, old.chunk
-                using errcode = 'EW003',
-                detail = 'It is not known which of its vectors would have to be computed again.',
-                hint = format('Call embed.disable(%L, drop_vectors => true) first.', a_relation::text);
-        end if;
-        if old.dimensions <> new.dimensions then
-            raise exception 'vectors of % have % dimensions, but model % makes %', a_relation, old.dimensions, a_model.name, new.dimensions
-                using errcode = 'EW005',
-                hint = format('Call embed.disable(%L, drop_vectors => true) first, then enable it with the new model.', a_relation::text);
-        end if;
-        perform embed._set_words(old, new.words);
-        if (old.columns, old.column_attnums, old.watch_attnums, old.template, old.filter, old.model)
-            is not distinct from
-            (new.columns, new.column_attnums, new.watch_attnums, new.template, new.filter, new.model)
-            and exists (select from pg_class c where c.oid = old.vectors)
-            and not exists (select from embed._missing_triggers(old))
-        then
-            return case when into_column is null then old.vectors else a_relation end;
-        end if;
-        perform embed._require_no_switch(old.id, 'embed.enable with other arguments'::text);
-        perform embed._open_schema(quote_ident(current_user)::regrole);
-        update embed._own_source s
-        set columns = new.columns, column_attnums = new.column_attnums, watch_attnums = new.watch_attnums,
-            template = new.template, filter = new.filter, model = new.model,
-            vectors = case when exists (select from pg_class c where c.oid = old.vectors) then old.vectors
-                else embed._make_vectors(old) end,
-            version = nextval('embed.seq')
-        where s.id = old.id
-        returning * into new;
-        perform embed._write_capture(new);
-        perform embed._attach_capture(new);
-        perform embed._guard_vectors(new);
-        perform embed._grant_worker(new);
-        insert into embed.sweep_request (source, reason) values (new.id, 'enabled again');
-        perform embed.wake();
-        perform embed._notice_triggers(new);
-        return case when into_column is null then new.vectors else a_relation end;
+        return embed._enable_again(old, new);
     end if;
 
-    if new.keys && array['chunk', 'passage_start', 'passage_end', 'truncated', 'embedding', 'terms', 'fingerprint', 'hash', 'checksum', 'seq', 'embedded_at'] then
+    if new.keys && array[
+        'chunk', 'passage_start', 'passage_end', 'truncated', 'embedding', 'terms', 'fingerprint', 'hash', 'checksum',
+        'seq', 'embedded_at'
+    ] then
         raise exception 'a key column of % has the name of a column of its vector table', a_relation
             using errcode = 'EW003',
-            detail = 'Taken: chunk, passage_start, passage_end, truncated, embedding, terms, fingerprint, hash, checksum, seq, embedded_at.',
+            detail =
+                'Taken: chunk, passage_start, passage_end, truncated, embedding, terms, fingerprint, hash, checksum, '
+                'seq, embedded_at.',
             hint = 'Give another unique key with key => …, or rename the column.';
     end if;
-    select string_agg('k' || k.place, ', ' order by k.place),
-        embed._declared(a_relation, new.key_attnums, array_agg('k' || k.place order by k.place))
-    into k_list, k_columns
-    from unnest(new.key_attnums) with ordinality as k (attnum, place);
-    persistence := case class.relpersistence when 'u' then 'unlogged' else '' end;
 
     perform embed._open_schema(quote_ident(current_user)::regrole);
-    insert into embed._own_source (name, relation, relation_oid, vectors, keys, key_attnums, key_types, columns, column_attnums,
-        watch_attnums, template, filter, into_column, into_attnum, chunk, words, model, dimensions)
-    values (new.name, new.relation, new.relation_oid, new.relation, new.keys, new.key_attnums, new.key_types, new.columns,
+    insert into embed._own_source (
+        name, relation, relation_oid, vectors, keys, key_attnums, key_types, columns, column_attnums,
+        watch_attnums, template, filter, into_column, into_attnum, chunk, words, model, dimensions
+    )
+    values (
+        new.name, new.relation, new.relation_oid, new.relation, new.keys, new.key_attnums, new.key_types, new.columns,
         new.column_attnums, new.watch_attnums, new.template, new.filter, new.into_column, new.into_attnum, new.chunk,
-        new.words, new.model, new.dimensions)
+        new.words, new.model, new.dimensions
+    )
     returning * into new;
     insert into embed.source_state (source) values (new.id);
 
-    -- The application appends here and does nothing else: no unique key to conflict on, so no wait
-    -- for anybody and no serialisation failure at any isolation level. No index at all, which made
-    -- the triggers of a COPY of 100,000 rows half as expensive again; workers read it in the order of its
-    -- pages. Deleting is allowed to a table without a key only with this identity, where a
-    -- publication holds all tables.
-    execute format(
-        'create %s table embed.inbox_%s (%s, priority smallint not null default 0, at timestamptz not null default now())
-         with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000)',
-        persistence, new.id, k_columns
-    );
-    execute format('alter table embed.inbox_%s replica identity full', new.id);
-    -- due is lease, back-off and dead letter (infinity) in one; priority 0 is a fresh change, 11
-    -- to 19 an attempt that did not end, 20 a backfill.
-    execute format(
-        'create %s table embed.queue_%s (%s, seq bigint not null, due timestamptz not null default now(), attempts smallint not null default 0,
-            priority smallint not null default 0, claimed_by integer, error text, since timestamptz not null default now(), primary key (%s))
-         with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0)',
-        persistence, new.id, k_columns, k_list
-    );
-    execute format('create index on embed.queue_%1$s (priority, due) where due < ''infinity''', new.id);
-    -- Serves the count and the list of dead rows; rows that are not have no part in it.
-    execute format('create index on embed.queue_%1$s (since) where due = ''infinity''', new.id);
-
+    perform embed._make_queue(new);
     update embed._own_source s set vectors = embed._make_vectors(new) where s.id = new.id returning * into new;
     perform embed._write_capture(new);
     perform embed._attach_capture(new);

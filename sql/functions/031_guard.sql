@@ -2,14 +2,20 @@
 
 -- What there is of the protection of a source's vectors (see embed._guard_vectors): its policy for readers,
 -- the one for a worker that is not the owner, and the grants. Takes no lock, as pg_get_expr would.
-create or replace function embed._guard(source embed.source, out readers boolean, out workers boolean, out granted boolean)
+create or replace function embed._guard(
+    source embed.source, out readers boolean, out workers boolean, out granted boolean
+)
 language sql stable
 set search_path = pg_catalog, pg_temp
 begin atomic
     select
         c.relrowsecurity and exists (
             select from pg_policy p
-            where p.polrelid = c.oid and p.polname = 'embed_source' and p.polcmd = 'r' and p.polpermissive and p.polroles = '{0}'
+            where p.polrelid = c.oid
+            and p.polname = 'embed_source'
+            and p.polcmd = 'r'
+            and p.polpermissive
+            and p.polroles = '{0}'
             and 2 = (
                 select count(distinct f.proname)
                 from pg_depend d
@@ -24,8 +30,14 @@ begin atomic
             and p.polroles = array[to_regrole('embed_worker')::oid]
         ),
         has_table_privilege('public', c.oid, 'select')
-            and (to_regrole('embed_monitor') is null or has_column_privilege('embed_monitor', format('embed.queue_%s', source.id), 'due', 'select'))
-            and (to_regrole('embed_worker') is null or has_table_privilege('embed_worker', format('embed.queue_%s', source.id), 'update'))
+            and (
+                to_regrole('embed_monitor') is null
+                or has_column_privilege('embed_monitor', format('embed.queue_%s', source.id), 'due', 'select')
+            )
+            and (
+                to_regrole('embed_worker') is null
+                or has_table_privilege('embed_worker', format('embed.queue_%s', source.id), 'update')
+            )
     from pg_class c
     where c.oid = source.vectors;
 end;
@@ -59,7 +71,8 @@ begin
         source.id,
         -- By the number only where the name is gone: a dump that is restored has other numbers.
         format(
-            'declare t constant oid := coalesce(pg_catalog.to_regclass(%L), %s); begin perform embed._require_columns(t, %L); return not pg_catalog.row_security_active(t); end',
+            'declare t constant oid := coalesce(pg_catalog.to_regclass(%L), %s); begin perform '
+            'embed._require_columns(t, %L); return not pg_catalog.row_security_active(t); end',
             source.relation::text, source.relation::oid, source.key_attnums || source.column_attnums
         )
     );
@@ -68,26 +81,36 @@ begin
         source.id,
         -- Not as _declared has them: a parameter has no collation of its own, but that of the argument.
         (
-            select string_agg(format('%s %s', x.queue_name, x.type_name), ', ' order by x.place) from embed._keys(source) as x
+            select string_agg(format('%s %s', x.queue_name, x.type_name), ', ' order by x.place)
+            from embed._keys(source) as x
         ),
         format(
             'begin return exists (select %s from %s s where %s); end',
-            (select string_agg(format('s.%I', embed._column_name(source.relation, c.attnum)), ', ') from unnest(source.column_attnums) as c (attnum)),
+            (
+                select string_agg(format('s.%I', embed._column_name(source.relation, c.attnum)), ', ')
+                from unnest(source.column_attnums) as c (attnum)
+            ),
             source.relation,
-            (select string_agg(format('s.%s %s $%s', x.row_name, x.equal, x.place), ' and ') from embed._keys(source) as x)
+            (
+                select string_agg(format('s.%s %s $%s', x.row_name, x.equal, x.place), ' and ')
+                from embed._keys(source) as x
+            )
         )
     );
     if not guard.readers then
         execute format('alter table %s enable row level security', source.vectors);
         execute format('drop policy if exists embed_source on %s', source.vectors);
         execute format(
-            'create policy embed_source on %s for select using ((select embed.source_%s_open()) or embed.source_%2$s_visible(%s))',
+            'create policy embed_source on %s for select using ((select embed.source_%s_open()) or '
+            'embed.source_%2$s_visible(%s))',
             source.vectors, source.id, embed._each('%1$I', source.keys, ', ')
         );
     end if;
     if not guard.workers then
         execute format('drop policy if exists embed_worker on %s', source.vectors);
-        execute format('create policy embed_worker on %s to embed_worker using (true) with check (true)', source.vectors);
+        execute format(
+            'create policy embed_worker on %s to embed_worker using (true) with check (true)', source.vectors
+        );
     end if;
     if not guard.granted then
         execute format('grant select on %s to public', source.vectors);

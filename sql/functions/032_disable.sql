@@ -57,7 +57,8 @@ begin
     delete from embed.sweep_request r where r.source = source.id;
     delete from embed.lexical_term t where t.source = source.id;
     delete from embed._own_source x where x.id = source.id;
-    if (drop_vectors or source.into_column is not null) and exists (select from pg_class c where c.oid = source.vectors) then
+    if (drop_vectors or source.into_column is not null)
+        and exists (select from pg_class c where c.oid = source.vectors) then
         execute format('drop table %s', source.vectors);
     else
         -- They stay without the index that needs a function of ours.
@@ -68,7 +69,9 @@ begin
 end
 $$;
 
-create or replace function embed.disable(relation regclass, drop_vectors boolean default false, name text default null) returns void
+create or replace function embed.disable(
+    relation regclass, drop_vectors boolean default false, name text default null
+) returns void
 language plpgsql
 as $$
 declare
@@ -91,7 +94,9 @@ begin
         if drop_vectors and embed._column_name(relation, s.into_attnum) is not null then
             was := pg_catalog.current_setting('embed.writing', true);
             perform pg_catalog.set_config('embed.writing', 'on', true);
-            execute format('update %s set %I = null where %2$I is not null', relation, embed._column_name(relation, s.into_attnum));
+            execute format(
+                'update %s set %I = null where %2$I is not null', relation, embed._column_name(relation, s.into_attnum)
+            );
             perform pg_catalog.set_config('embed.writing', coalesce(was, ''), true);
         end if;
     end loop;
@@ -116,7 +121,8 @@ begin
     perform embed._require_owner(relation);
     update embed._own_source s set paused = true, version = nextval('embed.seq') where s.relation = pause.relation;
     if not found then
-        raise exception '% is not enabled', relation using errcode = 'EW002', hint = 'See the view embed.status for what is.';
+        raise exception '% is not enabled', relation
+            using errcode = 'EW002', hint = 'See the view embed.status for what is.';
     end if;
     perform embed.wake();
 end
@@ -134,7 +140,8 @@ begin
     perform embed._require_owner(relation);
     update embed._own_source s set paused = false, version = nextval('embed.seq') where s.relation = resume.relation;
     if not found then
-        raise exception '% is not enabled', relation using errcode = 'EW002', hint = 'See the view embed.status for what is.';
+        raise exception '% is not enabled', relation
+            using errcode = 'EW002', hint = 'See the view embed.status for what is.';
     end if;
     perform embed.wake();
 end

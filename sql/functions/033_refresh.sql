@@ -1,124 +1,50 @@
 -- How a worker brings a source in line with its table, which may have been changed, restored or dropped.
 -- Functions may be added to, but never changed in place while a worker of the version before may be running.
 
--- What the trigger functions of a source and the worker's statements are written for, and what
--- decides which rows it has. When it changes, they are written again and the rows compared.
---
--- It also changes whenever rows can have changed unseen between two looks, though all is as it was at
--- the second: triggers shows that one was disabled and enabled (the row gets another xmin), or dropped and
--- made again, which a partition that is detached and attached also does to its own; files shows that rows
--- were rewritten (ALTER COLUMN … TYPE … USING fires no trigger). VACUUM FULL and TRUNCATE change files,
--- too, at the price of a sweep too many.
-create or replace function embed._structure(source embed.source) returns text
-language sql stable
-set search_path = pg_catalog, pg_temp
-begin atomic
-    with recursive tree as (
-        select (source).relation::oid as relation, c.relkind = 'p' as partitioned, c.relfilenode as file
-        from pg_class c
-        where c.oid = (source).relation
-        union
-        select c.oid, c.relkind = 'p', c.relfilenode
-        from tree t
-        join pg_inherits i on i.inhparent = t.relation and t.partitioned
-        join pg_class c on c.oid = i.inhrelid
-    )
-    select jsonb_build_object(
-        'relation', jsonb_build_array(c.oid::bigint, c.relname, c.relnamespace::bigint, c.relrowsecurity),
-        'parents', (select jsonb_agg(i.inhparent::bigint order by i.inhparent) from pg_inherits i where i.inhrelid = c.oid),
-        'files', (select encode(sha256(convert_to(string_agg(format('%s %s', t.relation, t.file), ',' order by t.relation), 'UTF8')), 'hex') from tree t),
-        'triggers', (
-            select encode(sha256(convert_to(string_agg(format('%s %s', g.oid, g.xmin), ',' order by g.oid), 'UTF8')), 'hex')
-            from tree t
-            join pg_trigger g on g.tgrelid = t.relation and starts_with(g.tgname, format('embed_%s_', (source).id))
-        ),
-        'columns', (
-            select jsonb_object_agg(
-                a.attnum,
-                -- A generated column can be given another expression; every row then has another text.
-                jsonb_build_array(a.attname, a.atttypid::bigint, a.atttypmod, case when a.attgenerated::text <> '' then pg_get_expr(d.adbin, d.adrelid) end)
-            )
-            from pg_attribute a
-            left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
-            where a.attrelid = c.oid
-            and a.attnum = any ((source).key_attnums || (source).watch_attnums || (source).column_attnums || coalesce((source).into_attnum, 0::smallint))
-        )
-    )::text
-    from pg_class c
-    where c.oid = (source).relation;
-end;
-
--- Numbers of columns in a table that was restored from a dump: the names are as they were, the
--- numbers need not be. before holds the names by the old numbers, as in embed._structure; names is
--- for where that is not known. A column that is not there has -1, which no column of a user's has.
-create or replace function embed._renumbered(relation regclass, attnums smallint[], before jsonb, names text[]) returns smallint[]
-language sql stable
-set search_path = pg_catalog, pg_temp
-return array(
-    select case when n.attnum is not null then coalesce(a.attnum, -1::smallint) end
-    from unnest(attnums, names) with ordinality as n (attnum, name, place)
-    left join pg_attribute a on a.attrelid = relation and a.attname = coalesce(before -> n.attnum::text ->> 0, n.name)
-        and a.attnum > 0 and not a.attisdropped
-    order by n.place
-);
-
-create or replace function embed._renumber(source embed.source) returns embed.source
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    before constant jsonb := (select t.structure::jsonb -> 'columns' from embed.source_state t where t.source = source.id);
-    of_filter smallint[] := array(
-        select distinct m[1]::smallint from regexp_matches(source.filter, '"\{(\d+)\}"', 'g') as m
-    );
-    renumbered constant smallint[] := embed._renumbered(source.relation, of_filter, before, null);
-begin
-    for i in 1 .. cardinality(of_filter) loop
-        -- "{=7}" for now, or what was renumbered to 3 would be taken for an old 3.
-        source.filter := replace(source.filter, format('"{%s}"', of_filter[i]), format('"{=%s}"', renumbered[i]));
-    end loop;
-    source.filter := replace(source.filter, '"{=', '"{');
-    source.key_attnums := embed._renumbered(source.relation, source.key_attnums, before, source.keys);
-    source.column_attnums := embed._renumbered(source.relation, source.column_attnums, before, source.columns);
-    source.into_attnum := (embed._renumbered(source.relation, array[source.into_attnum], before, array[source.into_column]))[1];
-    source.watch_attnums := embed._stored_attnums(source.relation, source.column_attnums || renumbered);
-    update embed._own_source x
-    set relation_oid = source.relation, key_attnums = source.key_attnums, column_attnums = source.column_attnums,
-        watch_attnums = source.watch_attnums, into_attnum = source.into_attnum, filter = source.filter
-    where x.id = source.id
-    returning * into source;
-    return source;
-end
-$$;
-
 -- What stands in the way of a source whose table is there, a sentence; null if nothing does.
 create or replace function embed._obstacle(source embed.source) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    again constant text := format('call embed.disable(%L, drop_vectors => true) and enable it again', source.relation::text);
+    again constant text := format(
+        'call embed.disable(%L, drop_vectors => true) and enable it again', source.relation::text
+    );
     lost text;
 begin
     if not exists (select from pg_class where oid = source.vectors) then
-        return format('the table that holds the vectors of %s was dropped; call embed.enable to create it again', source.relation);
+        return format(
+            'the table that holds the vectors of %s was dropped; call embed.enable to create it again', source.relation
+        );
     end if;
     lost := embed._lacking_columns(source.vectors, source);
     if lost is not null then
-        return coalesce(embed._foreign(source), format('the vectors of %s lack the columns %s; %s', source.relation, lost, again));
+        return coalesce(
+            embed._foreign(source), format('the vectors of %s lack the columns %s; %s', source.relation, lost, again)
+        );
     end if;
     select string_agg(n.name, ', ' order by n.name) into lost
-    from unnest(source.keys || source.columns || source.into_column, source.key_attnums || source.column_attnums || source.into_attnum) as n (name, attnum)
+    from unnest(
+        source.keys || source.columns || source.into_column,
+        source.key_attnums || source.column_attnums || source.into_attnum
+    ) as n (name, attnum)
     where n.name is not null and embed._column_name(source.relation, n.attnum) is null;
     if lost is null and (source.filter is not null and embed._filter_sql(source) is null
-        or exists (select from unnest(source.watch_attnums) as w (attnum) where embed._column_name(source.relation, w.attnum) is null))
+        or exists (
+            select
+            from unnest(source.watch_attnums) as w (attnum)
+            where embed._column_name(source.relation, w.attnum) is null
+        ))
     then
         lost := 'a column of its filter';
     end if;
     if lost is not null then
         return format('%s of %s was dropped; %s with the columns that are there', lost, source.relation, again);
     end if;
-    select string_agg(format('%s from %s to %s', a.attname, format_type(i.atttypid, -1), format_type(a.atttypid, -1)), ', ') into lost
+    select string_agg(
+        format('%s from %s to %s', a.attname, format_type(i.atttypid, -1), format_type(a.atttypid, -1)), ', '
+    )
+    into lost
     from unnest(source.key_attnums) with ordinality as k (attnum, place)
     join pg_attribute a on a.attrelid = source.relation and a.attnum = k.attnum
     join pg_attribute i on i.attrelid = format('embed.inbox_%s', source.id)::regclass and i.attname = 'k' || k.place
@@ -131,7 +57,12 @@ begin
     join pg_attribute a on a.attrelid = source.relation and a.attnum = c.attnum
     where not embed._is_text(a.atttypid);
     if lost is not null then
-        return format('%s of %s, which is no text; make it text, varchar, char or citext again, or %s', lost, source.relation, again);
+        return format(
+            '%s of %s, which is no text; make it text, varchar, char or citext again, or %s',
+            lost,
+            source.relation,
+            again
+        );
     end if;
     return null;
 end
@@ -162,7 +93,9 @@ return (
     select left(encode(sha256(convert_to(string_agg(p.prosrc, '' order by p.proname), 'UTF8')), 'hex'), 16)
     from pg_proc p
     where p.pronamespace = 'embed'::regnamespace
-    and p.proname in ('_write_capture', '_write_trigger_function', '_guard_vectors', '_write_words', '_grant_worker', '_write_compact')
+    and p.proname in (
+        '_write_capture', '_write_trigger_function', '_guard_vectors', '_write_words', '_grant_worker', '_write_compact'
+    )
 );
 
 -- Whether functions, policies and grants of a source are as this version writes them. An older version
@@ -184,7 +117,8 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 return (
     select format(
-        '%1$s belongs to %2$I, for whom %3$I, who enabled %4$s, may not act; as a superuser: grant %2$I to %3$I; or disable it and have %2$I enable it again',
+        '%1$s belongs to %2$I, for whom %3$I, who enabled %4$s, may not act; as a superuser: grant %2$I to %3$I; or '
+        'disable it and have %2$I enable it again',
         c.oid::regclass, pg_get_userbyid(c.relowner), pg_get_userbyid(i.relowner), source.relation
     )
     from pg_class i
@@ -219,7 +153,8 @@ begin
     outdated := not embed._is_written(s);
     -- embed.enable and embed.disable write the same functions, and so may another worker: the next
     -- look is early enough.
-    if (changed or outdated or embed._obstacle(s) is not null) and not pg_try_advisory_xact_lock(embed._lock_global(), embed._turn_enable()) then
+    if (changed or outdated or embed._obstacle(s) is not null)
+        and not pg_try_advisory_xact_lock(embed._lock_global(), embed._turn_enable()) then
         return case when now_is is null then 'gone' else coalesce(embed._obstacle(s), 'same') end;
     end if;
     if now_is is null then
@@ -265,7 +200,11 @@ begin
     end if;
 
     update embed._own_source x
-    set columns = array(select embed._column_name(s.relation, c.attnum) from unnest(s.column_attnums) with ordinality as c (attnum, place) order by c.place),
+    set columns = array(
+        select embed._column_name(s.relation, c.attnum)
+        from unnest(s.column_attnums) with ordinality as c (attnum, place)
+        order by c.place
+    ),
         into_column = embed._column_name(s.relation, s.into_attnum)
     where x.id = s.id
     returning * into s;

@@ -36,12 +36,14 @@ as $$
 begin
     if (case when source.into_column is null
         then (
-            select to_regclass(format('%I.%I', n.nspname, embed._bounded_name(source.name, '_embedding'))) <> source.vectors
+            select to_regclass(format('%I.%I', n.nspname, embed._bounded_name(source.name, '_embedding')))
+                <> source.vectors
             from pg_class c
             join pg_namespace n on n.oid = c.relnamespace
             where c.oid = source.relation
         )
-        else embed._present_column(source.relation, source.into_attnum) <> embed._column_name(source.relation, source.into_attnum)
+        else embed._present_column(source.relation, source.into_attnum)
+            <> embed._column_name(source.relation, source.into_attnum)
         end)
     then
         raise exception 'the model of % was changed after this transaction began', source.relation

@@ -81,8 +81,12 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    name constant text := format('embed.source_%s_words(text, integer[], @extschema:vector@.sparsevec, integer)', source.id);
-    owner text := (select c.relowner::regrole from pg_class c where c.oid = to_regclass(format('embed.queue_%s', source.id)));
+    name constant text := format(
+        'embed.source_%s_words(text, integer[], @extschema:vector@.sparsevec, integer)', source.id
+    );
+    owner text := (
+        select c.relowner::regrole from pg_class c where c.oid = to_regclass(format('embed.queue_%s', source.id))
+    );
 begin
     perform embed._check_function(source.id, 'words');
     execute format(
@@ -116,7 +120,8 @@ end',
             source.id
         )
     );
-    if owner is not null and not exists (select from pg_proc p where p.oid = name::regprocedure and p.proowner = owner::regrole) then
+    if owner is not null
+        and not exists (select from pg_proc p where p.oid = name::regprocedure and p.proowner = owner::regrole) then
         execute format('alter function %s owner to %s', name, owner);
     end if;
 end

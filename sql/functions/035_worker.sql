@@ -18,7 +18,10 @@ begin
     for source, version, paused, sweep in
         select
             s.id,
-            coalesce((select max(r.id) from embed.sweep_request r where r.source = s.id and r.reason = 'columns changed'), s.version),
+            coalesce(
+                (select max(r.id) from embed.sweep_request r where r.source = s.id and r.reason = 'columns changed'),
+                s.version
+            ),
             s.paused,
             exists (select from embed.sweep_request r where r.source = s.id)
         from embed.source s
@@ -48,7 +51,8 @@ begin
                             from unnest($2, $3) as c (priority, after)
                             cross join lateral (
                                 select from embed.queue_%1$s q
-                                where q.priority = c.priority and q.due < ''infinity'' and q.due <= now() and q.due >= c.after
+                                where q.priority = c.priority and q.due < ''infinity''
+                                and q.due <= now() and q.due >= c.after
                                 limit 1
                             ) as q
                         )',
@@ -109,7 +113,10 @@ $$;
 --   due      whether a row could be taken right now
 -- embed.status counts exactly, and reads every row for it.
 create or replace function embed._backlog(bound bigint default 10000)
-returns table (source integer, relation text, name text, model text, paused boolean, waiting bigint, dead bigint, oldest double precision, due boolean)
+returns table (
+    source integer, relation text, name text, model text, paused boolean, waiting bigint, dead bigint,
+    oldest double precision, due boolean
+)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '50ms'
@@ -126,7 +133,15 @@ begin
             execute format(
                 $q$select
                     (select count(*) from (select from embed.inbox_%1$s limit $1) as x)
-                        + (select count(*) from (select from embed.queue_%1$s q where q.priority = any ($2) and q.due < 'infinity' limit $1) as x),
+                        + (
+                            select count(*)
+                            from (
+                                select
+                                from embed.queue_%1$s q
+                                where q.priority = any ($2) and q.due < 'infinity'
+                                limit $1
+                            ) as x
+                        ),
                     (select count(*) from embed.queue_%1$s q where q.due = 'infinity'),
                     least(
                         (select min(x.at) from (select i.at from embed.inbox_%1$s i limit 1000) as x),

@@ -15,7 +15,10 @@ return (
         when w.lock_held then exists (
             select
             from pg_locks l
-            where l.locktype = 'advisory' and l.classid::bigint = embed._lock_worker() and l.objid = w.id::oid and l.objsubid = 2
+            where l.locktype = 'advisory'
+            and l.classid::bigint = embed._lock_worker()
+            and l.objid = w.id::oid
+            and l.objsubid = 2
             and l.granted and l.database = (select d.oid from pg_database d where d.datname = current_database())
         )
         else w.seen_at > clock_timestamp() - interval '1 minute'

@@ -10,7 +10,8 @@
 -- statement to the next (keep_lock): behind a transaction pooler it would stay with somebody else.
 create or replace function embed._claim_questions(
     most integer, lease double precision, worker integer, keep_lock boolean,
-    out id uuid, out model text, out text text, out role text, out hash bytea, out waited double precision, out locked boolean
+    out id uuid, out model text, out text text, out role text, out hash bytea, out waited double precision,
+    out locked boolean
 ) returns setof record
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -62,7 +63,8 @@ $$;
 -- and found by a bitmap: ON CONFLICT would find it by the index whose finds are counted as hits (see
 -- embed._cached_answer), and is for two workers that answer the same at the same moment.
 create or replace function embed._keep_answers(
-    hashes bytea[], vectors @extschema:vector@.vector[], terms text[], shares text[], lost integer[], fingerprint integer
+    hashes bytea[], vectors @extschema:vector@.vector[], terms text[], shares text[], lost integer[],
+    fingerprint integer
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp

@@ -56,8 +56,18 @@ begin
     return query
     with general as (
         select w.name, w.wanted, coalesce(
-            (select t.value from embed._stored_scan_settings() t where t.name = w.name and t.role = 0 order by t.here desc limit 1),
-            (select p.setting from pg_settings p where p.name = w.name and p.source in ('configuration file', 'command line'))
+            (
+                select t.value
+                from embed._stored_scan_settings() t
+                where t.name = w.name and t.role = 0
+                order by t.here desc
+                limit 1
+            ),
+            (
+                select p.setting
+                from pg_settings p
+                where p.name = w.name and p.source in ('configuration file', 'command line')
+            )
         ) as value
         from embed._scan_settings() w
     )
@@ -134,7 +144,9 @@ begin
             execute format('alter database %I reset %s', current_database(), w.name);
         exception when insufficient_privilege then
             raise notice 'the setting % of the database stays', w.name
-                using hint = format('As the owner of the database: alter database %I reset %s;', current_database(), w.name);
+                using hint = format(
+                    'As the owner of the database: alter database %I reset %s;', current_database(), w.name
+                );
         end;
     end loop;
 end

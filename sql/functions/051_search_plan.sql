@@ -10,8 +10,8 @@
 --              $5 of each row so many passages, $6 places that were found before, whose rows are left out
 --   hits       the rows of what was found: $1 places, $2 distances, $3 which look found each,
 --              $4 rows wanted, $5 rows to skip
---   rescored   the same ranked by words, too, null like all by words for a source without: $6 weights of the question's terms, $7 its codes,
---              $8 shares of the scripts in the question, $9 weight of words
+--   rescored   the same ranked by words, too, null like all by words for a source without: $6 weights of the
+--              question's terms, $7 its codes, $8 shares of the scripts in the question, $9 weight of words
 --   counted    how many passages were found, and how many of them have each term: $1 places, $2 terms
 --   of_row     the mean of a row's own vectors, and whether the row has text: $1 key
 --   awaiting   how many in a hundred vectors are of another model: between the places $1 and $2

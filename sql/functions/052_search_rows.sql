@@ -60,9 +60,9 @@ $$;
 -- its terms, and the shares of its scripts. Without a question the words alone rank, and those that have none of them
 -- are not found.
 --
--- The scan may be in relaxed order, because each look sorts what it found. In strict order, pgvector drops what it finds
--- too late. For ten questions to 100,000 random vectors under a condition of 10 %, it found 26 of the 100 nearest rows,
--- and 56 in relaxed order.
+-- The scan may be in relaxed order, because each look sorts what it found. In strict order, pgvector drops what it
+-- finds too late. For ten questions to 100,000 random vectors under a condition of 10 %, it found 26 of the 100 nearest
+-- rows, and 56 in relaxed order.
 drop function if exists embed._search_rows(
     anyelement, @extschema:vector@.vector, integer, record, text[], double precision, integer[],
     @extschema:vector@.sparsevec
@@ -125,7 +125,8 @@ begin
             words := embed._weights(plan, terms, places);
             new_places := '{}';
             if question is not null and plan.by_stage is not null and words.rarest is not null then
-                execute plan.by_stage into new_places using embed._words_token(plan.source), words.rarest, words.idf, 100;
+                execute plan.by_stage into new_places
+                using embed._words_token(plan.source), words.rarest, words.idf, 100;
                 execute plan.by_places into seen_by_words, new_rows, new_places, new_distances
                 using question, 100, leave_out, plan.given, of_a_row, '{}'::tid[], new_places;
             elsif question is not null and plan.by_both is not null then

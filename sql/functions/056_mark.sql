@@ -59,9 +59,9 @@ end
 $$;
 
 comment on function embed.mark(text, text, text, text, boolean) is
-    'A passage with the words of a question marked: select embed.mark(hit.passage, ''question'', html => true). They are '
-    'the terms by which embed.search ranks: Latin words with any ending, numbers, codes, and pairs of characters of '
-    'all else. html => true escapes the passage for HTML; without it, escape it yourself.';
+    'A passage with the words of a question marked: select embed.mark(hit.passage, ''question'', html => true). They '
+    'are the terms by which embed.search ranks: Latin words with any ending, numbers, codes, and pairs of characters '
+    'of all else. html => true escapes the passage for HTML; without it, escape it yourself.';
 
 create or replace function embed._html(value text) returns text
 language sql immutable

@@ -47,7 +47,8 @@ begin
     perform embed._sources(relation, null), embed._require_owner(relation);
     if days is null or days not between 0 and 3650 then
         raise exception 'days is %, expected 0 to 3650', coalesce(days::text, 'null')
-            using errcode = 'EW003', hint = '30 keeps a question for 30 days; 0 keeps none and deletes those that are there.';
+            using errcode = 'EW003',
+            hint = '30 keeps a question for 30 days; 0 keeps none and deletes those that are there.';
     end if;
     if days = 0 then
         delete from embed.question_log l where l.relation = log_questions.relation;
@@ -154,9 +155,9 @@ $$;
 comment on function embed.search_logged(
     anyelement, text, integer, text, double precision, integer, jsonb, integer, text
 ) is
-    'embed.search with one more column, search_id, for embed.chosen. It keeps the question and the keys shown where the '
-    'owner of the table called embed.log_questions; elsewhere, and in a read-only transaction, search_id is null. asker '
-    'says who asked, in words of the application, so that embed.erase_questions finds the questions of a person.';
+    'embed.search with one more column, search_id, for embed.chosen. It keeps the question and the keys shown where '
+    'the owner of the table called embed.log_questions; elsewhere, and in a read-only transaction, search_id is null. '
+    'asker says who asked, in words of the application, so that embed.erase_questions finds the questions of a person.';
 
 -- Appends what was chosen. Whatever is wrong with it, the application goes on.
 create or replace function embed._chosen(search_id uuid, key text[]) returns boolean
@@ -188,7 +189,9 @@ begin
         search_id,
         case
             when jsonb_typeof(written) = 'array' then array(
-                select e.value from jsonb_array_elements_text(written) with ordinality as e (value, place) order by e.place
+                select e.value
+                from jsonb_array_elements_text(written) with ordinality as e (value, place)
+                order by e.place
             )
             else array[written #>> '{}']
         end
@@ -200,9 +203,9 @@ end
 $$;
 
 comment on function embed.chosen(uuid, anyelement) is
-    'Call it when somebody opens or accepts a row of embed.search_logged: with the search_id and the key of the row, or '
-    'an array for a key of several columns. It appends a row, waits for nobody and never fails: it returns whether the '
-    'choice was kept. A worker makes a judgement of it within a minute.';
+    'Call it when somebody opens or accepts a row of embed.search_logged: with the search_id and the key of the row, '
+    'or an array for a key of several columns. It appends a row, waits for nobody and never fails: it returns whether '
+    'the choice was kept. A worker makes a judgement of it within a minute.';
 
 create or replace function embed.chosen(search_id uuid, key text) returns boolean
 language sql
@@ -211,9 +214,9 @@ return embed._chosen(search_id, array[key]);
 
 comment on function embed.chosen(uuid, text) is 'The same for a key that is a text, as in embed.chosen(id, ''a-17'').';
 
--- A worker's chore: makes judgements of choices, and deletes what is too old. It waits for nobody, because what is locked is
--- left for the next time. A choice counts where the row was shown by that search. The rows shown above it that nobody
--- chose are weak negatives: grade 0, unless some source says that they are right.
+-- A worker's chore: makes judgements of choices, and deletes what is too old. It waits for nobody, because what is
+-- locked is left for the next time. A choice counts where the row was shown by that search. The rows shown above it
+-- that nobody chose are weak negatives: grade 0, unless some source says that they are right.
 create or replace function embed._learn() returns integer
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -248,7 +251,9 @@ begin
     insert into embed.judgement as j (relation, question, key, grade, source, asker, judged_at)
     select b.relation, b.question, b.key, b.grade, 'click', b.asker, b.chosen_at
     from best b
-    on conflict (relation, hashtextextended(question, 0), hashtextextended(question, 1), hash_array_extended(key, 0), source) do update
+    on conflict (
+        relation, hashtextextended(question, 0), hashtextextended(question, 1), hash_array_extended(key, 0), source
+    ) do update
     set grade = greatest(j.grade, excluded.grade), judged_at = excluded.judged_at, asker = excluded.asker;
     get diagnostics learned = row_count;
     delete from embed.logged_search l

@@ -16,28 +16,38 @@ begin
     if n = 1 and format_type(key_type, -1) = types[1] then
         given := array[key_text];
     elsif jsonb_typeof(key) = 'array' then
-        given := array(select e #>> '{}' from jsonb_array_elements(key) with ordinality as a (e, place) order by a.place);
+        given := array(
+            select e #>> '{}' from jsonb_array_elements(key) with ordinality as a (e, place) order by a.place
+        );
     elsif jsonb_typeof(key) = 'object' then
         if key ?& plain then
             given := array(select key ->> p from unnest(plain) with ordinality as u (p, place) order by u.place)
                 || array(select j from jsonb_object_keys(key) as j where j <> all (plain));
         else
             -- row(…) has the fields f1, f2, ….
-            given := array(select key ->> ('f' || i) from generate_series(1, (select count(*) from jsonb_object_keys(key))) as i);
+            given := array(
+                select key ->> ('f' || i) from generate_series(1, (select count(*) from jsonb_object_keys(key))) as i
+            );
         end if;
     else
         given := array[key #>> '{}'];
     end if;
     if cardinality(given) <> n or array_position(given, null) is not null then
-        raise exception 'the key % does not fit the key of %: (%)', coalesce(key_text, 'null'), relation, array_to_string(names, ', ')
+        raise exception 'the key % does not fit the key of %: (%)', coalesce(key_text, 'null'), relation,
+            array_to_string(names, ', ')
             using errcode = 'EW003',
-            hint = case n when 1 then 'Give its value.' else 'Give its values in that order, for example: row(1, ''a''), or as json by name.' end;
+            hint = case n
+                when 1 then 'Give its value.'
+                else 'Give its values in that order, for example: row(1, ''a''), or as json by name.'
+            end;
     end if;
     return given;
 end
 $$;
 
-create or replace function embed.similar(source anyelement, key anycompatible, k integer default 10, name text default null)
+create or replace function embed.similar(
+    source anyelement, key anycompatible, k integer default 10, name text default null
+)
 returns table (
     "row" anyelement, score real, similarity real, passage text, passage_start integer, passage_end integer
 )
@@ -57,17 +67,20 @@ begin
     begin
         execute plan.of_row into own, has_text using given;
     exception when data_exception then
-        raise exception 'the key % does not fit the key of %: %', pg_catalog.array_to_string(given, ', '), plan.relation, sqlerrm
+        raise exception 'the key % does not fit the key of %: %', pg_catalog.array_to_string(given, ', '),
+            plan.relation, sqlerrm
             using errcode = 'EW003', hint = 'Give a value of the key column''s type.';
     end;
     if has_text is null then
         raise exception '% has no row with the key %', plan.relation, pg_catalog.array_to_string(given, ', ')
             using errcode = 'EW003', hint = 'The row must exist, pass the source''s filter and be visible to you.';
     elsif own is null then
-        raise exception 'the row of % with the key % has no vector%', plan.relation, pg_catalog.array_to_string(given, ', '),
+        raise exception 'the row of % with the key % has no vector%', plan.relation,
+            pg_catalog.array_to_string(given, ', '),
             case when has_text then ' yet' else ', since it has no text' end
             using errcode = 'EW002', hint = case
-                when has_text then 'A worker will embed it; embed.status shows how many wait, embed.failure what failed.'
+                when has_text
+                    then 'A worker will embed it; embed.status shows how many wait, embed.failure what failed.'
                 else 'Compare it with others once its text columns hold something.' end;
     end if;
     return query
@@ -77,7 +90,8 @@ end
 $$;
 
 comment on function embed.similar(anyelement, anycompatible, integer, text) is
-    'The k rows of a table nearest in meaning to the row with the given key, which is left out; a key of several columns is given as row(…). Of a row in several passages, the mean is compared.';
+    'The k rows of a table nearest in meaning to the row with the given key, which is left out; a key of several '
+    'columns is given as row(…). Of a row in several passages, the mean is compared.';
 
 -- The most natural first try, embed.similar('article', 1).
 create or replace function embed.similar(source text, key anycompatible, k integer default 10, name text default null)
@@ -92,7 +106,8 @@ end
 $$;
 
 comment on function embed.similar(text, anycompatible, integer, text) is
-    'Answers with the call to write: a table is given by a null of its row type, as in embed.similar(null::article, 1).';
+    'Answers with the call to write: a table is given by a null of its row type, as in embed.similar(null::article, '
+    '1).';
 
 create or replace function embed.similarity(a text, b text, model text default null) returns real
 language plpgsql stable
@@ -106,4 +121,5 @@ end
 $$;
 
 comment on function embed.similarity(text, text, text) is
-    'Cosine similarity of two texts, the same for (a, b) and (b, a). It orders pairs; cosines of the default model lie between 0.7 and 1.0 even for texts that have nothing in common.';
+    'Cosine similarity of two texts, the same for (a, b) and (b, a). It orders pairs; cosines of the default model lie '
+    'between 0.7 and 1.0 even for texts that have nothing in common.';

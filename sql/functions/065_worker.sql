@@ -2,8 +2,8 @@
 
 select embed._ensure_view('embed.worker', $view$
 select
-    w.id, w.host, w.pid, w.lanes, w.model, w.embedded, w.rows_per_second, w.started_at, w.seen_at, w.backend, w.lock_held,
-    w.version, coalesce(w.process, w.pid) as process
+    w.id, w.host, w.pid, w.lanes, w.model, w.embedded, w.rows_per_second, w.started_at, w.seen_at, w.backend,
+    w.lock_held, w.version, coalesce(w.process, w.pid) as process
 from embed._watched_workers() as w
 where case
     -- The lock goes with the worker's connection, at once. Behind a pooler there is none to look at, and
@@ -22,8 +22,10 @@ $view$);
 
 comment on view embed.worker is 'Lanes of workers that are alive now.';
 comment on column embed.worker.process is
-    'Process number of the `embedworker run` that the lane belongs to: the lanes of one host and process are one worker.';
+    'Process number of the `embedworker run` that the lane belongs to: the lanes of one host and process are one '
+    'worker.';
 comment on column embed.worker.lanes is 'What it does: passages, questions.';
 comment on column embed.worker.embedded is 'Rows since it started.';
 comment on column embed.worker.version is 'The version of the schema that it was made for.';
-comment on column embed.worker.lock_held is 'Whether a lock of its connection shows that it lives; behind a pooler only seen_at does.';
+comment on column embed.worker.lock_held is
+    'Whether a lock of its connection shows that it lives; behind a pooler only seen_at does.';

@@ -123,7 +123,8 @@ declare
     small boolean;
 begin
     execute format(
-        'select (select count(*) from (select from %s s limit $1) x) < $1 and (select count(*) from (select from %s v limit $1) x) < $1',
+        'select (select count(*) from (select from %s s limit $1) x) < $1 and (select count(*) from (select from %s v '
+        'limit $1) x) < $1',
         embed._rows_sql(source), source.vectors
     ) into small using bound;
     return small;

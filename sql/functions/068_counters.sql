@@ -22,7 +22,10 @@ begin atomic
         truncated = t.truncated + excluded.truncated,
         split = t.split + excluded.split,
         -- The rate of the last minute, from two windows: the older one ends when the newer is 30 s old.
-        recent_rows = case when t.recent_at > now() - interval '30 s' then t.recent_rows else 0 end + excluded.recent_rows,
+        recent_rows = case
+            when t.recent_at > now() - interval '30 s' then t.recent_rows
+            else 0
+        end + excluded.recent_rows,
         recent_at = case when t.recent_at > now() - interval '30 s' then t.recent_at else excluded.recent_at end,
         before_rows = case when t.recent_at > now() - interval '30 s' then t.before_rows else t.recent_rows end,
         before_at = case when t.recent_at > now() - interval '30 s' then t.before_at else t.recent_at end;
@@ -30,7 +33,10 @@ end;
 
 -- How far the counters of a source are from the truth: drift is what has to be added to the vectors of
 -- each fingerprint, unqueued and orphans to their namesakes. Stable, so that all of it is of one moment, at.
-create or replace function embed._measure(source embed.source, out at timestamptz, out asked timestamptz, out drift jsonb, out unqueued bigint, out orphans bigint)
+create or replace function embed._measure(
+    source embed.source, out at timestamptz, out asked timestamptz, out drift jsonb, out unqueued bigint,
+    out orphans bigint
+)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $measure$
@@ -61,7 +67,9 @@ begin
             ) as x
             group by x.fingerprint
         )
-        select coalesce(jsonb_agg(to_jsonb(d)), '[]') from difference d where (d.vectors, d.truncated, d.split) <> (0, 0, 0)$q$,
+        select coalesce(jsonb_agg(to_jsonb(d)), '[]')
+        from difference d
+        where (d.vectors, d.truncated, d.split) <> (0, 0, 0)$q$,
         words
     ) into drift using source.id;
     -- In a case, which is read from its beginning: reading every text of a large table takes long.

@@ -69,7 +69,12 @@ begin
         judged as (
             select w.waits, v.current, s.present is not null as present
             from w
-            left join lateral (select coalesce(v.fingerprint = $1, false) as current from {vectors} v where {v_is_w} and v.chunk = 0 limit 1) v on true
+            left join lateral (
+                select coalesce(v.fingerprint = $1, false) as current
+                from {vectors} v
+                where {v_is_w} and v.chunk = 0
+                limit 1
+            ) v on true
             left join lateral (select true as present from {rows} s where {s_is_w} and ({has_text}) limit 1) s on true
         )
         select
@@ -150,7 +155,11 @@ begin
         coalesce(
             sum(
                 (t.recent_rows + case when t.before_at > now() - interval '60 s' then t.before_rows else 0 end)
-                / greatest(extract(epoch from clock_timestamp() - case when t.before_at > now() - interval '60 s' then t.before_at else t.recent_at end), 1)
+                / greatest(
+                    extract(epoch from clock_timestamp()
+                        - case when t.before_at > now() - interval '60 s' then t.before_at else t.recent_at end),
+                    1
+                )
             ) filter (where t.recent_at > now() - interval '60 s'),
             0
         )

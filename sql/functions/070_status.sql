@@ -31,7 +31,8 @@ create or replace function embed._status(
     out model text, out state text, out coverage real,
     out rows bigint, out embedded bigint, out pending bigint, out stale bigint, out dead bigint, out removing bigint,
     out oldest_wait interval, out rows_per_second real, out eta interval,
-    out truncated bigint, out split bigint, out index_state text, out error text, out counted_at timestamptz, out estimated boolean
+    out truncated bigint, out split bigint, out index_state text, out error text, out counted_at timestamptz,
+    out estimated boolean
 )
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -80,7 +81,10 @@ begin
         -- A sweep that was asked for may find that there is nothing to do.
         oldest_wait := case when pending > 0 or removing > 0 then clock_timestamp() - n.oldest end;
         rows_per_second := n.rows_per_second;
-        eta := case when pending = 0 then interval '0' when rows_per_second > 0 then make_interval(secs => pending / rows_per_second) end;
+        eta := case
+            when pending = 0 then interval '0'
+            when rows_per_second > 0 then make_interval(secs => pending / rows_per_second)
+        end;
         state := case
             when error is not null then 'error'
             when s.paused then 'paused'
@@ -107,7 +111,9 @@ select
     x.truncated, x.split, s.paused, x.index_state, x.error, x.counted_at, x.estimated,
     s.words
 from embed._watched_sources() as s
-cross join lateral embed._status(s, (select exists (select from embed.worker w where 'passages' = any (w.lanes))), false) as x
+cross join lateral embed._status(
+    s, (select exists (select from embed.worker w where 'passages' = any (w.lanes))), false
+) as x
 order by s.id
 $view$);
 
@@ -118,7 +124,8 @@ create or replace function embed.status_exact(relation regclass default null, na
     source regclass, name text, model text, state text, coverage real,
     rows bigint, embedded bigint, pending bigint, stale bigint, dead bigint, removing bigint,
     oldest_wait interval, rows_per_second real, eta interval,
-    truncated bigint, split bigint, paused boolean, index_state text, error text, counted_at timestamptz, estimated boolean
+    truncated bigint, split bigint, paused boolean, index_state text, error text, counted_at timestamptz,
+    estimated boolean
 )
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -129,7 +136,9 @@ begin atomic
         x.oldest_wait, x.rows_per_second, x.eta,
         x.truncated, x.split, s.paused, x.index_state, x.error, x.counted_at, x.estimated
     from embed._watched_sources() as s
-    cross join lateral embed._status(s, (select exists (select from embed.worker w where 'passages' = any (w.lanes))), true) as x
+    cross join lateral embed._status(
+        s, (select exists (select from embed.worker w where 'passages' = any (w.lanes))), true
+    ) as x
     where (status_exact.relation is null or s.relation = status_exact.relation)
     and (status_exact.name is null or s.name = status_exact.name)
     order by s.id;
@@ -139,20 +148,27 @@ comment on function embed.status_exact(regclass, text) is
     'What embed.status shows of a table, or of all tables, with every row counted now: about 3 s for 100,000 rows.';
 
 comment on view embed.status is
-    'Per enabled table: how many rows can be found, what still waits, and what stands in the way. state is ready, embedding, incomplete (nothing waits, but rows were given up: see embed.failure), paused, stalled, no worker or error.';
+    'Per enabled table: how many rows can be found, what still waits, and what stands in the way. state is ready, '
+    'embedding, incomplete (nothing waits, but rows were given up: see embed.failure), paused, stalled, no worker or '
+    'error.';
 comment on column embed.status.coverage is
-    'Share of the rows with text whose vector is up to date; 1 only when nothing is pending or dead. Null, like rows and embedded, where this role may not read the texts.';
+    'Share of the rows with text whose vector is up to date; 1 only when nothing is pending or dead. Null, like rows '
+    'and embedded, where this role may not read the texts.';
 comment on column embed.status.pending is 'Rows with text that wait to be embedded, stale ones among them.';
 comment on column embed.status.stale is
     'Pending rows that are still found by the vector of an older text, or have one of another model.';
 comment on column embed.status.removing is
     'Vectors whose row was deleted or emptied and that a worker has yet to remove; search does not show them.';
 comment on column embed.status.truncated is 'Rows of which a part was too long for the model and was not embedded.';
-comment on column embed.status.split is 'Rows whose text was longer than the model''s window and is embedded in several passages.';
+comment on column embed.status.split is
+    'Rows whose text was longer than the model''s window and is embedded in several passages.';
 comment on column embed.status.counted_at is
-    'When a worker last compared its counters with the rows. What it has done since is in them, and what waits is looked at. Null: never.';
+    'When a worker last compared its counters with the rows. What it has done since is in them, and what waits is '
+    'looked at. Null: never.';
 comment on column embed.status.estimated is
-    'Whether the numbers may be off: a sweep is under way or asked for, no worker has counted yet, or more than 1,000 entries wait. embed.status_exact counts.';
+    'Whether the numbers may be off: a sweep is under way or asked for, no worker has counted yet, or more than 1,000 '
+    'entries wait. embed.status_exact counts.';
 comment on column embed.status.words is
     'Whether words count in searches; false after embed.enable(…, words => false).';
-comment on column embed.status.index_state is 'none (all vectors are compared), building, valid, or invalid (drop it; a worker builds it again).';
+comment on column embed.status.index_state is
+    'none (all vectors are compared), building, valid, or invalid (drop it; a worker builds it again).';

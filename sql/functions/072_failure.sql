@@ -1,7 +1,8 @@
 -- embed.failure: the rows that could not be embedded.
 
 create or replace function embed._failures() returns table (
-    source regclass, name text, key jsonb, attempts integer, error text, since timestamptz, retry_at timestamptz, dead boolean
+    source regclass, name text, key jsonb, attempts integer, error text, since timestamptz, retry_at timestamptz,
+    dead boolean
 )
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -18,7 +19,9 @@ begin
         name := s.name;
         if not has_table_privilege(queue, 'select') then
             return query execute format(
-                $q$select $1, $2, null::jsonb, q.attempts::integer, $3, q.since, nullif(q.due, 'infinity'), q.due = 'infinity'
+                $q$
+                select $1, $2, null::jsonb, q.attempts::integer, $3, q.since,
+                    nullif(q.due, 'infinity'), q.due = 'infinity'
                 from %s q
                 where q.due = 'infinity' or q.attempts > 0 and q.claimed_by is null
                 order by q.since$q$,
@@ -29,11 +32,16 @@ begin
         end if;
         for key, attempts, error, since, retry_at, dead in
             execute format(
-                $q$select jsonb_build_object(%1$s), q.attempts, q.error, q.since, nullif(q.due, 'infinity'), q.due = 'infinity'
+                $q$
+                select jsonb_build_object(%1$s), q.attempts, q.error, q.since,
+                    nullif(q.due, 'infinity'), q.due = 'infinity'
                 from embed.queue_%2$s q
                 where q.error is not null or q.due = 'infinity'
                 order by q.since$q$,
-                (select string_agg(format('%L, q.k%s', k.name, k.place), ', ' order by k.place) from unnest(s.keys) with ordinality as k (name, place)),
+                (
+                    select string_agg(format('%L, q.k%s', k.name, k.place), ', ' order by k.place)
+                    from unnest(s.keys) with ordinality as k (name, place)
+                ),
                 s.id
             )
         loop

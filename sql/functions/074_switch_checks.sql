@@ -102,7 +102,9 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    what constant text := coalesce('the column ' || quote_ident(a.into_column) || format(' of %s', a.relation), format('the table %s', a.vectors));
+    what constant text := coalesce(
+        'the column ' || quote_ident(a.into_column) || format(' of %s', a.relation), format('the table %s', a.vectors)
+    );
     views constant text := (
         select string_agg(distinct r.ev_class::regclass::text, ', ')
         from pg_depend d
@@ -115,7 +117,8 @@ begin
     if views is not null then
         raise exception 'views read %: %', what, views
             using errcode = 'EW010',
-            detail = 'A view binds a table or column, not its name: after the cut it would read vectors of the other model.',
+            detail =
+                'A view binds a table or column, not its name: after the cut it would read vectors of the other model.',
             hint = 'In one transaction: drop the views, call this, and create them again.';
     end if;
 end

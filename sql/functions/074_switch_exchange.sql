@@ -75,7 +75,9 @@ begin
     if others is not null then
         raise exception 'tables follow the default model whose vectors are not being changed: %', others
             using errcode = 'EW010',
-            hint = 'Call embed.use_model(name, switch => true) again to begin with them, or name their model in embed.enable.';
+            hint =
+                'Call embed.use_model(name, switch => true) again to begin with them, or name their model in '
+                'embed.enable.';
     end if;
 end
 $$;
@@ -200,7 +202,8 @@ begin
         set name = a.name, model = case when w.together then null else s.model end, version = nextval('embed.seq')
         where s.id = b.id;
         update embed._own_source s
-        set name = b.name, model = case when w.together then old_default else s.model end, version = nextval('embed.seq')
+        set name = b.name, model = case when w.together then old_default else s.model end,
+            version = nextval('embed.seq')
         where s.id = a.id;
         perform embed._read_again(a.id), embed._read_again(b.id);
     end loop;

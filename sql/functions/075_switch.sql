@@ -24,14 +24,17 @@ begin
         raise exception 'the model of % is not being changed', relation
             using errcode = 'EW010', hint = 'Begin with embed.begin_switch(table, model).';
     end if;
-    perform embed._require_owner(relation), embed._require_owner(to_regclass(format('embed.inbox_%s', found_switch.source))),
+    perform embed._require_owner(relation),
+        embed._require_owner(to_regclass(format('embed.inbox_%s', found_switch.source))),
         embed._require_owner(to_regclass(format('embed.inbox_%s', found_switch.successor)));
     return found_switch;
 end
 $$;
 
 -- together: by embed.use_model, with the others that follow the default model.
-create or replace function embed._begin_switch(relation regclass, model text, name text, together boolean) returns regclass
+create or replace function embed._begin_switch(
+    relation regclass, model text, name text, together boolean
+) returns regclass
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -56,7 +59,8 @@ begin
     if found then
         select s.* into new from embed.source s where s.id = was.successor;
         if new.model = _begin_switch.model and not was.cut then
-            update embed.switch_state w set together = was.together or _begin_switch.together where w.source = was.source;
+            update embed.switch_state w set together = was.together or _begin_switch.together
+            where w.source = was.source;
             return case when new.into_column is null then new.vectors else relation end;
         end if;
         raise exception 'the model of % is being changed to % already', relation, quote_literal(new.model)
@@ -69,7 +73,8 @@ begin
     next_name := embed._bounded_name(old.name, '_next');
     if exists (select from embed.source s where s.relation = old.relation and s.name = next_name) then
         raise exception '% is enabled under the name %, which a switch needs', relation, quote_literal(next_name)
-            using errcode = 'EW003', hint = format('Call embed.disable(%L, name => %L) first.', relation::text, next_name);
+            using errcode = 'EW003',
+            hint = format('Call embed.disable(%L, name => %L) first.', relation::text, next_name);
     end if;
 
     if old.into_column is not null then
@@ -146,7 +151,9 @@ begin
 end
 $$;
 
-create or replace function embed.cut_over(relation regclass, force boolean default false, name text default null) returns void
+create or replace function embed.cut_over(
+    relation regclass, force boolean default false, name text default null
+) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$

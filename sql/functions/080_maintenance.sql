@@ -7,7 +7,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform embed._require_role(
-        'embed_admin', has_table_privilege('embed.source', 'select') and has_table_privilege('embed.sweep_request', 'insert'),
+        'embed_admin',
+        has_table_privilege('embed.source', 'select') and has_table_privilege('embed.sweep_request', 'insert'),
         'this function'
     );
     return query
@@ -33,7 +34,8 @@ begin
     for s in select * from embed._sources(relation, name) loop
         perform embed._require_owner(to_regclass(format('embed.inbox_%s', s.id)));
         execute format(
-            'insert into embed.inbox_%1$s (%2$s, priority) select %2$s, 0 from embed.queue_%1$s where due = ''infinity'' order by seq',
+            'insert into embed.inbox_%1$s (%2$s, priority) select %2$s, 0 from embed.queue_%1$s where due = '
+            '''infinity'' order by seq',
             s.id, (select string_agg(format('k%s', i), ', ' order by i) from generate_subscripts(s.keys, 1) as i)
         );
         get diagnostics revived = row_count;
@@ -107,7 +109,8 @@ begin
             altered := altered + n.altered;
         exception when data_exception or raise_exception then
             raise warning 'the rows of % cannot be counted: %', s.relation, sqlerrm
-                using hint = 'A worker sweeps them all the same; embed.failure then shows the rows that cannot be read.';
+                using hint =
+                    'A worker sweeps them all the same; embed.failure then shows the rows that cannot be read.';
             missing := null;
             stale := null;
             orphaned := null;
@@ -121,7 +124,11 @@ end
 $sweep$;
 
 comment on function embed.sweep(regclass, text) is
-    'Compares every row of a table with its vector and has a worker repair what differs: rows without a vector, vectors of an older text or of another model, vectors without a row, vectors changed by hand or with a passage lost. Returns how many of each this transaction sees. The worker''s own sweep begins after the commit, as soon as a worker lives, and looks again at every row. The counts are null where a row cannot be read, for example because the filter raises an error.';
+    'Compares every row of a table with its vector and has a worker repair what differs: rows without a vector, '
+    'vectors of an older text or of another model, vectors without a row, vectors changed by hand or with a passage '
+    'lost. Returns how many of each this transaction sees. The worker''s own sweep begins after the commit, as soon as '
+    'a worker lives, and looks again at every row. The counts are null where a row cannot be read, for example because '
+    'the filter raises an error.';
 
 -- Rewrites a queue and its indexes. Vacuum alone gives back the end of the table, which a single
 -- dead letter there prevents, and never an index: those of 1,200,000 rows stay at 70 MB.
@@ -138,7 +145,12 @@ begin
     execute format('lock table %s in access exclusive mode nowait', queue);
     execute format(
         'cluster %s using %I', queue,
-        (select c.relname from pg_index i join pg_class c on c.oid = i.indexrelid where i.indrelid = queue and i.indisprimary)
+        (
+            select c.relname
+            from pg_index i
+            join pg_class c on c.oid = i.indexrelid
+            where i.indrelid = queue and i.indisprimary
+        )
     );
     return true;
 exception when lock_not_available then
@@ -153,11 +165,14 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     name constant text := format('embed.source_%s_compact()', source.id);
-    owner text := (select c.relowner::regrole from pg_class c where c.oid = format('embed.queue_%s', source.id)::regclass);
+    owner text := (
+        select c.relowner::regrole from pg_class c where c.oid = format('embed.queue_%s', source.id)::regclass
+    );
 begin
     perform embed._open_schema(r.role) from unnest(array[quote_ident(current_user), owner]::regrole[]) as r (role);
     execute format(
-        'create or replace function %s returns boolean language sql security definer set search_path = pg_catalog, pg_temp as %L',
+        'create or replace function %s returns boolean language sql security definer set search_path = pg_catalog, '
+        'pg_temp as %L',
         name, format('select embed._compact(%s)', source.id)
     );
     if not exists (select from pg_proc p where p.oid = name::regprocedure and p.proowner = owner::regrole) then

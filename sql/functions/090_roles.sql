@@ -49,12 +49,17 @@ begin
         grant select on embed.schema_version to embed_worker;
         grant select, insert, update on embed.fingerprint, embed.source_state to embed_worker;
         grant select, insert, update, delete
-            on embed.worker_session, embed.source_tally, embed.sweep_request, embed.sweep_state, embed.lexical_state, embed.lexical_term, embed.question_cache
+            on embed.worker_session, embed.source_tally, embed.sweep_request, embed.sweep_state, embed.lexical_state,
+                embed.lexical_term, embed.question_cache
             to embed_worker;
         grant select, update, delete on embed.question to embed_worker;
         grant execute on function embed._question_counts(), embed._learn() to embed_worker;
-        perform embed._ensure_policy('embed.lexical_state', 'embed_worker', 'to embed_worker using (true) with check (true)');
-        perform embed._ensure_policy('embed.lexical_term', 'embed_worker', 'to embed_worker using (true) with check (true)');
+        perform embed._ensure_policy(
+            'embed.lexical_state', 'embed_worker', 'to embed_worker using (true) with check (true)'
+        );
+        perform embed._ensure_policy(
+            'embed.lexical_term', 'embed_worker', 'to embed_worker using (true) with check (true)'
+        );
     end if;
     if to_regrole('embed_admin') is not null then
         perform embed._grant_usage('embed_admin');
@@ -69,7 +74,8 @@ begin
             to embed_admin;
         grant select on embed.source to embed_admin;
         revoke insert, update, delete on embed.source from embed_admin;
-        grant select, insert, update, delete on embed._own_source, embed.source_state, embed.sweep_request, embed.sweep_state to embed_admin;
+        grant select, insert, update, delete
+            on embed._own_source, embed.source_state, embed.sweep_request, embed.sweep_state to embed_admin;
         grant select, insert, update, delete on embed.switch_state to embed_admin;
         grant select, insert, update on embed.model, embed.reranker, embed.setting to embed_admin;
         grant select, insert, update, delete on embed.question_limit, embed.question_allowance to embed_admin;
@@ -80,14 +86,16 @@ begin
     if to_regrole('embed_monitor') is not null then
         perform embed._grant_usage('embed_monitor');
         grant select
-            on embed.source, embed.source_state, embed.sweep_request, embed.sweep_state, embed.setting, embed.model, embed.reranker,
-                embed.fingerprint, embed.worker_session, embed.source_tally, embed.switch_state, embed.schema_version
+            on embed.source, embed.source_state, embed.sweep_request, embed.sweep_state, embed.setting, embed.model,
+                embed.reranker, embed.fingerprint, embed.worker_session, embed.source_tally,
+                embed.switch_state, embed.schema_version
             to embed_monitor;
         grant execute on function embed._question_counts() to embed_monitor;
     end if;
     if to_regrole('embed_search') is not null then
         perform embed._grant_usage('embed_search');
-        grant execute on function embed.query(text, text), embed.query(text, regclass), embed._question(text, text), embed._rerank(text, text[]) to embed_search;
+        grant execute on function embed.query(text, text), embed.query(text, regclass), embed._question(text, text),
+            embed._rerank(text, text[]) to embed_search;
     end if;
     -- They say themselves who may read them.
     grant select on embed.status, embed.failure, embed.worker, embed.switch to public;
@@ -95,14 +103,16 @@ begin
 end
 $$;
 
--- Gives the worker's role, and those that look, what they need of one source, column by column: a table may hold more than
--- the worker should see. Called by the role that enables the table, which owns it.
+-- Gives the worker's role, and those that look, what they need of one source, column by column: a table may hold more
+-- than the worker should see. Called by the role that enables the table, which owns it.
 create or replace function embed._grant_worker(source embed.source) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    a_schema text := (select n.nspname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = source.relation);
+    a_schema text := (
+        select n.nspname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = source.relation
+    );
     readable text := (
         select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
         from pg_attribute a
@@ -118,7 +128,8 @@ begin
     -- How many wait and since when, but no key and no error, which may quote the text.
     for observer in select r.rolname from pg_roles r where r.rolname in ('embed_monitor', 'embed_admin') loop
         execute format(
-            'grant select (priority, at) on embed.inbox_%1$s to %2$I; grant select (seq, due, attempts, priority, claimed_by, since) on embed.queue_%1$s to %2$I',
+            'grant select (priority, at) on embed.inbox_%1$s to %2$I; grant select (seq, due, attempts, priority, '
+            'claimed_by, since) on embed.queue_%1$s to %2$I',
             source.id, observer
         );
     end loop;
@@ -127,13 +138,20 @@ begin
     end if;
     execute format('grant select (%s) on %s to embed_worker', readable, source.relation);
     if source.into_attnum is not null then
-        execute format('grant update (%I) on %s to embed_worker', embed._column_name(source.relation, source.into_attnum), source.relation);
+        execute format(
+            'grant update (%I) on %s to embed_worker',
+            embed._column_name(source.relation, source.into_attnum),
+            source.relation
+        );
     end if;
     execute format(
-        'grant select, insert, update, delete on embed.inbox_%1$s, embed.queue_%1$s, %2$s to embed_worker', source.id, source.vectors
+        'grant select, insert, update, delete on embed.inbox_%1$s, embed.queue_%1$s, %2$s to embed_worker', source.id,
+        source.vectors
     );
     execute format('revoke execute on function embed.source_%s_refresh() from public', source.id);
-    execute format('grant execute on function embed.source_%1$s_refresh(), embed.source_%1$s_compact() to embed_worker', source.id);
+    execute format(
+        'grant execute on function embed.source_%1$s_refresh(), embed.source_%1$s_compact() to embed_worker', source.id
+    );
     if not has_schema_privilege('embed_worker', a_schema, 'usage') then
         begin
             -- Where this role may use the schema but not let others, the server only warns.
@@ -198,14 +216,17 @@ begin
         or exists (
             select
             from unnest(needed) as n (command)
-            where not exists (select from policy p where p.polpermissive and p.all_rows and p.polcmd in (n.command, '*'))
+            where not exists (
+                select from policy p where p.polpermissive and p.all_rows and p.polcmd in (n.command, '*')
+            )
         )
     into hidden;
     if not hidden then
         return null;
     end if;
     return format(
-        'row security of %1$s hides rows from the role %2$I of the worker; as the owner: create policy embed_worker on %1$s for %3$s to %2$I using (true); or as a superuser: alter role %2$I bypassrls',
+        'row security of %1$s hides rows from the role %2$I of the worker; as the owner: create policy embed_worker on '
+        '%1$s for %3$s to %2$I using (true); or as a superuser: alter role %2$I bypassrls',
         source.relation, current_user, case when source.into_attnum is null then 'select' else 'all' end
     );
 end

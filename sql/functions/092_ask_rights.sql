@@ -25,7 +25,9 @@ begin
     perform embed._require_owner('embed.setting');
     if to_regrole('embed_search') is null then
         raise exception 'the role embed_search does not exist'
-            using errcode = 'EW003', hint = 'Run `embedworker migrate` as a role that may create roles, or create role embed_search, then migrate.';
+            using errcode = 'EW003',
+            hint =
+                'Run `embedworker migrate` as a role that may create roles, or create role embed_search, then migrate.';
     end if;
     insert into embed.setting (name, value) values ('questions', case when restricted then 'restricted' else 'open' end)
     on conflict on constraint setting_pkey do update set value = excluded.value;
@@ -54,7 +56,9 @@ begin
     delete from embed.question_limit l
     where l.role <> 0 and not exists (select from pg_roles r where r.oid = l.role);
     delete from embed.question_allowance b
-    where limit_questions.role is null or b.role = limit_questions.role or not exists (select from pg_roles r where r.oid = b.role);
+    where limit_questions.role is null
+        or b.role = limit_questions.role
+        or not exists (select from pg_roles r where r.oid = b.role);
     if limit_questions.role is null and a_minute is null then
         delete from embed.question_limit l where l.role = 0;
     else
@@ -67,4 +71,6 @@ end
 $$;
 
 comment on function embed.limit_questions(integer, regrole) is
-    'At most so many questions a minute of a login role, a minute''s worth of them at once; without a role, of each that has no limit of its own. Null: no limit. A question asked before is free while its vector is kept, and reranking counts as a question.';
+    'At most so many questions a minute of a login role, a minute''s worth of them at once; without a role, of each '
+    'that has no limit of its own. Null: no limit. A question asked before is free while its vector is kept, and '
+    'reranking counts as a question.';

@@ -4,7 +4,9 @@
 -- state is ok, warning (works, but see to it) or problem (something does not work). Of each source a
 -- row for every check, since one that is well says nothing of the next.
 
-create or replace function embed.doctor() returns table (subject text, "check" text, state text, detail text, advice text)
+create or replace function embed.doctor() returns table (
+    subject text, "check" text, state text, detail text, advice text
+)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -43,10 +45,15 @@ return (
     select case s.source
         when 'session' then format('Run: reset %I;', s.name)
         when 'client' then format('Take %s out of the options of the database URL or of PGOPTIONS.', s.name)
-        when 'database' then format('Run: set %1$I = off; alter database %2$I reset %1$I; then connect again.', s.name, current_database())
-        when 'user' then format('Run: set %1$I = off; alter role %2$I reset %1$I; then connect again.', s.name, session_user)
+        when 'database'
+            then format(
+                'Run: set %1$I = off; alter database %2$I reset %1$I; then connect again.', s.name, current_database()
+            )
+        when 'user'
+            then format('Run: set %1$I = off; alter role %2$I reset %1$I; then connect again.', s.name, session_user)
         when 'database user' then format(
-            'Run: set %1$I = off; alter role %2$I in database %3$I reset %1$I; then connect again.', s.name, session_user, current_database()
+            'Run: set %1$I = off; alter role %2$I in database %3$I reset %1$I; then connect again.', s.name,
+            session_user, current_database()
         )
         else format(
             'Run as a superuser: alter system reset %I; select pg_reload_conf(); If that does not help, edit %s.',
@@ -73,7 +80,9 @@ begin
     elsif pg_is_in_recovery() then
         state := 'warning';
         detail := detail || ', a standby';
-        advice := 'Workers, embed.enable and new questions need the primary. Searches with a vector work here, and so do questions whose vector is kept.';
+        advice :=
+            'Workers, embed.enable and new questions need the primary. Searches with a vector work here, and so do '
+            'questions whose vector is kept.';
     elsif current_setting('default_transaction_read_only') = 'on' then
         state := 'problem';
         detail := detail || ', default_transaction_read_only is on';
@@ -87,13 +96,16 @@ begin
     detail := format('%s of %s in use', connections, most);
     state := case when connections > 0.8 * most then 'warning' else 'ok' end;
     advice := case when state = 'warning' then
-        'Every session that asks a question keeps a second connection, and a worker has about six: raise max_connections, or ask through a pool of fewer sessions.' end;
+        'Every session that asks a question keeps a second connection, and a worker has about six: raise '
+        'max_connections, or ask through a pool of fewer sessions.' end;
     return next;
 
     "check" := 'autovacuum';
     detail := current_setting('autovacuum');
     state := case when detail = 'on' then 'ok' else 'problem' end;
-    advice := case when state <> 'ok' then 'Turn autovacuum on: the queues are emptied all the time and grow without it.' end;
+    advice := case
+        when state <> 'ok' then 'Turn autovacuum on: the queues are emptied all the time and grow without it.'
+    end;
     return next;
 end
 $$;
@@ -156,7 +168,10 @@ begin
         wrong := embed._lost_columns();
         state := case when wrong is null then 'ok' else 'problem' end;
         detail := coalesce('missing or of another type: ' || wrong, 'as embedworker migrate made them');
-        advice := case when wrong is not null then 'Run embedworker migrate, which repairs what it can and says what to run for the rest.' end;
+        advice := case
+            when wrong is not null
+                then 'Run embedworker migrate, which repairs what it can and says what to run for the rest.'
+        end;
         return next;
     end if;
 
@@ -182,32 +197,46 @@ begin
     state := case when wrong is null then 'ok' else 'problem' end;
     detail := coalesce(wrong, 'as embedworker migrate gave them');
     advice := case
-        when wrong like '% belongs to %' then 'Drop what is not of embedworker in the schema embed: our functions may call it.'
-        when wrong is not null then 'Run embedworker migrate, which gives every right again; a restore without grants loses them.'
+        when wrong like '% belongs to %'
+            then 'Drop what is not of embedworker in the schema embed: our functions may call it.'
+        when wrong is not null
+            then 'Run embedworker migrate, which gives every right again; a restore without grants loses them.'
     end;
     return next;
 end
 $$;
 
 -- Whether every role's sessions look far enough into an index, see embed._scan_settings.
-create or replace function embed._doctor_index_scans() returns table ("check" text, state text, detail text, advice text)
+create or replace function embed._doctor_index_scans() returns table (
+    "check" text, state text, detail text, advice text
+)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if to_regnamespace(embed._vector_schema()) is distinct from (select x.extnamespace from pg_extension x where x.extname = 'vector') then
+    if to_regnamespace(embed._vector_schema()) is distinct from (
+        select x.extnamespace from pg_extension x where x.extname = 'vector'
+    ) then
         return; -- which is a problem of its own
     end if;
     "check" := 'index scans';
     select
         case when bool_or(f.name = 'hnsw.iterative_scan') then 'problem' else 'warning' end,
         string_agg(
-            format('%s is %s for %s', f.name, coalesce(f.value, 'pgvector''s default'), case f.role when 0 then 'every role' else quote_ident(r.rolname) end),
+            format(
+                '%s is %s for %s',
+                f.name,
+                coalesce(f.value, 'pgvector''s default'),
+                case f.role when 0 then 'every role' else quote_ident(r.rolname) end
+            ),
             ', ' order by f.role, f.name
         ),
         string_agg(
             format(
-                case f.role when 0 then 'alter database %1$I set %3$s = %4$L;' else 'alter role %2$I in database %1$I set %3$s = %4$L;' end,
+                case f.role
+                    when 0 then 'alter database %1$I set %3$s = %4$L;'
+                    else 'alter role %2$I in database %1$I set %3$s = %4$L;'
+                end,
                 current_database(), r.rolname, f.name, f.wanted
             ),
             ' ' order by f.role, f.name
@@ -218,9 +247,16 @@ begin
     where not embed._scan_suffices(f.value, f.wanted);
     if detail is null then
         state := 'ok';
-        detail := (select string_agg(format('%s = %s', f.name, f.value), ', ' order by f.name) from embed._scan_settings_in_force() f where f.role = 0);
+        detail := (
+            select string_agg(format('%s = %s', f.name, f.value), ', ' order by f.name)
+            from embed._scan_settings_in_force() f
+            where f.role = 0
+        );
     else
-        advice := 'A condition, an offset or row security leaves too few rows of what the index gives. As the owner of the database, or as a superuser for other roles, for sessions to come: ' || advice;
+        advice :=
+            'A condition, an offset or row security leaves too few rows of what the index gives. As the owner of the '
+            'database, or as a superuser for other roles, for sessions to come: '
+            || advice;
     end if;
     return next;
 end

@@ -20,7 +20,8 @@ begin
         perform embed._require_loopback();
         problem := embed._loopback_check();
         if problem is not null then
-            advice := 'Run embedworker migrate, which sets the loopback up again; EMBEDWORKER_LOOPBACK_HOST names the host.';
+            advice :=
+                'Run embedworker migrate, which sets the loopback up again; EMBEDWORKER_LOOPBACK_HOST names the host.';
         end if;
     exception
         when insufficient_privilege then
@@ -51,7 +52,9 @@ begin
     ) then
         state := 'warning';
         detail := 'everybody may call dblink';
-        advice := 'Any role can then change the password of embed_loopback, and embed.query fails until the next migrate. If nobody needs dblink: revoke execute on its functions from public.';
+        advice :=
+            'Any role can then change the password of embed_loopback, and embed.query fails until the next migrate. If '
+            'nobody needs dblink: revoke execute on its functions from public.';
     else
         state := 'ok';
         detail := 'closed';
@@ -64,7 +67,10 @@ begin
         select q.waiting, clock_timestamp() - q.oldest into waiting, oldest from embed._question_counts() as q;
         detail := waiting::text;
         state := case when oldest > interval '5 s' then 'problem' else 'ok' end;
-        advice := case when state <> 'ok' then 'No worker answers: see the log of embedworker run, and whether it runs with --only-passages.' end;
+        advice := case
+            when state <> 'ok'
+                then 'No worker answers: see the log of embedworker run, and whether it runs with --only-passages.'
+        end;
         return next;
     end if;
 end
@@ -100,11 +106,13 @@ begin
     state := case when strangers is null then 'ok' else 'warning' end;
     detail := coalesce('no lock shows that these are alive: ' || strangers, 'shown to be alive by a lock');
     advice := case when strangers is not null then
-        'They seem to connect through a transaction pooler. Rows of one that dies wait for the end of its lease; name the server itself in EMBEDWORKER_DATABASE_URL.' end;
+        'They seem to connect through a transaction pooler. Rows of one that dies wait for the end of its lease; name '
+        'the server itself in EMBEDWORKER_DATABASE_URL.' end;
     return next;
 
     -- The login that a worker's own session has; behind a pooler the session may be anybody's.
-    select string_agg(distinct quote_ident(a.usename), ', '), string_agg(distinct quote_ident(a.usename), ', ') filter (where r.rolsuper)
+    select string_agg(distinct quote_ident(a.usename), ', '),
+        string_agg(distinct quote_ident(a.usename), ', ') filter (where r.rolsuper)
     into logins, superusers
     from embed.worker w
     join pg_stat_activity a on a.pid = w.backend
@@ -124,8 +132,13 @@ begin
     advice := null;
     if superusers is not null and strangers is not null then
         state := 'warning';
-        detail := format('workers log in as the superuser %s, and %s belongs to a role that is none', superusers, strangers);
-        advice := 'What the owner of a table has put on it (triggers, policies, casts, its filter) runs with a superuser''s rights there. Give workers a login of their own: create role embedder login password ''…'' in role embed_worker;';
+        detail := format(
+            'workers log in as the superuser %s, and %s belongs to a role that is none', superusers, strangers
+        );
+        advice :=
+            'What the owner of a table has put on it (triggers, policies, casts, its filter) runs with a superuser''s '
+            'rights there. Give workers a login of their own: create role embedder login password ''…'' in role '
+            'embed_worker;';
     end if;
     return next;
 end
@@ -180,10 +193,15 @@ begin
         select
             format(
                 'process %s (role %s, application %s) holds up %s%s',
-                h.pid, quote_ident(h.usename), quote_literal(h.application_name), string_agg(h.work, ', ' order by h.work),
+                h.pid, quote_ident(h.usename), quote_literal(h.application_name),
+                string_agg(h.work, ', ' order by h.work),
                 ', at least since ' || date_trunc('second', h.since)
             ),
-            format('It is no worker. If it is not about to end, end it, as its role or a superuser: select pg_terminate_backend(%s);', h.pid)
+            format(
+                'It is no worker. If it is not about to end, end it, as its role or a superuser: select '
+                'pg_terminate_backend(%s);',
+                h.pid
+            )
         from holder h
         where not (h.trusted and h.application_name like 'embedworker%')
         and (not h.wake_up or h.state = 'idle')

@@ -1,7 +1,9 @@
 -- What embed.doctor checks of each source.
 
 -- One source. What cannot be looked at is a problem of its own and hides nothing else.
-create or replace function embed._doctor_source(source embed.source) returns table ("check" text, state text, detail text, advice text)
+create or replace function embed._doctor_source(source embed.source) returns table (
+    "check" text, state text, detail text, advice text
+)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $doctor$
@@ -16,7 +18,9 @@ declare
     built text;
     plan text;
     moved constant boolean := (
-        select x.extnamespace is distinct from to_regnamespace(embed._vector_schema()) from pg_extension x where x.extname = 'vector'
+        select x.extnamespace is distinct from to_regnamespace(embed._vector_schema())
+        from pg_extension x
+        where x.extname = 'vector'
     );
 begin
     "check" := 'table';
@@ -33,7 +37,8 @@ begin
             advice := concat_ws(
                 ' ', substring(t.error from '\nHINT:\s+([^\n]+)'),
                 format(
-                    'That is how the work of a worker on it ended (%s). Mend what it names; a worker that runs tries again within a minute, and its log says more.',
+                    'That is how the work of a worker on it ended (%s). Mend what it names; a worker that runs tries '
+                    'again within a minute, and its log says more.',
                     date_trunc('second', t.error_at)
                 )
             );
@@ -56,9 +61,14 @@ begin
         select
             g.tgrelid::regclass::text as relation,
             string_agg(g.tgname, ', ' order by g.tgname) as names,
-            format('alter table %s %s;', g.tgrelid::regclass, string_agg(format('enable trigger %I', g.tgname), ', ' order by g.tgname)) as statement
+            format(
+                'alter table %s %s;',
+                g.tgrelid::regclass,
+                string_agg(format('enable trigger %I', g.tgname), ', ' order by g.tgname)
+            ) as statement
         from pg_trigger g
-        where g.tgname ~ format('^embed_%s_(insert|update|delete|row|truncate)$', source.id) and g.tgenabled not in ('O', 'A')
+        where g.tgname ~ format('^embed_%s_(insert|update|delete|row|truncate)$', source.id)
+        and g.tgenabled not in ('O', 'A')
         group by g.tgrelid
         order by g.tgrelid::regclass::text
     ) as r;
@@ -66,8 +76,14 @@ begin
     state := case when disabled is null and unfit is null then 'ok' else 'problem' end;
     detail := coalesce('missing: ' || unfit, 'disabled: ' || disabled, 'present and enabled');
     advice := case
-        when unfit is not null then 'A running worker puts them back within a minute, once no transaction holds the table.'
-        when disabled is not null then format('As the owner: %s then select embed.sweep(%L), which finds what was missed.', enabling, source.relation::text)
+        when unfit is not null
+            then 'A running worker puts them back within a minute, once no transaction holds the table.'
+        when disabled is not null
+            then format(
+                'As the owner: %s then select embed.sweep(%L), which finds what was missed.',
+                enabling,
+                source.relation::text
+            )
     end;
     return next;
 
@@ -77,7 +93,10 @@ begin
     detail := format('%s, %s dimensions', s.name, source.dimensions);
     if state <> 'ok' then
         detail := format('%s makes %s dimensions, the vectors have %s', s.name, s.dimensions, source.dimensions);
-        advice := format('Call embed.disable(%L, drop_vectors => true) and enable the table again, or name a model that fits.', source.relation::text);
+        advice := format(
+            'Call embed.disable(%L, drop_vectors => true) and enable the table again, or name a model that fits.',
+            source.relation::text
+        );
     elsif t.fingerprint is null then
         -- A model is loaded within minutes even where it is fetched first.
         state := case when exists (
@@ -91,7 +110,8 @@ begin
     else
         detail := detail || coalesce(
             (
-                select format(', %s on %s', f.notes ->> 'dtype', f.notes ->> 'device') || coalesce(' (a batch: ' || (f.notes ->> 'times') || ')', '')
+                select format(', %s on %s', f.notes ->> 'dtype', f.notes ->> 'device')
+                    || coalesce(' (a batch: ' || (f.notes ->> 'times') || ')', '')
                 from embed.fingerprint f
                 where f.id = t.fingerprint and f.notes ? 'dtype'
             ),
@@ -107,22 +127,34 @@ begin
     "check" := 'queue';
     detail := case when s.rows is not null then format('%s of %s rows embedded, ', s.embedded, s.rows) else '' end
         || format('%s wait, the oldest for %s', s.pending, coalesce(date_trunc('second', s.oldest_wait)::text, '-'));
-    state := case when s.state in ('stalled', 'no worker', 'error') and s.pending > 0 then 'problem' when source.paused then 'warning' else 'ok' end;
+    state := case
+        when s.state in ('stalled', 'no worker', 'error') and s.pending > 0 then 'problem'
+        when source.paused then 'warning'
+        else 'ok'
+    end;
     advice := case
         when source.paused then format('It is paused: select embed.resume(%L).', source.relation::text)
-        when state = 'problem' then 'Nothing has been embedded for minutes: see whether a worker runs and what its log says.'
+        when state = 'problem'
+            then 'Nothing has been embedded for minutes: see whether a worker runs and what its log says.'
     end;
     return next;
 
     "check" := 'dead rows';
     detail := s.dead::text;
     state := case when s.dead = 0 then 'ok' else 'problem' end;
-    advice := case when s.dead > 0 then format('The view embed.failure says why; when that is mended, select embed.retry(%L).', source.relation::text) end;
+    advice := case
+        when s.dead > 0
+            then format(
+                'The view embed.failure says why; when that is mended, select embed.retry(%L).', source.relation::text
+            )
+    end;
     return next;
 
     if not embed._may_count(source) then
         "check" := 'vectors';
-        detail := format('not looked at, because the role %s may not read %s', quote_ident(current_user), source.relation);
+        detail := format(
+            'not looked at, because the role %s may not read %s', quote_ident(current_user), source.relation
+        );
         state := 'ok';
         advice := null;
         return next;
@@ -132,7 +164,9 @@ begin
     "check" := 'fingerprints';
     -- A large table by the counters of embed.status.
     if embed._is_small(source, 1000) then
-        execute format('select count(*) filter (where v.fingerprint <> $1), count(*) from %s v where v.chunk = 0', source.vectors)
+        execute format(
+            'select count(*) filter (where v.fingerprint <> $1), count(*) from %s v where v.chunk = 0', source.vectors
+        )
         into others, largest using t.fingerprint;
     else
         select coalesce(sum(y.vectors) filter (where y.fingerprint <> t.fingerprint), 0), coalesce(sum(y.vectors), 0)
@@ -140,9 +174,15 @@ begin
         from embed.source_tally y
         where y.source = _doctor_source.source.id;
     end if;
-    detail := case when others = 0 then 'all vectors are of one model' else format('vectors of %s of %s rows are of another model or revision', others, largest) end;
+    detail := case
+        when others = 0 then 'all vectors are of one model'
+        else format('vectors of %s of %s rows are of another model or revision', others, largest)
+    end;
     state := case when others = 0 then 'ok' else 'warning' end;
-    advice := case when others > 0 then 'Search does not show those. A worker computes them again. If none does: select embed.sweep of the table.' end;
+    advice := case
+        when others > 0 then
+            'Search does not show those. A worker computes them again. If none does: select embed.sweep of the table.'
+    end;
     return next;
 
     "check" := 'index';
@@ -155,7 +195,8 @@ begin
     if built = 'invalid' then
         state := 'problem';
         advice := concat(
-            'A build was broken off. A worker that owns the table builds it again within minutes. As the owner: drop index concurrently '
+            'A build was broken off. A worker that owns the table builds it again within minutes. As the owner: drop '
+            'index concurrently '
                 || (select x.index::regclass from embed._vector_indexes(source) as x where not x.valid limit 1) || ';',
             ' create index concurrently ' || embed._index_definition(source) || ';'
         );
@@ -168,10 +209,21 @@ begin
         end if;
         advice := case
             when embed._index_definition(source) is null
-                then format('An index holds at most 4,000 dimensions, and these have %s: use a model of fewer.', source.dimensions)
-            when exists (select from pg_class c where c.oid = source.relation and c.relkind = 'p') and source.into_column is not null
-                then format('The server builds none beside writers on a partitioned table. As the owner, when writes can wait: create index %s;', embed._index_definition(source))
-            else format('A worker that owns the table builds one by itself. As the owner: create index concurrently %s;', embed._index_definition(source))
+                then format(
+                    'An index holds at most 4,000 dimensions, and these have %s: use a model of fewer.',
+                    source.dimensions
+                )
+            when exists (select from pg_class c where c.oid = source.relation and c.relkind = 'p')
+                and source.into_column is not null
+                then format(
+                    'The server builds none beside writers on a partitioned table. As the owner, when writes can wait: '
+                    'create index %s;',
+                    embed._index_definition(source)
+                )
+            else format(
+                'A worker that owns the table builds one by itself. As the owner: create index concurrently %s;',
+                embed._index_definition(source)
+            )
         end;
     elsif built = 'valid' and largest > 10000 and not moved then
         plan := embed._plan_of_search(source);
@@ -187,9 +239,17 @@ begin
 
     "check" := 'sweep';
     select w.phase, w.finished_at into s from embed.sweep_state w where w.source = _doctor_source.source.id;
-    detail := case when s.finished_at is null then 'none finished yet' else format('last finished at %s', date_trunc('second', s.finished_at)) end;
-    state := case when coalesce(s.finished_at, source.created_at) < now() - interval '3 days' then 'warning' else 'ok' end;
-    advice := case when state <> 'ok' then 'Workers sweep every night for what triggers cannot see: see why none did.' end;
+    detail := case
+        when s.finished_at is null then 'none finished yet'
+        else format('last finished at %s', date_trunc('second', s.finished_at))
+    end;
+    state := case
+        when coalesce(s.finished_at, source.created_at) < now() - interval '3 days' then 'warning'
+        else 'ok'
+    end;
+    advice := case
+        when state <> 'ok' then 'Workers sweep every night for what triggers cannot see: see why none did.'
+    end;
     return next;
 end
 $doctor$;
@@ -210,7 +270,8 @@ begin
         case when source.into_column is null then source.vectors else source.relation end,
         embed._index_expression(format('v.%I', coalesce(source.into_column, 'embedding')), indexed, source.dimensions),
         embed._index_expression(
-            format('array_fill(0.1::real, array[%s])::@extschema:vector@.vector', source.dimensions), indexed, source.dimensions
+            format('array_fill(0.1::real, array[%s])::@extschema:vector@.vector', source.dimensions), indexed,
+            source.dimensions
         )
     ) into plan;
     return plan;

@@ -4,7 +4,9 @@ select left({text}, %(characters)s), {keys}
 from {rows} s
 where {text} is not null
 order by
-    exists (select from embed.judgement j where j.relation = %(relation)s::bigint::oid::regclass and j.key = array[{texts}]) desc,
+    exists (
+        select from embed.judgement j where j.relation = %(relation)s::bigint::oid::regclass and j.key = array[{texts}]
+    ) desc,
     hashtextextended((array[{texts}])::text, 0)
 limit %(most)s;
 

@@ -11,7 +11,9 @@ select
     ) as columns,
     s.model,
     s.template,
-    case when s.into_attnum is not null then coalesce(embed._column_name(s.relation, s.into_attnum), s.into_column) end as into_column,
+    case
+        when s.into_attnum is not null then coalesce(embed._column_name(s.relation, s.into_attnum), s.into_column)
+    end as into_column,
     s.chunk,
     s.words,
     embed._filter_sql(s) as filter,
@@ -39,7 +41,8 @@ order by s.id;
 -- alembic_readable
 -- Whether this role may read what is enabled.
 select current_user as role,
-    pg_catalog.has_table_privilege('embed.source', 'select') and pg_catalog.has_table_privilege('embed.model', 'select') as readable;
+    pg_catalog.has_table_privilege('embed.source', 'select')
+        and pg_catalog.has_table_privilege('embed.model', 'select') as readable;
 
 -- alembic_vector_tables
 -- The tables that embed.enable has made, those of tables that are no longer enabled among them.

@@ -82,9 +82,9 @@ from embed.status;
 -- cli_status_exact
 -- The same by a count of every row.
 select
-    x.source::text, x.name, x.model, x.state, x.coverage::text, x.rows, x.embedded, x.pending, x.stale, x.dead, x.removing,
-    x.oldest_wait, x.rows_per_second, x.eta, x.truncated, x.split, x.paused, x.index_state, x.error, x.counted_at, x.estimated,
-    s.words
+    x.source::text, x.name, x.model, x.state, x.coverage::text, x.rows, x.embedded, x.pending, x.stale, x.dead,
+    x.removing, x.oldest_wait, x.rows_per_second, x.eta, x.truncated, x.split, x.paused, x.index_state, x.error,
+    x.counted_at, x.estimated, s.words
 from embed.status_exact() as x
 join embed._watched_sources() as s on s.relation = x.source and s.name = x.name;
 

@@ -18,7 +18,8 @@ with session as materialized (
   select
     pg_catalog.pg_backend_pid() = %(pid)s as own,
     case
-      when pg_catalog.pg_has_role(pg_catalog.to_regrole('embed_worker'), 'usage') and not (r.rolsuper or r.rolbypassrls) then 'on'
+      when pg_catalog.pg_has_role(pg_catalog.to_regrole('embed_worker'), 'usage')
+        and not (r.rolsuper or r.rolbypassrls) then 'on'
       else %(row_security)s
     end as row_security
   from pg_catalog.pg_roles r
@@ -38,7 +39,9 @@ settled as materialized (
     case when own then pg_catalog.set_config('default_transaction_isolation', 'read committed', false) end as isolation,
     case when own and %(patient)s then pg_catalog.set_config('statement_timeout', '0', false) end as one_statement,
     case when own then pg_catalog.set_config('idle_session_timeout', '0', false) end as idle_session,
-    case when own then pg_catalog.set_config('idle_in_transaction_session_timeout', '0', false) end as idle_in_transaction,
+    case
+        when own then pg_catalog.set_config('idle_in_transaction_session_timeout', '0', false)
+    end as idle_in_transaction,
     case when own and pg_catalog.current_setting('transaction_timeout', true) is not null
       then pg_catalog.set_config('transaction_timeout', '0', false) end as whole_transaction,
     case when own then pg_catalog.set_config('tcp_keepalives_idle', '30', false) end as idle,

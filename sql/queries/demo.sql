@@ -7,7 +7,9 @@ select pg_catalog.pg_try_advisory_lock(1701667428, 20);
 select
     pg_catalog.to_regclass('embed.source') is not null as migrated,
     pg_catalog.to_regclass('demo.article') is not null
-    and pg_catalog.obj_description(pg_catalog.to_regclass('demo.article'), 'pg_class') is distinct from %(mark)s as taken;
+    and pg_catalog.obj_description(
+        pg_catalog.to_regclass('demo.article'), 'pg_class'
+    ) is distinct from %(mark)s as taken;
 
 -- demo_others
 -- The default model, and whether vectors of others than the demonstration are made with it.
@@ -95,7 +97,8 @@ where s.relation = 'demo.article'::regclass;
 
 -- demo_wait
 -- Allow for a worker that is still starting, or loading its model.
-select pg_catalog.set_config('embed.query_timeout', '1min', false), pg_catalog.set_config('embed.worker_grace', '1min', false);
+select pg_catalog.set_config('embed.query_timeout', '1min', false),
+    pg_catalog.set_config('embed.worker_grace', '1min', false);
 
 -- demo_search
 -- The articles nearest to a question.

@@ -23,8 +23,9 @@ select embed.disable(({relation})::pg_catalog.regclass, drop_vectors => {drop_ve
 with found as materialized (
     select s."row", s.score, s.similarity, s.bm25, s.reranked, s.passage, s.place
     from embed.search(
-        null::{relation}, %(question)s::text, k => %(k)s, name => %(name)s, lexical => %(lexical)s, rerank => %(rerank)s,
-        matching => nullif(coalesce(%(matching)s::jsonb, '{{}}') || coalesce({keys}, '{{}}'), '{{}}'), skip => %(skip)s
+        null::{relation}, %(question)s::text, k => %(k)s, name => %(name)s, lexical => %(lexical)s,
+        rerank => %(rerank)s, skip => %(skip)s,
+        matching => nullif(coalesce(%(matching)s::jsonb, '{{}}') || coalesce({keys}, '{{}}'), '{{}}')
     ) with ordinality as s ("row", score, similarity, bm25, reranked, passage, passage_start, passage_end, place)
 ), counted as (
     select pg_catalog.max(f.place) as places from found f

@@ -6,12 +6,18 @@ select pg_catalog.pg_try_advisory_lock(1701667428, 5);
 -- Whether the schema is there, and whether an evaluation made it.
 select
     pg_catalog.to_regnamespace('embedworker_eval') is not null as taken,
-    pg_catalog.obj_description(pg_catalog.to_regnamespace('embedworker_eval'), 'pg_namespace') is not distinct from %(mark)s as ours;
+    pg_catalog.obj_description(
+        pg_catalog.to_regnamespace('embedworker_eval'), 'pg_namespace'
+    ) is not distinct from %(mark)s as ours;
 
 -- evaluate_disable
 -- Forget the table of an evaluation that was kept or cut short.
 select embed.disable(s.relation, drop_vectors => true)
-from (select distinct x.relation from embed.source x where x.relation = pg_catalog.to_regclass('embedworker_eval.document')) as s;
+from (
+    select distinct x.relation
+    from embed.source x
+    where x.relation = pg_catalog.to_regclass('embedworker_eval.document')
+) as s;
 
 -- evaluate_drop_table
 -- The table itself.
@@ -53,7 +59,11 @@ analyze {table};
 
 -- evaluate_embedded
 -- How many documents have a vector that search would use.
-select (select pg_catalog.count(*) from embedworker_eval.document_embedding v where v.chunk = 0 and v.fingerprint = t.fingerprint)
+select (
+    select pg_catalog.count(*)
+    from embedworker_eval.document_embedding v
+    where v.chunk = 0 and v.fingerprint = t.fingerprint
+)
 from embed.source s
 join embed.source_state t on t.source = s.id
 where s.relation = 'embedworker_eval.document'::regclass;
@@ -162,7 +172,10 @@ from embed.search(null::{relation}, %(question)s::text, k => %(k)s, name => %(na
 -- evaluate_search_ranked
 -- The same with a weight for the words, or reranked.
 select {keys}, s.score, s.reranked is not null as reranked
-from embed.search(null::{relation}, %(question)s::text, k => %(k)s, name => %(name)s, lexical => %(lexical)s::real, rerank => %(rerank)s::integer) as s;
+from embed.search(
+    null::{relation}, %(question)s::text, k => %(k)s, name => %(name)s, lexical => %(lexical)s::real,
+    rerank => %(rerank)s::integer
+) as s;
 
 -- evaluate_timeouts
 -- Bound the waits for vectors and scores for the whole session, which is ours: no pooler is let in. A search that no

@@ -34,7 +34,9 @@ select
     pg_catalog.pg_size_bytes(
         pg_catalog.set_config(
             'maintenance_work_mem',
-            (greatest(%(bytes)s, pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem'))) + 1023) / 1024 || 'kB',
+            (
+                greatest(%(bytes)s, pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem'))) + 1023
+            ) / 1024 || 'kB',
             false
         )
     ),
@@ -76,8 +78,8 @@ and p.datname = current_database()
 and p.command like 'CREATE INDEX%%';
 
 -- index_words
--- The index over the terms of a source's passages: those to drop, whether one is wanted, whether one can be used, the name and the
--- definition of a new one, and how many passages there are, as the planner would guess.
+-- The index over the terms of a source's passages: those to drop, whether one is wanted, whether one can be used, the
+-- name and the definition of a new one, and how many passages there are, as the planner would guess.
 select
     array(
         select format('%%I.%%I', n.nspname, c.relname)

@@ -13,7 +13,9 @@ from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 cross join lateral (
     select
-        pg_catalog.jsonb_object_agg(a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)) filter (where not b.bare) as columns,
+        pg_catalog.jsonb_object_agg(
+            a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)
+        ) filter (where not b.bare) as columns,
         coalesce(pg_catalog.array_agg(a.attname::text) filter (where b.bare), '{{}}') as bare,
         coalesce(
             pg_catalog.array_agg(a.attname::text)
@@ -34,7 +36,11 @@ order by 1;
 -- The condition by which one row of a table is read: each key column, and the type that its value is cast to.
 select
     p.key_names, p.key_types,
-    array(select (pg_catalog.parse_ident(k))[1] from pg_catalog.unnest(p.key_names) with ordinality as u (k, place) order by u.place)
+    array(
+        select (pg_catalog.parse_ident(k))[1]
+        from pg_catalog.unnest(p.key_names) with ordinality as u (k, place)
+        order by u.place
+    )
 from pg_catalog.pg_class c
 cross join lateral embed._search_plan(c.reltype::pg_catalog.regtype, null, 1, false) as p
 where c.oid = %(table)s::text::pg_catalog.regclass;

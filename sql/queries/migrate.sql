@@ -9,7 +9,9 @@ select
     pg_catalog.current_database() as database,
     current_user as role,
     current_setting('server_encoding') as encoding,
-    (select source from pg_catalog.pg_settings where name = 'default_transaction_read_only' and setting = 'on') as read_only_by;
+    (
+        select source from pg_catalog.pg_settings where name = 'default_transaction_read_only' and setting = 'on'
+    ) as read_only_by;
 
 -- migrate_lock
 -- Concurrent upgrades run one after the other.
@@ -70,7 +72,10 @@ from (
     and c.relowner <> n.nspowner and c.relowner = current_user::regrole
     and not exists (
         select from pg_catalog.pg_depend d
-        where d.classid = 'pg_catalog.pg_class'::regclass and d.objid = c.oid and d.deptype in ('a', 'i') and c.relkind = 'S'
+        where d.classid = 'pg_catalog.pg_class'::regclass
+        and d.objid = c.oid
+        and d.deptype in ('a', 'i')
+        and c.relkind = 'S'
     )
     union all
     select format('alter function %%s owner to %%I', p.oid::regprocedure, pg_catalog.pg_get_userbyid(n.nspowner))
@@ -90,10 +95,14 @@ join pg_catalog.pg_roles o on o.oid = p.proowner
 where n.nspname = 'embed'
 and not o.rolsuper
 and o.oid <> n.nspowner
-and o.oid is distinct from (select c.relowner from pg_catalog.pg_class c where c.oid = pg_catalog.to_regclass('embed.source'))
+and o.oid is distinct from (
+    select c.relowner from pg_catalog.pg_class c where c.oid = pg_catalog.to_regclass('embed.source')
+)
 and p.proname !~ '^source_[0-9]+_(insert|update|delete|truncate|row|open|visible|refresh|compact|words)$'
 and not exists (
-    select from pg_catalog.pg_depend d where d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e'
+    select
+    from pg_catalog.pg_depend d
+    where d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e'
 );
 
 -- migrate_open_functions
@@ -204,7 +213,9 @@ from (select pg_catalog.to_regnamespace('embed')::oid as oid) as n;
 -- migrate_strangers
 -- What others made in the schema embed or upon it, and would be dropped with it; null if nothing.
 with ours as (
-    select 'pg_catalog.pg_class'::regclass as classid, c.oid as objid from pg_catalog.pg_class c where c.relnamespace = 'embed'::regnamespace
+    select 'pg_catalog.pg_class'::regclass as classid, c.oid as objid
+    from pg_catalog.pg_class c
+    where c.relnamespace = 'embed'::regnamespace
     union all
     select 'pg_catalog.pg_proc'::regclass, p.oid from pg_catalog.pg_proc p where p.pronamespace = 'embed'::regnamespace
     union all
@@ -243,11 +254,14 @@ from (
     from pg_catalog.pg_class c
     where c.relnamespace = 'embed'::regnamespace and c.relkind in ('r', 'p', 'f', 'm', 'v')
     and c.relname <> all (%(relations)s) and c.relname !~ '^(inbox|queue|state)_[0-9]+$'
-    and not exists (select from pg_catalog.pg_policy p where p.polrelid = c.oid and p.polname = 'embed_source') -- vectors
+    -- vectors
+    and not exists (select from pg_catalog.pg_policy p where p.polrelid = c.oid and p.polname = 'embed_source')
     union all
     select format('function %%s', p.oid::regprocedure)
     from pg_catalog.pg_proc p
-    where p.pronamespace = 'embed'::regnamespace and p.proname !~ '^(_|source_[0-9]+_)' and p.proname <> all (%(functions)s)
+    where p.pronamespace = 'embed'::regnamespace
+    and p.proname !~ '^(_|source_[0-9]+_)'
+    and p.proname <> all (%(functions)s)
     and not exists (
         select from pg_catalog.pg_depend d
         where d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e'

@@ -6,13 +6,26 @@ select
     -- Null of a table that was dropped, whose source could not be struck yet.
     case when c.oid is not null then format('%%I.%%I', n.nspname, c.relname) end as relation,
     c.relkind = 'p' as partitioned,
-    (select format('%%I.%%I', vn.nspname, vc.relname) from pg_catalog.pg_class vc join pg_catalog.pg_namespace vn on vn.oid = vc.relnamespace
-        where vc.oid = s.vectors) as vectors,
-    array(select quote_ident(k.name) from unnest(s.keys) with ordinality as k (name, place) order by k.place) as vector_keys,
-    array(select quote_ident(embed._column_name(s.relation, k.attnum)) from unnest(s.key_attnums) with ordinality as k (attnum, place)
-        order by k.place) as source_keys,
-    array(select format_type(a.atttypid, a.atttypmod) from pg_catalog.pg_attribute a
-        where a.attrelid = to_regclass('embed.queue_' || s.id) and a.attname ~ '^k[0-9]+$' order by a.attnum) as key_types,
+    (
+        select format('%%I.%%I', vn.nspname, vc.relname)
+        from pg_catalog.pg_class vc
+        join pg_catalog.pg_namespace vn on vn.oid = vc.relnamespace
+        where vc.oid = s.vectors
+    ) as vectors,
+    array(
+        select quote_ident(k.name) from unnest(s.keys) with ordinality as k (name, place) order by k.place
+    ) as vector_keys,
+    array(
+        select quote_ident(embed._column_name(s.relation, k.attnum))
+        from unnest(s.key_attnums) with ordinality as k (attnum, place)
+        order by k.place
+    ) as source_keys,
+    array(
+        select format_type(a.atttypid, a.atttypmod)
+        from pg_catalog.pg_attribute a
+        where a.attrelid = to_regclass('embed.queue_' || s.id) and a.attname ~ '^k[0-9]+$'
+        order by a.attnum
+    ) as key_types,
     embed._rows_sql(s) as rows,
     embed._text_sql(s, 's') as text,
     embed._fault_sql(s) as fault,
@@ -67,7 +80,8 @@ returning old.fingerprint is not null as replaced;
 
 -- source_index_state
 -- What became of the source's index.
-update embed.source_state set index_state = %(index_state)s where source = %(source)s and index_state is distinct from %(index_state)s;
+update embed.source_state set index_state = %(index_state)s
+where source = %(source)s and index_state is distinct from %(index_state)s;
 
 -- source_request_sweep
 -- Ask for a sweep.
@@ -76,7 +90,8 @@ insert into embed.sweep_request (source, reason) values (%(source)s, %(reason)s)
 -- fingerprint_register
 -- The number of a fingerprint, which is entered if it is new.
 select embed._register_fingerprint(
-    %(digest)s, %(model)s, %(revision)s, %(query_prefix)s, %(passage_prefix)s, %(pooling)s, %(dimensions)s, %(max_tokens)s, %(notes)s
+    %(digest)s, %(model)s, %(revision)s, %(query_prefix)s, %(passage_prefix)s, %(pooling)s, %(dimensions)s,
+    %(max_tokens)s, %(notes)s
 );
 
 -- models_in_use

@@ -30,7 +30,8 @@ fenced as (
 )
 insert into embed.sweep_state (source, phase) values (%(source)s, 'rows')
 on conflict (source) do update
-set phase = 'rows', cursor = null, visited = 0, missing = 0, stale = 0, orphaned = 0, started_at = now(), finished_at = null;
+set phase = 'rows', cursor = null, visited = 0, missing = 0, stale = 0, orphaned = 0, started_at = now(),
+    finished_at = null;
 
 -- sweep_current
 -- Where the sweep of a source stands.
@@ -168,7 +169,8 @@ queued as (
     where %(repair)s
     order by {j_places}
     on conflict ({places}) do update
-    set seq = excluded.seq, due = excluded.due, attempts = 0, error = null, claimed_by = null, priority = excluded.priority
+    set seq = excluded.seq, due = excluded.due, attempts = 0, error = null, claimed_by = null,
+        priority = excluded.priority
     where q.due = 'infinity' or q.claimed_by is not null
 )
 select

@@ -17,8 +17,8 @@ select embed.end_switch(%(relation)s::bigint::oid::regclass, name => %(name)s);
 -- switch_status
 -- Every change of a model that is under way.
 select
-    source::text, name, from_model, to_model, phase, coverage::text, pending, dead, eta, error,
-    from_coverage::text, from_pending, from_dead, extra_bytes, judgement, forced, started_at, cut_over_at, rolled_back_at
+    source::text, name, from_model, to_model, phase, coverage::text, pending, dead, eta, error, from_coverage::text,
+    from_pending, from_dead, extra_bytes, judgement, forced, started_at, cut_over_at, rolled_back_at
 from embed.switch;
 
 -- switch_sides

@@ -10,14 +10,16 @@ select
     pg_catalog.current_database()::text,
     current_user::text,
     embed._may_look(),
-    coalesce(pg_catalog.has_function_privilege(pg_catalog.to_regprocedure('embed._question_counts()'), 'execute'), false);
+    coalesce(
+        pg_catalog.has_function_privilege(pg_catalog.to_regprocedure('embed._question_counts()'), 'execute'), false
+    );
 
 -- web_status
 -- Every source and how far it is, by the counters of the workers; with a number, that source alone.
 select
-    s.id, x.source::text as source, x.name, x.model, x.state, x.coverage::text as coverage, x.rows, x.embedded, x.pending,
-    x.stale, x.dead, x.removing, x.oldest_wait, x.rows_per_second, x.eta, x.truncated, x.split, x.paused, x.index_state,
-    x.error, x.counted_at, x.estimated, x.words
+    s.id, x.source::text as source, x.name, x.model, x.state, x.coverage::text as coverage, x.rows, x.embedded,
+    x.pending, x.stale, x.dead, x.removing, x.oldest_wait, x.rows_per_second, x.eta, x.truncated, x.split, x.paused,
+    x.index_state, x.error, x.counted_at, x.estimated, x.words
 from embed.source s
 join embed.status x on x.source = s.relation and x.name = s.name
 where %(source)s::integer is null or s.id = %(source)s
@@ -37,7 +39,9 @@ select
     s.vectors::text as vectors,
     pg_catalog.pg_table_size(s.relation::oid::regclass) as table_size,
     pg_catalog.pg_table_size(v.oid) as vector_size,
-    coalesce((select sum(pg_catalog.pg_relation_size(i.indexrelid)) from pg_catalog.pg_index i where i.indrelid = v.oid), 0)::bigint
+    coalesce(
+        (select sum(pg_catalog.pg_relation_size(i.indexrelid)) from pg_catalog.pg_index i where i.indrelid = v.oid), 0
+    )::bigint
         as index_size,
     (
         select p.blocks_done::double precision / nullif(p.blocks_total, 0)
@@ -153,7 +157,8 @@ select w.id, w.lanes, w.embedded from embed.worker w;
 -- web_switches
 -- The changes of a model that are under way.
 select
-    w.source::text, w.from_model, w.to_model, w.phase, w.coverage::text, w.pending, w.dead, w.eta, w.extra_bytes, w.error
+    w.source::text, w.from_model, w.to_model, w.phase, w.coverage::text, w.pending, w.dead, w.eta,
+    w.extra_bytes, w.error
 from embed.switch w;
 
 -- web_questions

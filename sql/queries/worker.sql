@@ -1,7 +1,10 @@
 -- worker_register
 -- A new worker. Its number is never in use by another: the sequence is as wide as an advisory lock's key.
 insert into embed.worker_session (id, host, pid, process, lanes, model, version, backend, lock_held)
-values (nextval('embed.worker_id'), %(host)s, %(pid)s, %(process)s, %(lanes)s, %(model)s, %(version)s, pg_backend_pid(), false)
+values (
+    nextval('embed.worker_id'), %(host)s, %(pid)s, %(process)s, %(lanes)s, %(model)s, %(version)s, pg_backend_pid(),
+    false
+)
 returning id;
 
 -- worker_lost_columns
@@ -30,8 +33,13 @@ on conflict (id) do update set lock_held = true, backend = excluded.backend;
 -- worker_seen
 -- Sign of life, with what was done since the last one. Enters a worker again that a peer has struck:
 -- its connection may have been away for longer than the peer believed in it.
-insert into embed.worker_session as w (id, host, pid, process, lanes, model, version, backend, lock_held, embedded, rows_per_second)
-values (%(worker)s, %(host)s, %(pid)s, %(process)s, %(lanes)s, %(model)s, %(version)s, pg_backend_pid(), %(lock_held)s, %(embedded)s, %(rows_per_second)s)
+insert into embed.worker_session as w (
+    id, host, pid, process, lanes, model, version, backend, lock_held, embedded, rows_per_second
+)
+values (
+    %(worker)s, %(host)s, %(pid)s, %(process)s, %(lanes)s, %(model)s, %(version)s, pg_backend_pid(), %(lock_held)s,
+    %(embedded)s, %(rows_per_second)s
+)
 on conflict (id) do update
 set seen_at = now(),
     embedded = w.embedded + excluded.embedded,
@@ -79,7 +87,9 @@ with freed as (
     returning q.role
 )
 select pg_catalog.pg_notify(x.channel, '')
-from (select distinct case f.role when 'rerank' then 'embed_rerank' else 'embed_question' end as channel from freed f) as x;
+from (
+    select distinct case f.role when 'rerank' then 'embed_rerank' else 'embed_question' end as channel from freed f
+) as x;
 
 -- worker_poll
 -- Every source, and whether there is work; at is a time before the next claim.

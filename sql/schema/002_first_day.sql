@@ -22,7 +22,8 @@ and not pg_catalog.has_function_privilege('public', p.oid, 'execute');
 -- The memo of questions (embed._answer). Nobody is granted anything on this table.
 create table embed.memo_secret (value text not null default replace(pg_catalog.gen_random_uuid()::text, '-', ''));
 insert into embed.memo_secret default values;
-comment on table embed.memo_secret is 'A part of the name of the setting that keeps a question''s vector until the transaction ends.';
+comment on table embed.memo_secret is
+    'A part of the name of the setting that keeps a question''s vector until the transaction ends.';
 
 -- Counters of embed.status.
 --
@@ -45,7 +46,8 @@ create table embed.source_tally (
 
 comment on table embed.source_tally is 'Counters of embed.status; written by workers only.';
 comment on column embed.source_tally.recent_rows is
-    'Rows embedded since recent_at, which is at most 30 s before the last of them; before_rows are those of the window before.';
+    'Rows embedded since recent_at, which is at most 30 s before the last of them; before_rows are those of the window '
+    'before.';
 
 alter table embed.source_state
     add column unqueued bigint not null default 0,

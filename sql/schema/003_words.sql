@@ -4,14 +4,17 @@
 alter table embed.lexical_state add column scheme smallint not null default 1;
 
 comment on column embed.lexical_state.scheme is
-    'The oldest scheme of the vectors of terms that were counted; of 1, workers compute the vectors again. 0: there are none.';
+    'The oldest scheme of the vectors of terms that were counted; of 1, workers compute the vectors again. 0: there '
+    'are none.';
 
 alter table embed.source add column words boolean not null default true;
 
 comment on column embed.source.words is 'Whether words count in searches. If not, its vectors of terms are null.';
 
 -- Who knows it may look up passages by words, see embed._write_words.
-alter table embed.lexical_state add column token text not null default replace(pg_catalog.gen_random_uuid()::text, '-', '');
+alter table embed.lexical_state add column token text not null default replace(
+    pg_catalog.gen_random_uuid()::text, '-', ''
+);
 
 comment on column embed.lexical_state.token is 'Another one after each count.';
 

@@ -8,7 +8,9 @@ begin
         alter table embed.question add column embedding @extschema:vector@.vector;
     end if;
     if not exists (
-        select from pg_catalog.pg_attribute a where a.attrelid = 'embed.question_cache'::regclass and a.attname = 'embedding'
+        select
+        from pg_catalog.pg_attribute a
+        where a.attrelid = 'embed.question_cache'::regclass and a.attname = 'embedding'
     ) then
         truncate embed.question_cache;
         alter table embed.question_cache add column embedding @extschema:vector@.vector not null;

@@ -39,49 +39,6 @@ return exists (select from pg_class c where c.oid = source.relation and c.relkin
         select from pg_trigger t where t.tgrelid = source.relation and t.tgname = format('embed_%s_row', source.id)
     );
 
--- Refuses a function of a source that somebody made in advance: written over, it would stay his, and run
--- in the statements of the table's writers and readers.
-create or replace function embed._check_function(source integer, verb text) returns void
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    squatter record;
-begin
-    select p.oid::regprocedure::text as signature, o.rolname into squatter
-    from pg_proc p
-    join pg_roles o on o.oid = p.proowner
-    where p.pronamespace = 'embed'::regnamespace
-    and p.proname = format('source_%s_%s', source, verb)
-    and not o.rolsuper
-    and o.oid not in (
-        select n.nspowner from pg_namespace n where n.nspname = 'embed'
-        union all
-        select c.relowner from pg_class c where c.oid = to_regclass(format('embed.inbox_%s', source))
-    );
-    if found then
-        raise exception 'the function % belongs to %, who did not enable the table', squatter.signature, squatter.rolname
-            using errcode = 'insufficient_privilege',
-            hint = format('Have its owner or a superuser run: drop function %s cascade;', squatter.signature);
-    end if;
-end
-$$;
-
--- Writes one of the functions; pinned, with a search_path that its names are looked up in.
-create or replace function embed._write_trigger_function(source integer, verb text, body text, pinned boolean default true) returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    perform embed._check_function(source, verb);
-    perform embed._open_schema(quote_ident(current_user)::regrole);
-    execute format(
-        'create or replace function embed.%I() returns trigger language plpgsql security definer %s as %L',
-        format('source_%s_%s', source, verb), case when pinned then 'set search_path = pg_catalog, pg_temp' else '' end, body
-    );
-end
-$$;
-
 -- Writes the functions; takes no lock on the table, so a worker may do it at any time.
 create or replace function embed._write_capture(source embed.source) returns void
 language plpgsql
@@ -99,14 +56,20 @@ declare
     -- functions (see embed._column_sql): a cast to text may be the function of the owner of the type,
     -- and ran as the owner of these functions, who can be a superuser.
     changed constant text := embed._each(
-        '(old_row.%1$s is null) operator(pg_catalog.<>) (new_row.%1$s is null) or pg_catalog.format(''%%s'', old_row.%1$s) collate pg_catalog."C" operator(pg_catalog.<>) pg_catalog.format(''%%s'', new_row.%1$s) collate pg_catalog."C"',
+        '(old_row.%1$s is null) operator(pg_catalog.<>) (new_row.%1$s is null) or pg_catalog.format(''%%s'', '
+        'old_row.%1$s) collate pg_catalog."C" operator(pg_catalog.<>) pg_catalog.format(''%%s'', new_row.%1$s) collate '
+        'pg_catalog."C"',
         watched, ' or '
     );
     -- A row inserted with nothing to read needs no work. A virtual column is not computed yet in a
     -- trigger, so nothing is known of its text there.
     present constant text := coalesce(
         (
-            select format('pg_catalog.concat(%s) collate pg_catalog."C" operator(pg_catalog.<>) %L', string_agg(format('new_row.%I', a.attname), ', '), '')
+            select format(
+                'pg_catalog.concat(%s) collate pg_catalog."C" operator(pg_catalog.<>) %L',
+                string_agg(format('new_row.%I', a.attname), ', '),
+                ''
+            )
             from pg_attribute a
             where a.attrelid = source.relation and a.attnum = any (source.column_attnums)
             having not bool_or(a.attgenerated::text = 'v')
@@ -206,14 +169,22 @@ end$b$,
                 'new_key', embed._each('n.k%2$s', names, ', '),
                 'new_type_differs', (
                     select string_agg(
-                        format('pg_catalog.pg_typeof(new.%s) operator(pg_catalog.<>) %L::pg_catalog.regtype', k.name, k.type),
+                        format(
+                            'pg_catalog.pg_typeof(new.%s) operator(pg_catalog.<>) %L::pg_catalog.regtype',
+                            k.name,
+                            k.type
+                        ),
                         ' or '
                     )
                     from unnest(names, types) as k (name, type)
                 ),
                 'old_type_differs', (
                     select string_agg(
-                        format('pg_catalog.pg_typeof(old.%s) operator(pg_catalog.<>) %L::pg_catalog.regtype', k.name, k.type),
+                        format(
+                            'pg_catalog.pg_typeof(old.%s) operator(pg_catalog.<>) %L::pg_catalog.regtype',
+                            k.name,
+                            k.type
+                        ),
                         ' or '
                     )
                     from unnest(names, types) as k (name, type)
@@ -230,14 +201,17 @@ end$b$,
                 (
                     'insert',
                     'new_rows',
-                    format('select %s from new_rows new_row where %s', embed._each('new_row.%1$s', names, ', '), present)
+                    format(
+                        'select %s from new_rows new_row where %s', embed._each('new_row.%1$s', names, ', '), present
+                    )
                 ),
                 -- Of a changed key both come out: the old one's vector goes, the new one's is made.
                 (
                     'update',
                     'old_rows',
                     format(
-                        'select %s from old_rows old_row full join new_rows new_row on %s where old_row.%s is null or new_row.%s is null or %s',
+                        'select %s from old_rows old_row full join new_rows new_row on %s where old_row.%s is null or '
+                        'new_row.%s is null or %s',
                         embed._each('coalesce(new_row.%1$s, old_row.%1$s)', names, ', '),
                         (
                             select string_agg(format('old_row.%1$s %2$s new_row.%1$s', k.name, k.equal), ' and ')
@@ -279,7 +253,8 @@ end$b$,
     -- For a worker that may not write these functions again itself, see embed._refresh_source.
     perform embed._check_function(source.id, 'refresh');
     execute format(
-        'create or replace function embed.source_%1$s_refresh() returns text language sql security definer set search_path = pg_catalog, pg_temp as ''select embed._refresh(%1$s) -- written by %2$s''',
+        'create or replace function embed.source_%1$s_refresh() returns text language sql security definer set '
+        'search_path = pg_catalog, pg_temp as ''select embed._refresh(%1$s) -- written by %2$s''',
         source.id, embed._edition()
     );
 

@@ -7,7 +7,9 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 begin atomic
     with recursive tree as (
-        select (source).relation as relation, c.relkind = 'p' as partitioned from pg_class c where c.oid = (source).relation
+        select (source).relation as relation, c.relkind = 'p' as partitioned
+        from pg_class c
+        where c.oid = (source).relation
         union
         -- Not pg_partition_tree, which waits for locks on the partitions.
         select i.inhrelid::regclass, c.relkind = 'p'
@@ -17,7 +19,8 @@ begin atomic
     ),
     wanted as (
         -- One an event: transition tables allow neither several events nor UPDATE OF.
-        select (source).relation as relation, e.verb, format('after %s on %s referencing %s for each statement', e.verb, (source).relation, e.tables) as rule
+        select (source).relation as relation, e.verb,
+            format('after %s on %s referencing %s for each statement', e.verb, (source).relation, e.tables) as rule
         from (values
             ('insert', 'new table as new_rows'),
             ('update', 'old table as old_rows new table as new_rows'),
@@ -26,7 +29,8 @@ begin atomic
         where not embed._captures_rows(source)
         union all
         -- Partitions inherit it, those attached later too.
-        select (source).relation, 'row', format('after insert or update or delete on %s for each row', (source).relation)
+        select (source).relation, 'row',
+            format('after insert or update or delete on %s for each row', (source).relation)
         where embed._captures_rows(source)
         union all
         -- This one they do not inherit.
@@ -55,7 +59,11 @@ declare
     m record;
 begin
     if not wait then
-        for m in select distinct x.relation, c.relkind from embed._missing_triggers(source) as x join pg_class c on c.oid = x.relation loop
+        for m in
+            select distinct x.relation, c.relkind
+            from embed._missing_triggers(source) as x
+            join pg_class c on c.oid = x.relation
+        loop
             execute format(
                 'lock table %s %s in share row exclusive mode nowait',
                 case when m.relkind = 'p' then '' else 'only' end, m.relation
@@ -106,7 +114,9 @@ begin
         where p.pronamespace = 'embed'::regnamespace
         and p.proname in (
             select format('source_%s_%s', source, verb)
-            from unnest(array['insert', 'update', 'delete', 'truncate', 'row', 'open', 'visible', 'refresh', 'compact', 'words']) as verb
+            from unnest(
+                array['insert', 'update', 'delete', 'truncate', 'row', 'open', 'visible', 'refresh', 'compact', 'words']
+            ) as verb
         )
     loop
         -- What depends on them goes with them: triggers, and the policy of the vectors.

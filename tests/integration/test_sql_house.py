@@ -77,13 +77,21 @@ def test_the_planner_writes_constants_into_queries(connection: Connection) -> No
 
 
 def files() -> Iterator[Path]:
-    for folder in ("functions", "triggers", "queries"):
-        yield from (sql_folder() / folder).rglob("*.sql")
+    yield from sql_folder().rglob("*.sql")
 
 
 def test_files_have_at_most_300_lines() -> None:
-    counted = {file.name: len(file.read_text().splitlines()) for file in files()}
+    counted = {str(file): len(file.read_text().splitlines()) for file in files()}
     assert {n: c for n, c in counted.items() if c > 300} == {}
+
+
+def test_lines_have_at_most_120_columns() -> None:
+    assert [
+        f"{file.name}:{number}"
+        for file in files()
+        for number, line in enumerate(file.read_text().splitlines(), start=1)
+        if len(line) > 120
+    ] == []
 
 
 def test_functions_do_not_write_the_numbers_again() -> None:

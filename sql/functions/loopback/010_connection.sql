@@ -43,7 +43,9 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform
-    from @extschema:dblink@.dblink(connection, format('select from embed.await(%L::uuid, ''0''::interval, true)', id)) as t (nothing text);
+    from @extschema:dblink@.dblink(
+        connection, format('select from embed.await(%L::uuid, ''0''::interval, true)', id)
+    ) as t (nothing text);
 exception when others then
     null;
 end
@@ -79,7 +81,8 @@ declare
     again boolean := true;
     -- The caller's setting, since the loopback is a session of its own.
     grace constant text := format(
-        'set embed.worker_grace = %L; ', least(patience, embed._query_timeout('embed.worker_grace'::text, '300ms'::text))
+        'set embed.worker_grace = %L; ',
+        least(patience, embed._query_timeout('embed.worker_grace'::text, '300ms'::text))
     );
     ask text;
     rest interval;
@@ -105,16 +108,24 @@ begin
             end if;
             connected := true;
             ask := format(
-                '%sbegin; select a.*, null, null from embed.ask(%L::uuid, %L::text, %L::text, %L::text, %L::text[], %L::oid) as a; commit; ',
+                '%sbegin; select a.*, null, null from embed.ask(%L::uuid, %L::text, %L::text, %L::text, %L::text[], '
+                '%L::oid) as a; commit; ',
                 grace, id, model, question, role, passages, asker
             );
             while embedding is null and scores is null and failure is null loop
                 rest := deadline - clock_timestamp();
-                select t.embedding, t.terms, t.shares, t.lost, t.scores, t.error into embedding, terms, shares, lost, scores, failure
+                select t.embedding, t.terms, t.shares, t.lost, t.scores, t.error
+                into embedding, terms, shares, lost, scores, failure
                 from @extschema:dblink@.dblink(
                     name,
-                    blanks || ask || format('select * from embed.await(%L::uuid, %L::interval, %L::boolean)', id, least(rest, slice), rest <= slice)
-                ) as t (embedding @extschema:vector@.vector, terms integer[], shares real[], lost integer, scores real[], error text);
+                    blanks || ask || format(
+                        'select * from embed.await(%L::uuid, %L::interval, %L::boolean)',
+                        id, least(rest, slice), rest <= slice
+                    )
+                ) as t (
+                    embedding @extschema:vector@.vector, terms integer[], shares real[], lost integer, scores real[],
+                    error text
+                );
                 exit when rest <= slice;
                 ask := '';
             end loop;
@@ -146,8 +157,12 @@ begin
                         when state = '55P03'
                         then 'A transaction, maybe this one, locks embed.question: end it first.'
                         when more like '%too many%' or more like '%remaining connection slots%'
-                        then 'Every session that asks keeps a second connection: raise max_connections, or ask through a pool of fewer sessions.'
-                        else 'Restart a worker, or run `embedworker migrate`: both renew the connection, and migrate says what prevents it. EMBEDWORKER_LOOPBACK_HOST names the host.'
+                        then
+                            'Every session that asks keeps a second connection: raise max_connections, or ask through '
+                            'a pool of fewer sessions.'
+                        else
+                            'Restart a worker, or run `embedworker migrate`: both renew the connection, and migrate '
+                            'says what prevents it. EMBEDWORKER_LOOPBACK_HOST names the host.'
                     end;
             end if;
             again := false;
@@ -155,7 +170,8 @@ begin
         end;
     end loop;
     if failure is not null then
-        raise exception '% %', case role when 'rerank' then 'the worker failed:' else 'the question could not be embedded:' end, failure
+        raise exception '% %',
+            case role when 'rerank' then 'the worker failed:' else 'the question could not be embedded:' end, failure
             using errcode = 'EW008',
             hint = 'The log of the worker says more; another model can be named as '
                 || case role when 'rerank' then 'embed.use_reranker(…).' else 'embed.query(…, model => …).' end;

@@ -44,7 +44,9 @@ begin
         '-c statement_timeout=0 -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s -c jit=off'
     );
     execute format('alter server embed_loopback owner to %s', owner);
-    execute format('create user mapping for %s server embed_loopback options (user %L, password %L)', owner, login, password);
+    execute format(
+        'create user mapping for %s server embed_loopback options (user %L, password %L)', owner, login, password
+    );
 end
 $$;
 
@@ -98,7 +100,11 @@ begin
     );
     foreach candidate in array array_remove(array[
         before, '127.0.0.1', 'localhost',
-        (select nullif(btrim(split_part(s.setting, ',', 1)), '') from pg_settings s where s.name = 'unix_socket_directories'),
+        (
+            select nullif(btrim(split_part(s.setting, ',', 1)), '')
+            from pg_settings s
+            where s.name = 'unix_socket_directories'
+        ),
         host(inet_server_addr())
     ], null) loop
         if embed._loopback_try(candidate) is null then

@@ -1,0 +1,61 @@
+-- embed.enable of a table that is enabled already.
+
+-- Changes a source to what is asked for, or refuses. Returns what embed.enable returns.
+create or replace function embed._enable_again(old embed.source, new embed.source) returns regclass
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if (old.into_column is null) <> (new.into_column is null) or old.into_column <> new.into_column
+        or (old.key_attnums, old.key_types) is distinct from (new.key_attnums, new.key_types)
+    then
+        raise exception '% is enabled already, with another %', new.relation,
+            case when (old.key_attnums, old.key_types) is distinct from (new.key_attnums, new.key_types) then 'key'
+                else 'place for its vectors' end
+            using errcode = 'EW003',
+            hint = format('Call embed.disable(%L, drop_vectors => true) first.', new.relation::text);
+    end if;
+    if old.chunk <> new.chunk then
+        raise exception '% is enabled already, with chunk => %', new.relation, old.chunk
+            using errcode = 'EW003',
+            detail = 'It is not known which of its vectors would have to be computed again.',
+            hint = format('Call embed.disable(%L, drop_vectors => true) first.', new.relation::text);
+    end if;
+    if old.dimensions <> new.dimensions then
+        raise exception 'vectors of % have % dimensions, but model % makes %', new.relation, old.dimensions,
+            coalesce(new.model, embed.default_model()), new.dimensions
+            using errcode = 'EW005',
+            hint = format(
+                'Call embed.disable(%L, drop_vectors => true) first, then enable it with the new model.',
+                new.relation::text
+            );
+    end if;
+    perform embed._set_words(old, new.words);
+    if (old.columns, old.column_attnums, old.watch_attnums, old.template, old.filter, old.model)
+        is not distinct from
+        (new.columns, new.column_attnums, new.watch_attnums, new.template, new.filter, new.model)
+        and exists (select from pg_class c where c.oid = old.vectors)
+        and not exists (select from embed._missing_triggers(old))
+    then
+        return case when new.into_column is null then old.vectors else new.relation end;
+    end if;
+    perform embed._require_no_switch(old.id, 'embed.enable with other arguments'::text);
+    perform embed._open_schema(quote_ident(current_user)::regrole);
+    update embed._own_source s
+    set columns = new.columns, column_attnums = new.column_attnums, watch_attnums = new.watch_attnums,
+        template = new.template, filter = new.filter, model = new.model,
+        vectors = case when exists (select from pg_class c where c.oid = old.vectors) then old.vectors
+            else embed._make_vectors(old) end,
+        version = nextval('embed.seq')
+    where s.id = old.id
+    returning * into new;
+    perform embed._write_capture(new);
+    perform embed._attach_capture(new);
+    perform embed._guard_vectors(new);
+    perform embed._grant_worker(new);
+    insert into embed.sweep_request (source, reason) values (new.id, 'enabled again');
+    perform embed.wake();
+    perform embed._notice_triggers(new);
+    return case when new.into_column is null then new.vectors else new.relation end;
+end
+$$;
