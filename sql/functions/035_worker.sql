@@ -34,7 +34,8 @@ begin
                 -- full of rows that are done and not vacuumed yet.
                 if pg_relation_size(format('embed.queue_%s', source)::regclass) <= small then
                     execute format(
-                        'select exists (select from embed.inbox_%1$s where ctid > $1) or exists (select from embed.queue_%1$s)',
+                        'select exists (select from embed.inbox_%1$s where ctid > $1) '
+                        'or exists (select from embed.queue_%1$s)',
                         source
                     )
                     into work

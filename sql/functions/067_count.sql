@@ -92,7 +92,9 @@ begin
             select bool_and(has_column_privilege(source.relation, a.attnum, 'select'))
             from pg_attribute a
             where a.attrelid = source.relation and not a.attisdropped
-            and a.attnum = any (source.key_attnums || source.column_attnums || source.watch_attnums || source.into_attnum)
+            and a.attnum = any (
+                source.key_attnums || source.column_attnums || source.watch_attnums || source.into_attnum
+            )
         );
 end
 $$;
