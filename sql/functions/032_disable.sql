@@ -111,15 +111,17 @@ $$;
 comment on function embed.disable(regclass, boolean, text) is
     'Stops keeping vectors of a table; the vectors stay unless drop_vectors is true.';
 
-create or replace function embed.pause(relation regclass) returns void
+-- What embed.pause and embed.resume do.
+create or replace function embed._set_paused(relation regclass, paused boolean, caller text) returns void
 language plpgsql
+set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform embed._require_role(
-        'embed_admin', pg_catalog.has_table_privilege('embed._own_source', 'update'), 'embed.pause'
-    );
+    perform embed._require_role('embed_admin', has_table_privilege('embed._own_source', 'update'), caller);
     perform embed._require_owner(relation);
-    update embed._own_source s set paused = true, version = nextval('embed.seq') where s.relation = pause.relation;
+    update embed._own_source s
+    set paused = _set_paused.paused, version = nextval('embed.seq')
+    where s.relation = _set_paused.relation;
     if not found then
         raise exception '% is not enabled', relation
             using errcode = 'EW002', hint = 'See the view embed.status for what is.';
@@ -127,24 +129,15 @@ begin
     perform embed.wake();
 end
 $$;
+
+create or replace function embed.pause(relation regclass) returns void
+language sql
+return embed._set_paused(relation, true, 'embed.pause'::text);
 
 comment on function embed.pause(regclass) is 'Changes are still captured, but not worked on until embed.resume.';
 
 create or replace function embed.resume(relation regclass) returns void
-language plpgsql
-as $$
-begin
-    perform embed._require_role(
-        'embed_admin', pg_catalog.has_table_privilege('embed._own_source', 'update'), 'embed.resume'
-    );
-    perform embed._require_owner(relation);
-    update embed._own_source s set paused = false, version = nextval('embed.seq') where s.relation = resume.relation;
-    if not found then
-        raise exception '% is not enabled', relation
-            using errcode = 'EW002', hint = 'See the view embed.status for what is.';
-    end if;
-    perform embed.wake();
-end
-$$;
+language sql
+return embed._set_paused(relation, false, 'embed.resume'::text);
 
 comment on function embed.resume(regclass) is 'Takes a paused table up again.';

@@ -31,7 +31,9 @@ declare
     s embed.source;
     active integer;
     class record;
-    of_keys record;
+    words jsonb;
+    stored text := '';
+    is_stored text := '';
     distance text;
     candidates text;
     looked text;
@@ -40,7 +42,6 @@ declare
     best_first text;
     found_rows text;
     conditions text;
-    pages text;
     index_type text;
 begin
     s := embed._find_source(row_type, name);
@@ -67,53 +68,64 @@ begin
     dimensions := s.dimensions;
 
     select
-        case c.relkind when 'p' then '' else 'only ' end as only_it,
-        format('%I.%I', n.nspname, c.relname) as full_name,
+        case c.relkind when 'p' then '' else 'only ' end || format('%I.%I', n.nspname, c.relname) as rows,
+        format('%I.%I', n.nspname, c.relname) as row_type,
         quote_ident(c.relname) as alias,
-        case when s.into_column is null then format('v.%I', 'embedding') else 's.embedding' end as embedding
+        embed._text_sql(s, c.relname::text) as text
     into class
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.oid = s.relation;
-
-    select
-        array_agg(x.vector_name order by x.place) as names,
-        array_agg(x.type_name order by x.place) as types,
-        string_agg(format('%s.%s as k%s', class.alias, x.row_name, x.place), ', ' order by x.place) as of_rows,
-        string_agg(format('v.%s as k%s', x.vector_name, x.place), ', ' order by x.place) as of_vectors,
-        string_agg('k' || x.place, ', ' order by x.place) as list,
-        string_agg(format('s.k%s %s v.%s', x.place, x.equal, x.vector_name), ' and ' order by x.place) as row_is_vector,
-        string_agg(format('%s.%s %s hit.k%s', class.alias, x.row_name, x.equal, x.place), ' and '
-        '' order by x.place) as row_is_hit,
-        string_agg(format('%s.%s %s ($1[%s])::%s', class.alias, x.row_name, x.equal, x.place, x.type_name), ' and '
-        '' order by x.place) as row_is_given,
-        string_agg(format('v.%s %s ($3[%s])::%s', x.vector_name, x.equal, x.place, x.type_name), ' and '
-        '' order by x.place) as vector_is_given
-    into of_keys
-    from embed._keys(s) as x;
-    key_names := of_keys.names;
-    key_types := of_keys.types;
+    if s.into_column is not null then
+        stored := format(', %s.%I as embedding', class.alias, embed._present_column(s.relation, s.into_attnum));
+        is_stored := ' and s.embedding is not null';
+    end if;
 
     select c.conditions, c.given, c.checks into conditions, given, checks
     from embed._conditions(s, matching, class.alias) as c;
 
+    -- From embed._keys, because embed._key_sql has words for every statement, which takes 0.4 ms longer.
+    select
+        array_agg(x.vector_name order by x.place),
+        array_agg(x.type_name order by x.place),
+        to_jsonb(class) || jsonb_build_object(
+            'vectors', s.vectors::text,
+            'active', active,
+            'stored', stored,
+            'is_stored', is_stored,
+            'embedding', case when s.into_column is null then 'v.embedding' else 's.embedding' end,
+            'filter', coalesce(embed._filter_sql(s), 'true'),
+            'where', ' where ' || nullif(concat_ws(' and ', '(' || embed._filter_sql(s) || ')', conditions), ''),
+            'keys', string_agg('k' || x.place, ', ' order by x.place),
+            'row_keys', string_agg(format('%s.%s as k%s', class.alias, x.row_name, x.place), ', ' order by x.place),
+            'vector_keys', string_agg(format('v.%s as k%s', x.vector_name, x.place), ', ' order by x.place),
+            'row_is_vector', string_agg(
+                format('s.k%s %s v.%s', x.place, x.equal, x.vector_name), ' and ' order by x.place
+            ),
+            'row_is_hit', string_agg(
+                format('%s.%s %s hit.k%s', class.alias, x.row_name, x.equal, x.place), ' and ' order by x.place
+            ),
+            'row_is_given', string_agg(
+                format('%s.%s %s ($1[%s])::%s', class.alias, x.row_name, x.equal, x.place, x.type_name),
+                ' and ' order by x.place
+            ),
+            'vector_is_given', string_agg(
+                format('v.%s %s ($3[%s])::%s', x.vector_name, x.equal, x.place, x.type_name), ' and ' order by x.place
+            )
+        )
+    into key_names, key_types, words
+    from embed._keys(s) as x;
+
     -- Filter and conditions stand beside the table alone, under the table's own name, so that they mean what they
     -- meant when they were given. Nothing that an outer query names can get between.
-    looked := format(
-        ' as distance
-    from %1$s v
-    join (select %2$s%3$s from %4$s%5$s%6$s) s on %7$s
-    where v.fingerprint operator(pg_catalog.=) %8$s%9$s
-',
-        s.vectors, of_keys.of_rows,
-        case when s.into_column is null then ''
-            else format(', %s.%I as embedding', class.alias, embed._present_column(s.relation, s.into_attnum)) end,
-        class.only_it, class.full_name,
-        ' where ' || nullif(concat_ws(' and ', '(' || embed._filter_sql(s) || ')', conditions), ''),
-        of_keys.row_is_vector, active,
-        case when s.into_column is null then '' else ' and s.embedding is not null' end
-        || case when leave_out then format(' and not (%s)', of_keys.vector_is_given) else '' end
+    looked := embed._fill(
+        $q$ as distance
+    from {vectors} v
+    join (select {row_keys}{stored} from {rows}{where}) s on {row_is_vector}
+    where v.fingerprint operator(pg_catalog.=) {active}{is_stored}$q$
+        || case when leave_out then ' and not ({vector_is_given})' else '' end || E'\n',
+        words
     );
-    best_first := format(
+    best_first := embed._fill(
         $q$
     limit $2
 ), passage as (
@@ -121,12 +133,12 @@ begin
         *,
         pg_catalog.row_number() over of_row as nth,
         pg_catalog.first_value(distance) over of_row as nearest,
-        pg_catalog.bool_or(place operator(pg_catalog.=) any ($6)) over (partition by %1$s) as known
+        pg_catalog.bool_or(place operator(pg_catalog.=) any ($6)) over (partition by {keys}) as known
     from candidate
     where distance operator(pg_catalog.<) 'NaN'
-    window of_row as (partition by %1$s order by distance, chunk)
+    window of_row as (partition by {keys} order by distance, chunk)
 ), ranked as (
-    select *, pg_catalog.dense_rank() over (order by nearest, %1$s) as rank
+    select *, pg_catalog.dense_rank() over (order by nearest, {keys}) as rank
     from passage
     where nth operator(pg_catalog.<=) $5 and not known
 )
@@ -136,19 +148,20 @@ select
     coalesce(pg_catalog.array_agg(place order by rank, nth), '{}'),
     coalesce(pg_catalog.array_agg(distance order by rank, nth), '{}')
 from ranked$q$,
-        of_keys.list
+        words
     );
     looked_at_places := looked || ' and v.ctid operator(pg_catalog.=) any ($7)' || ordered;
     looked := looked || ordered;
-    candidates := format(
+    candidates := embed._fill(
         'with candidate as materialized (
-    select v.ctid as place, %s, v.chunk, ', of_keys.of_vectors
+    select v.ctid as place, {vector_keys}, v.chunk, ',
+        words
     );
-    distance := format('%s operator(@extschema:vector@.<=>) $1', class.embedding);
+    distance := (words ->> 'embedding') || ' operator(@extschema:vector@.<=>) $1';
     -- + 0 keeps the index away, which PostgreSQL 17 would use before it sorts by the rest.
     by_scan := concat(
         candidates, distance, looked,
-        format('(%s) operator(pg_catalog.+) 0, %s, chunk', distance, of_keys.list), best_first
+        format('(%s) operator(pg_catalog.+) 0, %s, chunk', distance, words ->> 'keys'), best_first
     );
     select x.type into index_type from embed._vector_indexes(s) as x where x.method = 'hnsw' and x.valid limit 1;
     if found then
@@ -157,7 +170,7 @@ from ranked$q$,
             candidates, distance, looked,
             format(
                 '%s operator(@extschema:vector@.<=>) %s',
-                embed._index_expression(class.embedding, index_type, s.dimensions),
+                embed._index_expression(words ->> 'embedding', index_type, s.dimensions),
                 embed._index_expression('$1', index_type, s.dimensions)
             ),
             best_first
@@ -166,7 +179,7 @@ from ranked$q$,
     if s.words then
         by_words := concat(
             candidates, 'nullif(v.terms operator(@extschema:vector@.<#>) $1, 0)', looked,
-            format('distance, %s, chunk', of_keys.list), best_first
+            format('distance, %s, chunk', words ->> 'keys'), best_first
         );
     end if;
     by_places := concat(candidates, distance, looked_at_places, 'distance', best_first);
@@ -180,75 +193,72 @@ from ranked$q$,
             format(
                 'case when (v.terms operator(@extschema:vector@.<#>) $7) operator(pg_catalog.<) 0 then %s end', distance
             ),
-            looked, format('v.terms operator(@extschema:vector@.<#>) $7, %s, chunk', of_keys.list), best_first
+            looked, format('v.terms operator(@extschema:vector@.<#>) $7, %s, chunk', words ->> 'keys'), best_first
         );
     end if;
 
-    found_rows := format(
-        $q$select
-    (%1$s.*)::%2$s,
-    hit.score::pg_catalog.float4,
-    hit.similarity::pg_catalog.float4,
-    hit.bm25::pg_catalog.float4,
-    pg_catalog.substr(
-        %3$s, hit.passage_start operator(pg_catalog.+) 1, hit.passage_end operator(pg_catalog.-) hit.passage_start
-    ),
-    hit.passage_start,
-    hit.passage_end
-from scored as hit
-join %4$s%2$s on %5$s
-order by hit.nth$q$,
-        class.alias, class.full_name,
-        embed._text_sql(s, (select c.relname::text from pg_class c where c.oid = s.relation)),
-        class.only_it, of_keys.row_is_hit
-    );
     -- The rows that a first look found stand before those that only a deeper one found, or else the pages of a search
     -- would overlap. In a later look a row may have a better score by its words; it is lowered to what is before it.
-    pages := format(
+    found_rows := embed._fill(
         $q$, ordered as (
-    select *, pg_catalog.row_number() over (order by look, score desc, %1$s) as nth
+    select *, pg_catalog.row_number() over (order by look, score desc, {keys}) as nth
     from best
 ), scored as (
     select
-        %1$s, nth, passage_start, passage_end, similarity, bm25,
+        {keys}, nth, passage_start, passage_end, similarity, bm25,
         pg_catalog.min(score) over (order by nth rows unbounded preceding) as score
     from ordered
     order by nth
     limit $4
     offset $5
 )
-$q$,
-        of_keys.list
+select
+    ({alias}.*)::{row_type},
+    hit.score::pg_catalog.float4,
+    hit.similarity::pg_catalog.float4,
+    hit.bm25::pg_catalog.float4,
+    pg_catalog.substr(
+        {text}, hit.passage_start operator(pg_catalog.+) 1, hit.passage_end operator(pg_catalog.-) hit.passage_start
+    ),
+    hit.passage_start,
+    hit.passage_end
+from scored as hit
+join {rows} on {row_is_hit}
+order by hit.nth$q$,
+        words
     );
-    hits := format(
+    hits := embed._fill(
         $q$with best as (
     select
-        %1$s, v.passage_start, v.passage_end, found.look,
+        {vector_keys}, v.passage_start, v.passage_end, found.look,
         1 operator(pg_catalog.-) found.distance as similarity,
         1 operator(pg_catalog.-) found.distance as score,
         null::pg_catalog.float8 as bm25
     from unnest($1, $2, $3) as found (place, distance, look)
-    join %2$s v on v.ctid operator(pg_catalog.=) found.place
+    join {vectors} v on v.ctid operator(pg_catalog.=) found.place
 )$q$,
-        of_keys.of_vectors, s.vectors
-    ) || pages || found_rows;
+        words
+    ) || found_rows;
     if s.words then
-        rescored := embed._rescored_sql(s.vectors, of_keys.of_vectors, of_keys.list) || pages || found_rows;
+        rescored := embed._rescored_sql(s.vectors, words ->> 'vector_keys', words ->> 'keys') || found_rows;
         counted := embed._counted_sql(s.vectors);
     end if;
 
     if leave_out then
-        of_row := format(
+        of_row := embed._fill(
             $q$select
-    (select %1$s from %2$s v where v.fingerprint operator(pg_catalog.=) %3$s and %4$s),
+    (
+        select {vector} from {vectors} v
+        where v.fingerprint operator(pg_catalog.=) {active} and {row_is_vector}
+    ),
     s.has_text
-from (select %5$s%6$s, %7$s is not null as has_text from %8$s%9$s where (%10$s) and %11$s) s$q$,
-            case when s.into_column is null then '@extschema:vector@.avg(v.embedding)' else 's.embedding' end,
-            s.vectors, active, of_keys.row_is_vector, of_keys.of_rows,
-            case when s.into_column is null then ''
-                else format(', %s.%I as embedding', class.alias, embed._present_column(s.relation, s.into_attnum)) end,
-            embed._text_sql(s, (select c.relname::text from pg_class c where c.oid = s.relation)),
-            class.only_it, class.full_name, coalesce(embed._filter_sql(s), 'true'), of_keys.row_is_given
+from (
+    select {row_keys}{stored}, {text} is not null as has_text from {rows}
+    where ({filter}) and {row_is_given}
+) s$q$,
+            words || jsonb_build_object(
+                'vector', case when stored = '' then '@extschema:vector@.avg(v.embedding)' else 's.embedding' end
+            )
         );
     end if;
 

@@ -167,10 +167,10 @@ $$;
 create or replace function embed._rescored_sql(vectors regclass, of_vectors text, key_list text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
-return format(
+return embed._fill(
     $q$with hit as materialized (
     select
-        %1$s, v.chunk, v.passage_start, v.passage_end, found.look,
+        {vector_keys}, v.chunk, v.passage_start, v.passage_end, found.look,
         1 operator(pg_catalog.-) found.distance as similarity,
         coalesce(operator(pg_catalog.-) (v.terms operator(@extschema:vector@.<#>) $6), 0) as words,
         (
@@ -179,7 +179,7 @@ return format(
         ) as codes,
         coalesce(operator(pg_catalog.-) (v.terms operator(@extschema:vector@.<#>) $8), 0) as same
     from unnest($1, $2, $3) as found (place, distance, look)
-    join %2$s v on v.ctid operator(pg_catalog.=) found.place
+    join {vectors} v on v.ctid operator(pg_catalog.=) found.place
 ), neutral as materialized (
     select
         look,
@@ -205,13 +205,13 @@ return format(
     join neutral on neutral.look operator(pg_catalog.=) hit.look
 ), best as (
     -- Without a worker there is no similarity, and the words are all.
-    select distinct on (%3$s)
+    select distinct on ({keys})
         *, coalesce(similarity, 0) operator(pg_catalog.+) ($9 operator(pg_catalog.*) bm25)
             operator(pg_catalog.+) (0.1 operator(pg_catalog.*) coalesce(codes, 0)) as score
     from passage
-    order by %3$s, score desc, chunk
+    order by {keys}, score desc, chunk
 )$q$,
-    of_vectors, vectors, key_list
+    jsonb_build_object('vector_keys', of_vectors, 'vectors', vectors::text, 'keys', key_list)
 );
 
 -- A plan's "counted". l2_normalize is there for its by-product, a copy that is not fetched from TOAST again for

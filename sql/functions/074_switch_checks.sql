@@ -14,9 +14,7 @@ begin
         'other', other.vectors::text,
         'other_inbox', format('embed.inbox_%s', other.id),
         'other_queue', format('embed.queue_%s', other.id),
-        'o_is_v', string_agg(format('o.%s %s v.%s', quote_ident(other.keys[x.place]), x.equal, x.vector_name), ' and '),
-        'i_is_v', string_agg(format('i.%s %s v.%s', x.queue_name, x.equal, x.vector_name), ' and '),
-        'q_is_v', string_agg(format('q.%s %s v.%s', x.queue_name, x.equal, x.vector_name), ' and ')
+        'o_is_v', string_agg(format('o.%s %s v.%s', quote_ident(other.keys[x.place]), x.equal, x.vector_name), ' and ')
     )
     into words
     from embed._keys(serving) as x;

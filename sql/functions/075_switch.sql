@@ -31,6 +31,19 @@ begin
 end
 $$;
 
+-- The same for the function that changes it: one of these at a time, by a role with this right on the sources.
+create or replace function embed._take_switch(relation regclass, name text, caller text, privilege text)
+returns embed.switch_state
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform embed._require_role('embed_admin', has_table_privilege('embed._own_source', privilege), caller);
+    perform pg_advisory_xact_lock(embed._lock_global(), embed._turn_enable());
+    return embed._find_switch(relation, name);
+end
+$$;
+
 -- together: by embed.use_model, with the others that follow the default model.
 create or replace function embed._begin_switch(
     relation regclass, model text, name text, together boolean
@@ -161,9 +174,7 @@ as $$
 declare
     w embed.switch_state;
 begin
-    perform embed._require_role('embed_admin', has_table_privilege('embed._own_source', 'update'), 'embed.cut_over');
-    perform pg_advisory_xact_lock(embed._lock_global(), embed._turn_enable());
-    w := embed._find_switch(cut_over.relation, cut_over.name);
+    w := embed._take_switch(cut_over.relation, cut_over.name, 'embed.cut_over'::text, 'update'::text);
     if w.cut then
         raise notice '% was cut over already', relation;
         return;
@@ -200,9 +211,7 @@ as $$
 declare
     w embed.switch_state;
 begin
-    perform embed._require_role('embed_admin', has_table_privilege('embed._own_source', 'update'), 'embed.roll_back');
-    perform pg_advisory_xact_lock(embed._lock_global(), embed._turn_enable());
-    w := embed._find_switch(roll_back.relation, roll_back.name);
+    w := embed._take_switch(roll_back.relation, roll_back.name, 'embed.roll_back'::text, 'update'::text);
     if not w.cut then
         raise notice '% was not cut over', relation;
         return;
@@ -231,9 +240,7 @@ declare
     w embed.switch_state;
     s embed.source;
 begin
-    perform embed._require_role('embed_admin', has_table_privilege('embed._own_source', 'delete'), 'embed.end_switch');
-    perform pg_advisory_xact_lock(embed._lock_global(), embed._turn_enable());
-    w := embed._find_switch(end_switch.relation, end_switch.name);
+    w := embed._take_switch(end_switch.relation, end_switch.name, 'embed.end_switch'::text, 'delete'::text);
     for w in select x.* from embed._taken_together(w) as x loop
         select x.* into s from embed.source x where x.id = case when w.cut then w.source else w.successor end;
         delete from embed.switch_state x where x.source = w.source;

@@ -36,7 +36,7 @@ begin
         execute format(
             'insert into embed.inbox_%1$s (%2$s, priority) select %2$s, 0 from embed.queue_%1$s where due = '
             '''infinity'' order by seq',
-            s.id, (select string_agg(format('k%s', i), ', ' order by i) from generate_subscripts(s.keys, 1) as i)
+            s.id, embed._key_sql(s) ->> 'places'
         );
         get diagnostics revived = row_count;
         total := total + revived;

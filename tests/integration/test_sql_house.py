@@ -39,6 +39,25 @@ def test_an_unknown_name_is_an_error(connection: Connection) -> None:
     assert error.value.diag.message_detail == "Values are given for: a, b."
 
 
+def seconds(connection: psycopg.Connection[Any], expression: str) -> float:
+    """Return the shortest of seven times in which the server computes it 1,000 times."""
+    query = f"explain (analyze, timing off) select {expression} from generate_series(1, 1000) as n"
+    times = []
+    for _ in range(7):
+        (line,) = connection.execute(query.encode()).fetchall()[-1]
+        times.append(float(line.removeprefix("Execution Time: ").removesuffix(" ms")))
+    return min(times)
+
+
+def test_filling_the_longest_template_of_a_search_is_quick(connection: Connection) -> None:
+    connection.execute(
+        "create function nothing(template text, value text) returns text language plpgsql"
+        " set search_path = pg_catalog, pg_temp as 'begin return template; end'"
+    )
+    template = "embed._rescored_sql('embed.setting', 'v.id as k' || n, 'k1')"
+    assert seconds(connection, template) < 400 * seconds(connection, "nothing('k' || n, '')")
+
+
 def constants(connection: Connection) -> dict[str, int]:
     rows = connection.execute(
         "select proname, prosrc, pg_get_function_sqlbody(oid) from pg_proc"
