@@ -1,6 +1,7 @@
 """A change of the model while somebody or something comes between: the old or the new state."""
 
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,35 @@ def test_a_call_that_is_cut_off_while_it_waits_changes_nothing(
     assert said == ["57P01"]
     assert state(article) == before
     article.execute("select embed.cut_over('article')")
+    check_sides(article, serving=64)
+
+
+def test_a_long_reader_keeps_the_cut_waiting_and_other_readers_go_on(
+    article: Connection, drain: Drain, shared_database: str
+) -> None:
+    """Whoever comes while the cut tries for its locks waits behind it, so it tries seldom."""
+    begin(article)
+    drain()
+    with (
+        psycopg.connect(shared_database) as reader,
+        psycopg.connect(shared_database, autocommit=True) as waiting,
+    ):
+        reader.execute("select 1 from shop.article_embedding limit 1")
+        thread = threading.Thread(
+            target=lambda: waiting.execute("select embed.cut_over('shop.article')")
+        )
+        thread.start()
+        tries = "select count(*) from pg_locks where not granted and pid = %s"
+        wait_until(lambda: one(article, tries, waiting.info.backend_pid) > 0, what="a try")
+        begun = time.monotonic()
+        seen = []
+        while (passed := time.monotonic() - begun) < 3:
+            tried = one(article, tries, waiting.info.backend_pid) > 0
+            if passed > 1:
+                seen.append(tried)
+        reader.rollback()
+        thread.join()
+    assert sum(seen) < 0.4 * len(seen)
     check_sides(article, serving=64)
 
 
