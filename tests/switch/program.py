@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psycopg
@@ -35,6 +35,22 @@ cross join article a
 join article_embedding e using (id)
 order by e.embedding <=> q.vector
 limit 5
+"""
+# Notes when a cut begins to exchange names, which it does as soon as it has all of its locks.
+PROBE = """
+create function public.note_first_change() returns event_trigger language plpgsql as $$
+begin
+    if coalesce(current_setting('probe.first', true), '') = '' then
+        perform set_config('probe.first', clock_timestamp()::text, true);
+    end if;
+end
+$$;
+create event trigger note_first_change on ddl_command_start
+    when tag in ('ALTER TABLE', 'ALTER INDEX') execute function public.note_first_change();
+"""
+SINCE = """
+select extract(epoch from clock_timestamp()
+    - nullif(current_setting('probe.first', true), '')::timestamptz)::double precision
 """
 SEARCH = "select count(*) from embed.search(null::article, %(question)s, k => 5) as hit"
 
@@ -90,13 +106,20 @@ class Asker(threading.Thread):
             self.empty.append("by embed.search")
 
 
+class Cut(NamedTuple):
+    """Seconds of a call, and those in which it held its locks."""
+
+    whole: float
+    held: float
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What was done, and what was wrong."""
 
     changes: int
     kills: int
-    cuts: list[float]
+    cuts: list[Cut]
     questions: int
     before: list[float]
     during: list[float]
@@ -111,15 +134,18 @@ class Outcome:
         return not (self.errors or self.mixtures or self.empty or self.wrong or self.deadlocks)
 
     def __str__(self) -> str:
-        cuts = sorted(1000 * one for one in self.cuts)
+        whole = sorted(1000 * one.whole for one in self.cuts)
+        held = sorted(1000 * one.held for one in self.cuts)
         return "\n".join(
             [
                 "good" if self.good else "BAD",
                 f"changes: {self.changes}, workers killed: {self.kills}",
                 f"questions: {self.questions}, p95 before {_p95(self.before):.0f} ms,"
                 f" during {_p95(self.during):.0f} ms",
-                f"cuts and ways back: {len(cuts)}, the whole call: median"
-                f" {statistics.median(cuts):.0f} ms, longest {cuts[-1]:.0f} ms",
+                f"cuts and ways back: {len(self.cuts)}, the whole call: median"
+                f" {statistics.median(whole):.0f} ms, longest {whole[-1]:.0f} ms",
+                f"locks held: median {statistics.median(held):.0f} ms, 99th percentile"
+                f" {held[round(0.99 * (len(held) - 1))]:.0f} ms, longest {held[-1]:.0f} ms",
                 f"errors: {self.errors}",
                 f"scores that are no cosine of one space: {self.mixtures}, empty: {self.empty}",
                 f"wrong after a phase: {self.wrong}, deadlocks: {self.deadlocks}",
@@ -139,6 +165,7 @@ def run(
             "select embed.add_model(%s, 64, 8192, 'query: ', 'passage: ')", [SMALL_MODEL]
         )
         make_table(connection)
+        connection.execute(PROBE)
         connection.execute(
             "insert into article select n, 'text ' || n from generate_series(1, 60) n"
         )
@@ -196,7 +223,7 @@ def run(
         )
 
 
-def _call(connection: Connection, name: str) -> float:
+def _call(connection: Connection, name: str) -> Cut:
     """Call until it is not refused.
 
     One side may have embedded a row and the other not yet. A question that waits for a worker that
@@ -206,8 +233,15 @@ def _call(connection: Connection, name: str) -> float:
     while True:
         started = time.monotonic()
         try:
-            connection.execute(sql.SQL("select embed.{}('article')").format(sql.Identifier(name)))
-            return time.monotonic() - started
+            with connection.transaction():
+                connection.execute(
+                    sql.SQL("select embed.{}('article')").format(sql.Identifier(name))
+                )
+                row = connection.execute(SINCE).fetchone()
+                noted = time.monotonic()
+            ended = time.monotonic()
+            assert row is not None
+            return Cut(ended - started, row[0] + ended - noted)
         except psycopg.Error as error:
             if error.sqlstate not in ("EW010", "55P03") or time.monotonic() > deadline:
                 raise
