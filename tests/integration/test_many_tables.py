@@ -1,5 +1,6 @@
 """Many tables of which few have work: those that have none take no time from it."""
 
+import logging
 from types import SimpleNamespace
 
 import psycopg
@@ -10,8 +11,9 @@ from psycopg import sql
 
 from embedworker.queue.claim import fresh, move
 from embedworker.queue.source import Source
-from embedworker.service import intake, scan
+from embedworker.service import intake, pace, scan
 from embedworker.service.scan import LONGEST_PAUSE, URGENT_LOOK, URGENT_SHARE, QueueScan
+from embedworker.service.table_checks import TableChecks
 
 TABLES = 8
 
@@ -47,6 +49,47 @@ def test_only_tables_with_news_are_visited_between_two_batches(
     assert visited == ["t3"]
     assert lane.drain() == []
     assert many.execute("select count(*) from t3_embedding").fetchone() == (1,)
+
+
+def test_a_table_that_is_enabled_has_no_other_checked_anew(
+    many: Connection, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+    check = TableChecks.check
+
+    def noted(self: TableChecks, number: int, label: object) -> bool:
+        checked.append(number)
+        return check(self, number, label)
+
+    monkeypatch.setattr(TableChecks, "check", noted)
+    many.execute(
+        "create table later (id integer primary key, content text);"
+        "select embed.enable('later', array['content'])"
+    )
+    lane.lane.look()
+    assert set(checked) == {source_of(many, "later").id}
+    many.execute("select embed.disable('later')")
+    checked.clear()
+    lane.lane.look()
+    assert checked == []
+    assert "later" not in {source.name for source in lane.registry.all}
+    lane.a_minute_later()
+    lane.lane.look()
+    assert len(set(checked)) >= TABLES
+
+
+def test_a_table_that_is_done_is_not_said_again_and_again(
+    many: Connection, lane: Lane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The work on another table is one long piece of work, which goes on."""
+    monkeypatch.setattr(pace, "INTERVAL", 0.0)
+    many.execute("insert into t1 values (1, '글')")
+    many.execute("insert into t0 select n, '글 ' || n from generate_series(1, 1200) n")
+    with caplog.at_level(logging.INFO, "embedworker.progress"):
+        assert lane.drain() == []
+    said = [line.getMessage().partition(":")[0] for line in caplog.records]
+    assert said.count("shop.t0") > 3
+    assert said.count("shop.t1") <= 2
 
 
 def test_a_table_whose_inbox_cannot_be_seen(many: Connection, lane: Lane) -> None:

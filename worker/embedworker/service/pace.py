@@ -24,6 +24,7 @@ class _Run:
     said_at: float
     rows: int = 0
     said: bool = False
+    news: bool = False  # whether rows were embedded since the last line
 
 
 class Pace:
@@ -40,13 +41,17 @@ class Pace:
             run = self._runs.setdefault(source.id, _Run(source, now, now))
             run.source = source
             run.rows += rows
+            run.news = True
 
     def consider(self, connection: Connection) -> None:
-        """Say how far tables are of which nothing was said for a while."""
+        """Say how far tables are that moved on and of which nothing was said for a while.
+
+        A run ends when the worker has nothing else to do: tables that were done long ago are here.
+        """
         now = time.monotonic()
         for run in self._runs.values():
-            if now - run.said_at >= INTERVAL:
-                run.said_at, run.said = now, True
+            if run.news and now - run.said_at >= INTERVAL:
+                run.said_at, run.said, run.news = now, True, False
                 _say(connection, run)
 
     def over(self, connection: Connection, source: Source) -> None:

@@ -112,14 +112,22 @@ class Registry:
         recent = self._refreshed_at is not None and now - self._refreshed_at < REFRESH
         if recent and versions == self._versions and self._tables.cover(versions.keys()):
             return
-        looked = [self._tables.check(n, self._sources.get(n, n)) for n in versions]
         before = self._versions
+        # Hundreds of tables are not checked anew because one more is enabled.
+        due = [n for n in versions if not recent or self._is_new(n, versions[n])]
+        looked = [self._tables.check(n, self._sources.get(n, n)) for n in due]
         self._sources = {source.id: source for source in load_sources(self._connection)}
         self._versions = {number: source.version for number, source in self._sources.items()}
-        self._refreshed_at = now if all(looked) else now - REFRESH + RETRY
+        if not all(looked):
+            self._refreshed_at = now - REFRESH + RETRY
+        elif not recent:
+            self._refreshed_at = now
         for number in before.keys() | self._versions.keys():
             if number in self.quarantine and before.get(number) != self._versions.get(number):
                 self._forget(number)
+
+    def _is_new(self, number: int, version: int) -> bool:
+        return self._versions.get(number) != version or not self._tables.cover({number})
 
     def attempt(
         self,
