@@ -24,7 +24,7 @@ from embedworker.model.locate import Located
 from embedworker.model.number_format import PROBE_TEXT, Choice, choose, name_of
 from embedworker.model.torch_encoder import TorchEncoder
 
-__all__ = ["load", "one_at_a_time"]
+__all__ = ["load", "one_at_a_time", "opening"]
 
 log = logging.getLogger(__name__)
 one_at_a_time = threading.Lock()
@@ -137,28 +137,30 @@ def _with_dtype(folder: Path, name: str, device: str, dtype: DType) -> Choice:
 
 
 def _open(folder: Path, name: str, device: str, dtype: torch.dtype) -> SentenceTransformer:
-    try:
-        with _no_progress_bar():
-            model = SentenceTransformer(
-                str(folder),
-                device=device,
-                trust_remote_code=False,
-                local_files_only=True,
-                model_kwargs={"dtype": dtype},
-            )
-    except (ImportError, LookupError, OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise ModelRefused(f"the model {name!r} cannot be loaded from {folder}: {error}") from error
+    with opening(f"model {name!r}", folder):
+        model = SentenceTransformer(
+            str(folder),
+            device=device,
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"dtype": dtype},
+        )
     model.default_prompt_name = None  # prefixes are added by us, once
     return model.eval()
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep "Loading weights" off the terminal: it ends before anybody can read it."""
+def opening(what: str, folder: Path) -> Iterator[None]:
+    """Raise ModelRefused where a model's files are no model.
+
+    The block keeps "Loading weights" off the terminal: it ends before anybody can read it.
+    """
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # not annotated
     try:
         yield
+    except (ImportError, LookupError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise ModelRefused(f"the {what} cannot be loaded from {folder}: {error}") from error
     finally:
         if shown:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # ditto

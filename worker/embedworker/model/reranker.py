@@ -11,16 +11,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder
-from transformers.utils import logging as transformers_logging
 
 from embedworker.errors import ModelError, ModelNotFound, ModelRefused
 from embedworker.model.cpu import has_bfloat16
 from embedworker.model.encoder import DType
 from embedworker.model.folder import missing_reranker_files
 from embedworker.model.hub import hub_folder
-from embedworker.model.load import one_at_a_time
+from embedworker.model.load import one_at_a_time, opening
 from embedworker.normalization import normalized
 
 __all__ = ["Reranker", "open_reranker"]
@@ -95,9 +93,7 @@ def open_reranker(
 
 
 def _open(folder: Path, name: str, device: str, dtype: torch.dtype, max_tokens: int) -> Reranker:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # not annotated
-    try:
+    with opening(f"reranker {name!r}", folder):
         model = CrossEncoder(
             str(folder),
             device=device,
@@ -105,13 +101,6 @@ def _open(folder: Path, name: str, device: str, dtype: torch.dtype, max_tokens: 
             local_files_only=True,
             model_kwargs={"dtype": dtype},
         )
-    except (ImportError, LookupError, OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise ModelRefused(
-            f"the reranker {name!r} cannot be loaded from {folder}: {error}"
-        ) from error
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # ditto
     if model.num_labels != 1:
         raise ModelRefused(
             f"the model {name!r} gives {model.num_labels} classes, expected one score; it is not a"

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import psycopg
 from pgvector import Vector
@@ -38,11 +38,31 @@ from embedworker.settings.worker import DEFAULT_QUERY_TIMEOUT
 __all__ = ["AsyncClient", "Client"]
 
 T = TypeVar("T")
+C = TypeVar("C", bound=psycopg.BaseConnection[Any])
+S = TypeVar("S")
 APPLICATION = "embedworker client"
 DEFAULT_CONNECTIONS = 8
 
 
-class Client:
+class _Client(Generic[C, S]):
+    _semaphore: ClassVar[type[Any]]
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout: float = DEFAULT_QUERY_TIMEOUT,
+        connections: int = DEFAULT_CONNECTIONS,
+    ) -> None:
+        self._url = _url(url)
+        self._timeout = timeout
+        self._pool = Pool[C, S](lambda: self._semaphore(connections))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {obfuscate(self._url)}>"
+
+
+class Client(_Client[Connection, threading.Semaphore]):
     """Asks one database, over connections that are opened when needed and kept.
 
     Without ``url`` it is DATABASE_URL. ``timeout`` (seconds, up to 60) bounds the wait for workers.
@@ -55,21 +75,7 @@ class Client:
         DatabaseError: when asked, what the server refuses; NoWorker where no worker answers.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        timeout: float = DEFAULT_QUERY_TIMEOUT,
-        connections: int = DEFAULT_CONNECTIONS,
-    ) -> None:
-        self._url = _url(url)
-        self._timeout = timeout
-        self._pool = Pool[Connection, threading.Semaphore](
-            lambda: threading.BoundedSemaphore(connections)
-        )
-
-    def __repr__(self) -> str:
-        return f"<Client {obfuscate(self._url)}>"
+    _semaphore = threading.BoundedSemaphore
 
     def __enter__(self) -> Self:
         return self
@@ -156,7 +162,7 @@ class Client:
                 connection.close()
 
 
-class AsyncClient:
+class AsyncClient(_Client[AsyncConnection, asyncio.Semaphore]):
     """:class:`Client` for programs that use asyncio: the same, awaited.
 
     async with AsyncClient("postgresql://…") as client:
@@ -164,21 +170,7 @@ class AsyncClient:
 
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        timeout: float = DEFAULT_QUERY_TIMEOUT,
-        connections: int = DEFAULT_CONNECTIONS,
-    ) -> None:
-        self._url = _url(url)
-        self._timeout = timeout
-        self._pool = Pool[AsyncConnection, asyncio.Semaphore](
-            lambda: asyncio.BoundedSemaphore(connections)
-        )
-
-    def __repr__(self) -> str:
-        return f"<AsyncClient {obfuscate(self._url)}>"
+    _semaphore = asyncio.BoundedSemaphore
 
     async def __aenter__(self) -> Self:
         return self

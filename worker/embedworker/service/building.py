@@ -15,10 +15,10 @@ from embedworker.database.connection import Connection, alone
 from embedworker.database.rows import fetch_one
 from embedworker.database.statements import render, statement
 from embedworker.errors import EmbedworkerError
-from embedworker.service.index_plan import Plan
+from embedworker.service.index_plan import Plan, WordsPlan
 from embedworker.service.metrics import Metrics
 
-__all__ = ["build", "drop_broken", "graph_bytes", "watched"]
+__all__ = ["build", "create", "drop_broken", "graph_bytes", "watched"]
 
 log = logging.getLogger("embedworker.indexing")
 
@@ -50,12 +50,12 @@ def build(connection: Connection, plan: Plan, *, memory: int) -> None:
     connection.add_notice_handler(lambda diagnostic: _note_notice(plan, diagnostic))
     _allow(connection, plan, memory)
     try:
-        _create(connection, plan)
+        create(connection, plan)
     except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory) as error:
         # The processes share the graph, and a container often has 64 MB for that.
         log.warning("index of %s: %s; building without parallel workers", plan.table, _said(error))
         connection.execute(statement("index_alone"))
-        _create(connection, plan)
+        create(connection, plan)
 
 
 def drop_broken(connection: Connection, index: sql.Composable) -> None:
@@ -65,7 +65,8 @@ def drop_broken(connection: Connection, index: sql.Composable) -> None:
         alone(connection, render("index_drop", index=index))
 
 
-def _create(connection: Connection, plan: Plan) -> None:
+def create(connection: Connection, plan: Plan | WordsPlan) -> None:
+    """Create an index. One that fails is dropped."""
     try:
         alone(
             connection,
@@ -76,7 +77,7 @@ def _create(connection: Connection, plan: Plan) -> None:
             ),
         )
     except psycopg.errors.DuplicateTable:
-        raise  # it has a name that was free a moment ago: it is not ours
+        raise  # its name was free a moment ago: another session builds it
     except psycopg.Error:
         with suppress(psycopg.Error):  # what failed is what is worth knowing
             drop_broken(connection, sql.Identifier(plan.schema, plan.name))

@@ -1,4 +1,4 @@
-"""Which HNSW index a source is to have: its name, its place, and what is there already."""
+"""Which indexes a source is to have: their names, their place, and what is there already."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from embedworker.database.rows import fetch_one
 from embedworker.database.statements import render, statement
 from embedworker.queue.source import Connection, Source
 
-__all__ = ["Plan", "has_enough", "indexes", "plan"]
+__all__ = ["Plan", "WordsPlan", "has_enough", "indexes", "plan"]
 
 NAME_BYTES = 63
 
@@ -41,6 +41,27 @@ class Plan:
     type: str
     served: bool
     leftovers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WordsPlan:
+    """What index over words to build.
+
+    ``superfluous`` indexes, quoted, are dropped first: a failed build left them.
+    ``wanted`` is false where words do not count: then nothing is built.
+    """
+
+    source: Source
+    name: str
+    schema: str
+    definition: str
+    superfluous: tuple[str, ...]
+    wanted: bool
+
+    @property
+    def table(self) -> str:
+        """The table of the passages, quoted."""
+        return self.source.vectors or ""
 
 
 def indexes(connection: Connection, source: Source) -> list[Index]:

@@ -19,10 +19,10 @@ from embedworker.errors import EmbedworkerError
 from embedworker.queue.looks import Looks
 from embedworker.queue.source import Connection, Source
 from embedworker.service.building import build, watched
-from embedworker.service.index_plan import Plan, has_enough, indexes, plan
+from embedworker.service.index_plan import Plan, WordsPlan, has_enough, indexes, plan
 from embedworker.service.logs import redacted
 from embedworker.service.metrics import Metrics
-from embedworker.service.words_index import WordsPlan, build_words, words_plan
+from embedworker.service.words_index import build_words, words_plan
 from embedworker.settings.worker import DEFAULT_ANSWER_TIMEOUT, DEFAULT_WORDS_INDEX_AFTER_ROWS
 
 __all__ = ["Indexer"]

@@ -3,11 +3,8 @@
 A search looks its rarest words up in it. Small tables are read in whole instead.
 """
 
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-import psycopg
 from psycopg import sql
 from psycopg.rows import class_row
 
@@ -15,9 +12,10 @@ from embedworker.database.connection import Connection as OwnConnection
 from embedworker.database.connection import alone
 from embedworker.database.statements import render, statement
 from embedworker.queue.source import Connection, Source
-from embedworker.service.building import drop_broken
+from embedworker.service.building import create
+from embedworker.service.index_plan import WordsPlan
 
-__all__ = ["WordsPlan", "build_words", "words_plan"]
+__all__ = ["build_words", "words_plan"]
 
 MEMORY: Final = 64 << 20  # bytes, for 100,000 passages at once
 
@@ -33,26 +31,6 @@ class _Facts(NamedTuple):
     schema: str
     definition: str
     passages: int
-
-
-@dataclass(frozen=True, slots=True)
-class WordsPlan:
-    """What to build. ``superfluous`` indexes are dropped first: what a failed build left; quoted.
-
-    ``wanted`` is false where words do not count: then nothing is built.
-    """
-
-    source: Source
-    name: str
-    schema: str
-    definition: str
-    superfluous: tuple[str, ...]
-    wanted: bool
-
-    @property
-    def table(self) -> str:
-        """The table of the passages, quoted."""
-        return self.source.vectors or ""
 
 
 def words_plan(connection: Connection, source: Source, *, after_rows: int) -> WordsPlan | None:
@@ -81,18 +59,4 @@ def build_words(connection: OwnConnection, plan: WordsPlan) -> None:
     if not plan.wanted:
         return
     connection.execute(statement("index_words_memory"), {"bytes": MEMORY})
-    try:
-        alone(
-            connection,
-            render(
-                "index_create",
-                index=sql.Identifier(plan.name),
-                definition=sql.SQL(plan.definition),
-            ),
-        )
-    except psycopg.errors.DuplicateTable:
-        raise  # another worker builds it
-    except psycopg.Error:
-        with suppress(psycopg.Error):  # what failed is what is worth knowing
-            drop_broken(connection, sql.Identifier(plan.schema, plan.name))
-        raise
+    create(connection, plan)
