@@ -175,12 +175,10 @@ class PassageLane:
         if self._ended is None:
             return
         until = time.monotonic() + URGENT_LOOK
-        while not (
-            (self._wake.is_set() and self._scan.urgent_due(woken=True))
-            or self._ended.wait(TICK)
-            or time.monotonic() > until
-        ):
-            pass
+        while time.monotonic() <= until:
+            woken = self._wake.is_set() and self._scan.urgent_due(woken=True)
+            if woken or self._ended.wait(TICK):
+                break
         self._ended.clear()
 
     def look(self) -> list[Source]:
@@ -198,10 +196,8 @@ class PassageLane:
     def prepare(self) -> None:
         """Have the models of all sources loaded, before there are rows for them.
 
-        Side by side, where the registry does not wait for them.
-
-        A second worker found nothing to do and so loaded none: the rows of the first, which was
-        killed, waited half a minute for that.
+        Side by side, where the registry does not wait for them. A second worker that had loaded
+        none let the rows of the first, which was killed, wait half a minute.
         """
         for source in self._registry.active():
             self._registry.attempt(source, Step.LOAD, self._registry.load, source)
