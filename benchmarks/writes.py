@@ -4,10 +4,11 @@
 
 pgbench inserts single rows, each in a transaction of its own, by turns into
 
-plain    a table that is not enabled
-notify   a table whose trigger keeps a queue in the usual way: one row more, and a plain NOTIFY
-enabled  a table that is enabled; a worker runs, at its usual priority, with an encoder that costs
-         nothing, and is through with the rows before the next turn begins
+plain      a table that is not enabled
+notify     a table whose trigger keeps a queue in the usual way: one row more, and a plain NOTIFY
+enabled    a table that is enabled; a worker runs, at its usual priority, with an encoder that costs
+           nothing, and is through with the rows before the next turn begins
+switching  the same while its model is being changed: each row goes to both sides
 
 with 1, 16 and 64 connections; then COPY loads many rows at once into plain and enabled. A listener
 hears the NOTIFY in all of them.
@@ -42,12 +43,13 @@ from embedworker.database.connect import connect
 from embedworker.database.embedded.cluster import Cluster
 from embedworker.model.catalog import TESTING_MODEL
 
-TABLES = ("plain", "notify", "enabled")
+TABLES = ("plain", "notify", "enabled", "switching")
 INSERT = "insert into {table} (content) values ('a text of some length, number ' || :number)"
 SET_UP = """
 create table plain (id bigint generated always as identity primary key, content text);
 create table notify (id bigint generated always as identity primary key, content text);
 create table enabled (id bigint generated always as identity primary key, content text);
+create table switching (id bigint generated always as identity primary key, content text);
 create table notify_queue (seq bigint generated always as identity primary key, id bigint);
 create function notify_trigger() returns trigger language plpgsql as $$
 begin
@@ -59,6 +61,9 @@ $$;
 create trigger notify_trigger after insert on notify referencing new table as new_rows
     for each statement execute function notify_trigger();
 select embed.enable('enabled', array['content']);
+select embed.enable('switching', array['content']);
+select embed.add_model('testing:small', 64, 8192, 'query: ', 'passage: ');
+select embed.begin_switch('switching', 'testing:small');
 """
 
 
@@ -97,17 +102,20 @@ def copy(connection: Connection, table: str, rows: int) -> float:
 
 def settle(connection: Connection, running: Process) -> None:
     """Empty the tables, wait until the worker has nothing to do, and write everything out."""
-    connection.execute("truncate plain, notify, notify_queue, enabled")
-    number = fetch_value(
-        connection, "select id from embed.source where relation = 'enabled'::regclass"
+    connection.execute("truncate plain, notify, notify_queue, enabled, switching")
+    sources = connection.execute(
+        "select id, vectors::text from embed.source"
+        " where relation in ('enabled'::regclass, 'switching'::regclass)"
+    ).fetchall()
+    left = " or ".join(
+        f"exists (select from {table})"
+        for number, vectors in sources
+        for table in (f"embed.inbox_{number}", f"embed.queue_{number}", vectors)
     )
     wait_until(
         lambda: (
             not fetch_value(
-                connection,
-                f"select exists (select from embed.inbox_{number}) or exists (select from"
-                f" embed.queue_{number}) or exists (select from enabled_embedding)"
-                f" or exists (select from embed.sweep_request where source = {number})",
+                connection, f"select {left} or exists (select from embed.sweep_request)"
             )
         ),
         check=running.check,
@@ -161,6 +169,9 @@ def main() -> None:
                 rate["enabled"] / rate["notify"],
                 "x",
                 ">= 3" if writers >= 16 else "",
+            ),
+            Measure(
+                f"{writers} writers, switching : enabled", rate["switching"] / rate["enabled"], "x"
             ),
         ]
     rate = {table: given.rows / statistics.median(copies[table]) for table in copies}
