@@ -6,7 +6,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-INTERVAL = 0.01  # seconds between looks
+INTERVAL = 0.01  # seconds between looks at first
+LATER = 0.02  # of what was waited is the pause; looks keep the processor from what is awaited
+LONGEST = 0.1  # seconds between looks
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
@@ -15,10 +17,11 @@ def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = ""
     Raises:
         TimeoutError: nothing true within ``timeout`` seconds; says what was seen last.
     """
-    deadline = time.monotonic() + timeout
+    start = time.monotonic()
     while not (seen := condition()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - start
+        if waited > timeout:
             wanted = what or getattr(condition, "__name__", "the condition")
             raise TimeoutError(f"{wanted} did not come true within {timeout:g} s; last: {seen!r}")
-        time.sleep(INTERVAL)
+        time.sleep(min(max(INTERVAL, waited * LATER), LONGEST))
     return seen
