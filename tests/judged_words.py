@@ -2,9 +2,17 @@
 
 import random
 
-__all__ = ["pairs", "shuffled"]
+__all__ = ["PROGRAM", "pairs", "shuffled"]
 
 LETTERS = "abcdefghijkl"
+# A tiny random model learns nothing at the rate that is right for a real one.
+PROGRAM = """
+from functools import partial
+from embedworker.adapt import training
+training.Recipe = partial(training.Recipe, rate=1e-2, batch=128, tokens=32)
+from embedworker.cli.app import main
+main()
+"""
 
 
 def pairs(texts: int, each: int) -> tuple[dict[str, str], dict[str, dict[str, int]]]:

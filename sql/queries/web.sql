@@ -155,11 +155,12 @@ order by 1;
 select w.id, w.lanes, w.embedded from embed.worker w;
 
 -- web_switches
--- The changes of a model that are under way.
+-- The changes of a model that are under way, each with the number of the source that answers.
 select
-    w.source::text, w.from_model, w.to_model, w.phase, w.coverage::text, w.pending, w.dead, w.eta,
-    w.extra_bytes, w.error
-from embed.switch w;
+    s.id, w.source::text, w.from_model, w.to_model, w.phase, w.coverage::text, w.pending, w.dead,
+    w.eta, w.extra_bytes, w.error
+from embed.switch w
+join embed.source s on s.relation = w.source and s.name = w.name;
 
 -- web_questions
 -- How many questions wait for an answer.

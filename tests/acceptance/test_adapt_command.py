@@ -11,19 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 from fix_cli import Cli
-from judged_words import pairs, shuffled
+from judged_words import PROGRAM, pairs, shuffled
 from tiny_models import save_model
 
 from embedworker.database.connect import connect
-
-# A tiny random model learns nothing at the rate that is right for a real one.
-PROGRAM = """
-from functools import partial
-from embedworker.adapt import training
-training.Recipe = partial(training.Recipe, rate=1e-2, batch=128, tokens=32)
-from embedworker.cli.app import main
-main()
-"""
 
 
 @pytest.fixture

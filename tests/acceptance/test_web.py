@@ -13,6 +13,7 @@ import pytest
 from fix_browser import Browser
 from fix_vectors import VectorWriter
 from fix_web import StartWeb, WebProcess
+from fix_worker import WorkerProcess, Workers
 from waiting import wait_until
 
 SLOW = 60.0  # seconds; a machine that does much else
@@ -42,6 +43,26 @@ def test_a_token_of_ones_own_is_never_printed(database: str, start_web: StartWeb
     assert (answer.status_code, answer.headers["location"]) == (303, "/embed/")
     assert web.end() == 0
     assert token not in web.output()
+
+
+def test_beside_a_worker(workers: Workers) -> None:
+    """``run --web``: the page comes and goes with the worker, also when that is killed."""
+    for end in (WorkerProcess.terminate, WorkerProcess.kill):
+        worker = workers.start("--web", "0", up=False)
+        wait_until(lambda: "/?token=" in worker.output(), SLOW, f"the page of {worker}")  # noqa: B023
+        found = re.search(r"http://\S+/\?token=\S+", worker.output())
+        assert found is not None
+        assert "Overview" in httpx.get(found[0], timeout=SLOW, follow_redirects=True).text
+        end(worker)
+
+        def gone() -> bool:
+            try:
+                httpx.get(found[0], timeout=SLOW)  # noqa: B023
+            except httpx.ConnectError:
+                return True
+            return False
+
+        wait_until(gone, SLOW, "the end of the page")
 
 
 def test_wrong_use_is_said_at_the_start(bare_database: str, start_web: StartWeb) -> None:

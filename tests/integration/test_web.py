@@ -351,6 +351,36 @@ def test_actions_do_what_they_say_and_are_logged(
     assert "The rows are tried again" in act("retry")
 
 
+def test_a_change_of_the_model_is_carried_through(
+    acting: TestClient, connection: psycopg.Connection[Any], vectors: VectorWriter, article: int
+) -> None:
+    assert article
+    vectors.embed("article")
+    connection.execute("select embed.add_model('my/other', 384, 512)")
+    connection.execute("select embed.begin_switch('article', 'my/other')")
+
+    def act(action: str, status: int = 303) -> str:
+        page = acting.get("/tables").text
+        (number,) = set(re.findall(r'action="/tables/(\d+)/end-switch"', page))
+        form = {"csrf": csrf(acting, "/tables"), "back": "tables"}
+        answer = acting.post(f"/tables/{number}/{action}", data=form)
+        assert answer.status_code == status, answer.text
+        return text(acting.get(answer.headers["location"]).text if status == 303 else answer.text)
+
+    def phase() -> Any:
+        return connection.execute("select phase from embed.switch").fetchall()
+
+    assert "Cut over to the new model" not in text(acting.get("/tables").text)
+    refused = act("cut-over", 409)
+    assert "Refused" in refused
+    assert "force => true" in refused
+    connection.execute("select embed.cut_over('article', force => true)")
+    assert "The old model answers again." in act("roll-back")
+    assert phase() == [("filling",)]
+    assert "The change of the model has ended." in act("end-switch")
+    assert phase() == []
+
+
 def test_a_form_of_another_site_does_nothing(
     acting: TestClient, connection: psycopg.Connection[Any], article: int
 ) -> None:

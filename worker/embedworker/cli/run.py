@@ -47,6 +47,13 @@ def run(
     only_passages: Annotated[
         bool, typer.Option("--only-passages", help="Only keep vectors current.")
     ] = False,
+    web: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT",
+            help="Serve the page of `embedworker web` on this port, too; 0 takes any free port.",
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -68,13 +75,17 @@ def run(
     A second signal ends it at once. Both ways lose nothing.
     """
     require("`embedworker run`", "worker")
+    if web is not None:
+        require("`embedworker run --web`", "web")
     from embedworker.service.logs import set_up_logs
-    from embedworker.service.supervisor import end_with_parent
+    from embedworker.service.parent import end_with_parent
 
     if sum((once, only_queries, only_passages)) > 1:
         raise ConfigurationError(
             "--once, --only-queries and --only-passages exclude each other; give at most one"
         )
+    if once and web is not None:
+        raise ConfigurationError("--once ends when nothing is due: not with --web")
     chosen = settings(context, metrics_port=metrics_port, metrics_host=metrics_host)
     set_up_logs(chosen)
     is_child = end_with_parent()
@@ -92,9 +103,9 @@ def run(
         if only_passages:
             os.nice(chosen.nice)
         lane: Lane = "passages" if only_passages else "questions"
-        _serve(url, chosen, lane, is_child=is_child)
+        _serve(url, chosen, lane, _environment(context, url), web=web, is_child=is_child)
     else:
-        _serve(url, chosen, "questions", _environment(context, url))
+        _serve(url, chosen, "questions", _environment(context, url), passages=True, web=web)
 
 
 def _run_once(url: str, chosen: "Settings") -> None:
@@ -113,11 +124,13 @@ def _serve(
     url: str,
     chosen: "Settings",
     lane: "Lane",
-    for_child: dict[str, str] | None = None,
+    environment: dict[str, str],
     *,
+    passages: bool = False,
+    web: int | None = None,
     is_child: bool = False,
 ) -> None:
-    """Serve a lane here and, given an environment for it, that of passages in a child process."""
+    """Serve a lane here, and in child processes that of ``passages`` and the page."""
     from embedworker.service.metrics import Metrics
     from embedworker.service.monitor import monitored
     from embedworker.service.reports import Reports, report_to_parent
@@ -128,11 +141,15 @@ def _serve(
     metrics = Metrics()
     worker = Worker(url, chosen, lanes=[lane], metrics=metrics, exit_when_hung=True)
     report_to_parent(worker.telemetry(lane))
-    reports = child = None
-    if for_child is not None:
-        reports = None if chosen.metrics_port is None else Reports(metrics)
-        command = [sys.executable, "-P", "-m", "embedworker.cli", "run", "--only-passages"]
-        child = Child(command, {**os.environ, **for_child}, reports=reports)
+    reports = Reports(metrics) if passages and chosen.metrics_port is not None else None
+    command = [sys.executable, "-P", "-m", "embedworker.cli"]
+    environment = {**os.environ, **environment}
+    children = []
+    if passages:
+        children.append(Child([*command, "run", "--only-passages"], environment, reports=reports))
+    if web is not None:
+        page = [*command, "web", "--port", str(web)]
+        children.append(Child(page, environment, what="the process of the page"))
     with ExitStack() as stack:
         if chosen.metrics_port is not None:
             readiness = stack.enter_context(
@@ -145,11 +162,11 @@ def _serve(
             worker.stop()
             if not is_child:
                 tell_systemd("STOPPING=1")
-            if child is not None:  # now: this process may be loading its model for a while yet
+            for child in children:  # now: this process may be loading its model for a while yet
                 child.ask_to_end()
 
         _stop_on_signals(stop, is_child=is_child)
-        if child is not None:
+        for child in children:
             child.start()
             stack.callback(child.stop)
         if not is_child:

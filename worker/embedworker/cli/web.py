@@ -59,8 +59,10 @@ def web(
     require("`embedworker web`", "web")
     from embedworker.cli.database import explained
     from embedworker.service.logs import set_up_logs
+    from embedworker.service.parent import end_with_parent
     from embedworker.web.server import serve
 
     set_up_logs(chosen)
+    end_with_parent()  # of `embedworker run --web`
     with explained():
         serve(database_url(context), chosen)

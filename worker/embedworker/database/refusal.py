@@ -32,6 +32,7 @@ _KINDS: dict[str, type[EmbedworkerError]] = {
     "EW007": NoLoopback,
     "EW008": QuestionRefused,
     "EW009": TooManyQuestions,
+    "EW010": DatabaseError,  # a change of the model does not allow it
     "25006": DatabaseError,  # read only
     "25P02": DatabaseError,  # the transaction was aborted before
     "3F000": NotMigrated,  # no schema embed

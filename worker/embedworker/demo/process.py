@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from embedworker.service.supervisor import PARENT
+from embedworker.service.parent import PARENT
 
 __all__ = ["WorkerProcess"]
 

@@ -17,7 +17,7 @@ from embedworker.queue.source import Connection, load_sources
 from embedworker.service.health import Telemetry
 from embedworker.service.keeper import Keeper, Progress
 from embedworker.service.listener import Listener
-from embedworker.service.supervisor import main_process
+from embedworker.service.parent import main_process
 from embedworker.settings import Settings
 
 __all__ = ["Session", "session", "strike_failed"]

@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+from embedworker.service.parent import PARENT
 from embedworker.service.patience import Patience
 from embedworker.service.reports import PIPE, Reports
 
-__all__ = ["Child", "end_with_parent", "main_process"]
+__all__ = ["Child"]
 
 log = logging.getLogger("embedworker.supervisor")
 
-PARENT = "EMBEDWORKER_PARENT_PIPE"
 STEADY = 60.0  # seconds after which a child's end is a new trouble, not the old one again
 READ = 5.0  # seconds until what a child that ended has said is read
 
@@ -32,9 +32,11 @@ class Child(threading.Thread):
         command: Sequence[str],
         environment: Mapping[str, str],
         *,
+        what: str = "the passage process",
         reports: Reports | None = None,
     ) -> None:
         super().__init__(name="supervisor", daemon=True)
+        self._what = what
         self._command = command
         self._environment = {**environment, PARENT: "1"}
         self._reports = reports
@@ -44,7 +46,7 @@ class Child(threading.Thread):
         self._asked: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
-        patience = Patience(log, "the passage process")
+        patience = Patience(log, self._what)
         while not self._stopped.is_set():
             with self._starting:
                 if self._stopped.is_set():
@@ -57,7 +59,7 @@ class Child(threading.Thread):
             if self._reports is not None and not self._stopped.is_set():
                 self._reports.ended(code)
             if time.monotonic() - started > STEADY:
-                patience = Patience(log, "the passage process")
+                patience = Patience(log, self._what)
             if not self._stopped.is_set():
                 patience.wait(f"it ended with code {code}", self._stopped)
 
@@ -107,25 +109,3 @@ class Child(threading.Thread):
                 process.terminate()
             process.wait()
         self.join()
-
-
-def main_process() -> int:
-    """Return the process number of the ``embedworker run`` that this one belongs to."""
-    return os.getppid() if os.environ.get(PARENT) == "1" else os.getpid()
-
-
-def end_with_parent() -> bool:
-    """In a child: end at once when the parent is gone, so that its rows are free for others.
-
-    Returns whether this is one.
-    """
-    if os.environ.get(PARENT) != "1":
-        return False
-
-    def watch() -> None:
-        # Not sys.stdin: its lock, held by a daemon thread, aborts the interpreter at its end.
-        os.read(0, 1)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
-    return True

@@ -83,6 +83,7 @@ class Found(NamedTuple):
 class Switch(NamedTuple):
     """A change of a model that is under way, as the view ``embed.switch`` shows it."""
 
+    id: int
     source: str
     from_model: str
     to_model: str

@@ -261,6 +261,14 @@ class Change(Look):
         self.connection.execute(statement(query), {"relation": source.relation})
         return self._name(number)
 
+    def switch(self, query: str, number: int, **arguments: bool) -> str:
+        """Go on with, or end, the change of a source's model; return the table."""
+        table, name = self._names(number)
+        relation = self.source(number).relation
+        given = {"relation": relation, "name": name, **arguments}
+        self.connection.execute(statement(query), given)
+        return table
+
     def sweep(self, number: int) -> str:
         """Ask a worker for a sweep; to count what differs here would read every row."""
         name = self._name(number)
@@ -287,10 +295,13 @@ class Change(Look):
         return queues[0].source, done
 
     def _name(self, number: int) -> str:
+        return self._names(number)[0]
+
+    def _names(self, number: int) -> tuple[str, str]:
         queues = self.queues(number)
         if not queues:
             raise _unknown(number)
-        return queues[0].source
+        return queues[0].source, queues[0].name
 
 
 def _key(names: list[str], entry: dict[str, Any]) -> str:

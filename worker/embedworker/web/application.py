@@ -49,6 +49,8 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
+BACK = {"failures": "/failures", "tables": "/tables"}  # pages with forms, besides that of a table
+
 Show = Callable[[Request, HttpRequest], str]
 Form = dict[str, str]
 
@@ -117,6 +119,8 @@ class _Site:
             status = 404 if isinstance(error, SourceError) else 503
             if isinstance(error, psycopg.errors.InsufficientPrivilege):
                 status = 403
+            elif isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith("EW"):
+                status = 409
             return HTMLResponse(self.pages.error(seen, status, complaint(error)), status)
 
     async def _log_in(self, http: HttpRequest) -> Response:
@@ -157,7 +161,7 @@ class _Site:
             " ".join(f"{name}={value}" for name, value in fields.items() if value is not None),
             extra={"fields": fields},
         )
-        back = "/failures" if form.get("back") == "failures" else f"/tables/{number}"
+        back = BACK.get(form.get("back", ""), f"/tables/{number}")
         done = {"done": action} | ({} if rows is None else {"rows": str(rows)})
         return RedirectResponse(f"{self.pages.base}{back}?{urlencode(done)}", 303)
 
@@ -221,6 +225,12 @@ def _do(change: Change, number: int, action: str, form: Form) -> tuple[str, int 
             return change.tell("cli_resume", number), None
         case "sweep":
             return change.sweep(number), None
+        case "cut-over":
+            return change.switch("switch_cut_over", number, force=False), None
+        case "roll-back":
+            return change.switch("switch_roll_back", number), None
+        case "end-switch":
+            return change.switch("switch_end", number), None
         case "retry" if "row" in form and form["row"].isdecimal():
             return change.retry(number, row=int(form["row"]), error=None)
         case "retry" if "alike" in form:

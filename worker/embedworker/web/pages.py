@@ -27,6 +27,7 @@ from embedworker.web.words import LANGUAGES, say
 
 __all__ = ["Pages", "Request", "complaint"]
 
+ACTIONS = ("pause", "resume", "sweep", "retry", "cut-over", "roll-back", "end-switch")
 HITS = 10
 RERANK = 20  # rows that a cross-encoder reads
 DEEPEST = 1000  # rows that can be skipped
@@ -237,7 +238,7 @@ class Pages:
             csrf=request.visitor.csrf if request.visitor else "",
             visitor=request.visitor,
             actions=self.actions,
-            done=done if done in ("pause", "resume", "sweep", "retry") else "",
+            done=done if done in ACTIONS else "",
             done_rows=_number(request.query.get("rows"), 0, 10**12),
             **values,
         )
