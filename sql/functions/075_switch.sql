@@ -83,7 +83,8 @@ begin
         raise exception '% has vectors of % already', relation, quote_literal(_begin_switch.model)
             using errcode = 'EW003', hint = 'Name another model.';
     end if;
-    next_name := embed._bounded_name(old.name, '_next');
+    -- With room for what the name of the table of vectors ends with, or both sides of a long name had the same table.
+    next_name := regexp_replace(embed._bounded_name(old.name, '_next_embedding'), '_embedding$', '');
     if exists (select from embed.source s where s.relation = old.relation and s.name = next_name) then
         raise exception '% is enabled under the name %, which a switch needs', relation, quote_literal(next_name)
             using errcode = 'EW003',
