@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    encoder = open_encoder(given.model)
+    encoder = open_encoder(given.model, dtype="float32")  # it only counts tokens
     results: list[dict[str, Any]] = []
     for folder in given.folders + given.joined:
         collection = _sampled(read_beir(folder), given.documents)

@@ -20,6 +20,13 @@ def bundled_encoder(bundled_model: Path) -> Encoder:
     return open_encoder(BUNDLED_MODEL, dtype="float32")
 
 
+def number_format() -> str:
+    """What a worker would choose here by timing both, which takes six seconds for each model."""
+    from embedworker.model.cpu import has_bfloat16  # imports torch
+
+    return "bfloat16" if has_bfloat16() else "float32"
+
+
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Path:
     """A folder of 32 dimensions, 64 tokens, mean pooling."""

@@ -100,7 +100,11 @@ def test_the_whole_demo_on_the_embedded_server(server_folder: Path) -> None:
 @pytest.mark.model
 @pytest.mark.timeout(300)
 def test_what_is_kept_can_be_used(server_folder: Path) -> None:
-    environment = {"EMBEDWORKER_DATA_DIR": str(server_folder / "kept"), "HF_HUB_OFFLINE": "1"}
+    environment = {
+        "EMBEDWORKER_DATA_DIR": str(server_folder / "kept"),
+        "EMBEDWORKER_DTYPE": "float32",  # the demo above chooses by times
+        "HF_HUB_OFFLINE": "1",
+    }
     said = embedworker("demo", "--keep", timeout=250, **environment)
     assert said.returncode == 0, said.stderr
     pid = worker_pid(said.stdout)

@@ -44,6 +44,7 @@ def test_the_paired_difference_is_that_of_eval(
 ) -> None:
     """The other space: the same weights, questions and passages without a prefix."""
     cli = Cli(database)
+    cli.environment["EMBEDWORKER_DTYPE"] = "float32"  # or each process chooses for itself, by times
     collection = read_beir(folder)
     asked = sorted(collection.questions)[:ASKED]
     documents = {number for question in asked for number in collection.relevance[question]}

@@ -44,7 +44,9 @@ PASSPORT, TRAIN, KIMCHI, WATER, BIRTHDAY, WASHER, DOG = range(len(TEXTS))
 @pytest.fixture(scope="module")
 def korean(server: Cluster, template: str) -> Iterator[Connection]:
     """The table article, embedded by a worker that goes on answering."""
-    chosen = settings.load(device="cpu", threads=1, poll_max=0.2, index_after_rows=10**9)
+    chosen = settings.load(
+        device="cpu", dtype="float32", threads=1, poll_max=0.2, index_after_rows=10**9
+    )
     with new_database(server, template) as url, connect(url) as connection:
         set_up_loopback(connection)
         connection.execute("select embed.use_model(%s)", [BUNDLED_MODEL])

@@ -17,6 +17,7 @@ import pytest
 from fix_database import Connection
 from fix_database import _new_database as new_database
 from fix_evaluation import data_set
+from fix_models import number_format
 
 from embedworker import settings
 from embedworker.database.connect import connect
@@ -90,7 +91,7 @@ def embedded(server: Cluster, template: str, shelf: Shelf) -> Iterator[Connectio
             )
         with connection.cursor() as cursor:
             cursor.executemany("insert into shelf values (%s, %s)", list(enumerate(shelf.texts)))
-        chosen = settings.load(index_after_rows=10**9)
+        chosen = settings.load(index_after_rows=10**9, dtype=number_format())
         assert Worker(url, chosen, lanes=["passages"]).run_once() == []
         yield connection
 
@@ -137,7 +138,11 @@ def test_splitting_loses_nothing_on_manuals(database: str, tmp_path: Path, folde
             *(sys.executable, str(BENCHMARK), str(folder)),
             *("--documents", "30", "--model", BUNDLED_MODEL, "--json", str(file)),
         ],
-        env={**os.environ, "EMBEDWORKER_DATABASE_URL": database},
+        env={
+            **os.environ,
+            "EMBEDWORKER_DATABASE_URL": database,
+            "EMBEDWORKER_DTYPE": number_format(),
+        },
         capture_output=True,
         text=True,
         check=False,
