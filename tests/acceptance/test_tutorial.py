@@ -103,7 +103,6 @@ def test_every_block(server_folder: Path, tmp_path: Path) -> None:
     data = server_folder / "tutorial"
     own = {
         "EMBEDWORKER_DATA_DIR": str(data),
-        "EMBEDWORKER_DTYPE": "float32",  # to time both takes longer than these texts do
         "EMBEDWORKER_QUERY_TIMEOUT": "60",
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "120",
