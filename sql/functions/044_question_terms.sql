@@ -120,11 +120,12 @@ begin
 end
 $$;
 
--- A Latin word without an English ending: _stem in lexical.py.
+-- A Latin word without an English ending: _stem in lexical.py. A longer word than any has none: to look for an ending
+-- takes time by the square of the length.
 create or replace function embed._stem(word text) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
-return regexp_replace(
+return case when length(word) > 64 then word else regexp_replace(
     regexp_replace(
         regexp_replace(
             regexp_replace(
@@ -145,7 +146,32 @@ return regexp_replace(
         '^([a-z]+)([bcdfghjkmnpqrtvwx])\2$', '\1\2'
     ),
     '^([a-z]{2,})e$', '\1'
+) end;
+
+-- A text with blanks in place of the letters of its Latin words of three letters or more.
+create or replace function embed._blank_words(plain text, latin text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return (
+    select string_agg(
+        m.found[1] || case when length(m.found[2]) < 3 then m.found[2] else repeat(' ', length(m.found[2])) end,
+        '' order by m.place
+    )
+    from regexp_matches(plain collate "C", format('([^%1$s]*)([%1$s]*)', latin), 'g')
+        with ordinality as m (found, place)
 );
+
+-- The pairs of characters of a run, with their places from 1; the run itself if it is one character. substr would
+-- count the characters from the beginning for each pair.
+create or replace function embed._pairs(run text) returns table (pair text, place integer)
+language sql immutable
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select c.letter || coalesce(lead(c.letter) over (order by c.place), ''), c.place::integer
+    from unnest(string_to_array(run, null)) with ordinality as c (letter, place)
+    order by c.place
+    limit greatest(1, length(run) - 1);
+end;
 
 -- The terms of a text in NFKC and in lower case, and what each was made of: its place from 1 and its length. They are
 -- those of _terms in lexical.py.
@@ -158,8 +184,6 @@ declare
     joint constant text := format('(?<=[%1$s])[-_.](?=[0-9])|(?<=[0-9])[-_.](?=[%1$s])', latin);
     -- A4/letter is two.
     code constant text := format('[0-9%1$s]+(?:(?:[-_.]|(?<=[0-9])[/:](?=[0-9]))[0-9%1$s]+)*', latin);
-    -- A letter of a Latin word of three letters or more.
-    of_a_word constant text := format('[%1$s](?=[%1$s]{2})|(?<=[%1$s])[%1$s](?=[%1$s])|(?<=[%1$s]{2})[%1$s]', latin);
     letters constant text := embed._letters();
 begin
     return query
@@ -176,9 +200,9 @@ begin
     where p.part ~ '[0-9]' and p.part !~ '^[0-9]+$'
     union all
     -- Pairs of what stands around the Latin words of a run: "는" of "ktx는".
-    select substr(p.part, i, 2), p.start + i - 1, least(2, length(p.part))
-    from embed._parts(regexp_replace(plain collate "C", of_a_word, ' ', 'g'), letters, format('[%s]+', letters)) as p,
-        generate_series(1, greatest(1, length(p.part) - 1)) as i;
+    select c.pair, p.start + c.place - 1, length(c.pair)
+    from embed._parts(embed._blank_words(plain, latin), letters, format('[%s]+', letters)) as p,
+        embed._pairs(p.part) as c;
 end
 $$;
 
@@ -203,9 +227,8 @@ begin
             from embed._terms(plain) as t
             union
             -- Those of the first scheme.
-            select substr(p.part, i, 2), 0
-            from embed._parts(plain, embed._letters(), format('[%s]+', embed._letters())) as p,
-                generate_series(1, greatest(1, length(p.part) - 1)) as i
+            select c.pair, 0
+            from embed._parts(plain, embed._letters(), format('[%s]+', embed._letters())) as p, embed._pairs(p.part) as c
         )
         select distinct (
             case kind when 0 then 4 + embed._crc32(t.text) % 16777213 else 5 + embed._crc32(t.text) % 16777211 end

@@ -24,6 +24,7 @@ return (
         or c.opcintype = case
             when t.typtype = 'e' then 'anyenum'::regtype
             when t.typtype = 'r' then 'anyrange'::regtype
+            when t.typtype = 'm' then 'anymultirange'::regtype
             when t.typtype = 'c' then 'record'::regtype
             when t.typcategory = 'A' then 'anyarray'::regtype
         end
@@ -111,9 +112,9 @@ begin
                 when cardinality(given) = first_of
                     then format('%s %s ($4[%s])::%s', operand, wanted.equal, first_of, wanted.type_name)
                 -- An array of arrays would be one array of their elements.
-                when wanted.is_array then (
-                    select string_agg(format('%s %s ($4[%s])::%s', operand, wanted.equal, i, wanted.type_name), ' or ')
-                    from generate_series(first_of, cardinality(given)) as i
+                when wanted.is_array then format(
+                    '%s %s any (select (g.value)::%s from pg_catalog.unnest($4[%s:%s]) as g (value))',
+                    operand, wanted.equal, wanted.type_name, first_of, cardinality(given)
                 )
                 else format(
                     '%s %s any (($4[%s:%s])::%s[])',
@@ -145,7 +146,10 @@ begin
     loop
         begin
             execute format('select count((v)::%s) from unnest($1) as v', item.type) using item.values;
-        exception when data_exception or check_violation then
+        exception when insufficient_privilege then
+            raise;
+        -- The second class is that of names, as of a regclass, and of a tsquery that cannot be read.
+        when data_exception or syntax_error_or_access_rule_violation or check_violation then
             raise exception 'matching gives the column % of % a value that is no %: %',
                 item.name, relation, item.type, sqlerrm
                 using errcode = 'EW003', hint = format('Give a value of the type %s.', item.type);

@@ -71,6 +71,7 @@ begin
         case c.relkind when 'p' then '' else 'only ' end || format('%I.%I', n.nspname, c.relname) as rows,
         format('%I.%I', n.nspname, c.relname) as row_type,
         quote_ident(c.relname) as alias,
+        case c.relname when 'hit' then 'found' else 'hit' end as hit, -- what stands beside the table
         embed._text_sql(s, c.relname::text) as text
     into class
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -102,7 +103,8 @@ begin
                 format('s.k%s %s v.%s', x.place, x.equal, x.vector_name), ' and ' order by x.place
             ),
             'row_is_hit', string_agg(
-                format('%s.%s %s hit.k%s', class.alias, x.row_name, x.equal, x.place), ' and ' order by x.place
+                format('%s.%s %s %s.k%s', class.alias, x.row_name, x.equal, class.hit, x.place),
+                ' and ' order by x.place
             ),
             'row_is_given', string_agg(
                 format('%s.%s %s ($1[%s])::%s', class.alias, x.row_name, x.equal, x.place, x.type_name),
@@ -214,17 +216,18 @@ from ranked$q$,
 )
 select
     ({alias}.*)::{row_type},
-    hit.score::pg_catalog.float4,
-    hit.similarity::pg_catalog.float4,
-    hit.bm25::pg_catalog.float4,
+    {hit}.score::pg_catalog.float4,
+    {hit}.similarity::pg_catalog.float4,
+    {hit}.bm25::pg_catalog.float4,
     pg_catalog.substr(
-        {text}, hit.passage_start operator(pg_catalog.+) 1, hit.passage_end operator(pg_catalog.-) hit.passage_start
+        {text}, {hit}.passage_start operator(pg_catalog.+) 1,
+        {hit}.passage_end operator(pg_catalog.-) {hit}.passage_start
     ),
-    hit.passage_start,
-    hit.passage_end
-from scored as hit
+    {hit}.passage_start,
+    {hit}.passage_end
+from scored as {hit}
 join {rows} on {row_is_hit}
-order by hit.nth$q$,
+order by {hit}.nth$q$,
         words
     );
     hits := embed._fill(

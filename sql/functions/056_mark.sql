@@ -18,32 +18,40 @@ declare
 begin
     if hit is nfkc normalized and length(embed._lower(hit)) = length(hit) then
         folded := embed._lower(hit);
-        pieces := regexp_split_to_array(hit, '');
+        pieces := string_to_array(hit, null);
     else
-        -- Each is folded by itself, so that its place is known: NFKC makes several of some characters.
+        -- Each is folded by itself, so that its place is known: NFKC makes several of some characters. Of many marks
+        -- behind one character (see embed._nfc) 30 belong to it.
         pieces := array(
             select m[1]
-            from regexp_matches(hit collate "C", E'(.[\u0300-\u036F\u1160-\u11FF\u3099\u309A]*)', 'g') as m
+            from regexp_matches(hit collate "C", E'(.[\u0300-\u036F\u1160-\u11FF\u3099\u309A]{0,30})', 'g') as m
         );
-        select string_agg(substr(f.text, n, 1), '' order by c.place, n), array_agg(c.place order by c.place, n)
+        select string_agg(f.letter, '' order by c.place, f.nth), array_agg(c.place order by c.place, f.nth)
         into folded, origins
         from unnest(pieces) with ordinality as c (text, place)
-        cross join lateral (select embed._lower(normalize(c.text, nfkc)) as text) as f
-        cross join lateral generate_series(1, length(f.text)) as n;
+        cross join lateral unnest(string_to_array(embed._lower(normalize(c.text, nfkc)), null))
+            with ordinality as f (letter, nth);
     end if;
     marked := array(
         select distinct coalesce(origins[at], at)
-        from embed._terms(folded) as t, generate_series(t.start, t.start + t.length - 1) as at
+        from embed._terms(folded) as t
+        left join (
+            select n.start + i as start
+            from embed._parts(folded, '0-9', '[0-9]+') as n, generate_series(0, length(n.part) - 2) as i
+            where length(n.part) >= 3
+        ) as number on number.start = t.start and t.term ~ '^[0-9]{2}$'
+        cross join generate_series(t.start, t.start + t.length - 1) as at
         where t.term = any (asked)
         -- A part of a longer code, of E-110 as of E-119, would mark half of another.
-        and t.term !~ '^[0-9a-z]$'
-        and not (t.term ~ '^[0-9]{2}$' and substr(folded, t.start - 1, 4) ~ '[0-9]{3}')
+        and t.term !~ '^[0-9a-z]$' and number.start is null
     );
-    return (
+    return coalesce((
         select string_agg(
-            case when p.marked and not p.before then open else '' end
-            || case when html then embed._html(p.text) else p.text end
-            || case when p.marked and not p.behind then close else '' end,
+            concat(
+                case when p.marked and not p.before then open end,
+                case when html then embed._html(p.text) else p.text end,
+                case when p.marked and not p.behind then close end
+            ),
             '' order by p.place
         )
         from (
@@ -54,7 +62,7 @@ begin
             from unnest(pieces) with ordinality as c (text, place)
             left join unnest(marked) as m (place) on m.place = c.place
         ) as p
-    );
+    ), hit);
 end
 $$;
 

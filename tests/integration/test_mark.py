@@ -59,3 +59,41 @@ def test_without_the_marks_it_is_the_passage(connection: Connection) -> None:
     found = mark(connection, hit, "kg fi i σας 보일러 E-119")
     assert found.replace("[", "").replace("]", "") == hit
     assert found.count("[") == found.count("]") > 60
+
+
+@pytest.mark.parametrize(
+    ("hit", "question", "marks"),
+    [
+        ("a" * 100_000, "a b", 0),
+        ("running" * 10_000 + " runs", "run", 1),
+        ("가나다라" * 25_000, "나다", 25_000),
+        ("1" * 100_000, "12 11", 0),
+        ("E-119 " * 10_000, "E-119", 10_000),
+        ("a" + "\u0301\u0323" * 50_000, "a", 0),
+        ("\ufdfa " * 1000, "\ufdfa", 1000),
+        ("<b>&" * 10_000, "b", 0),
+    ],
+)
+def test_a_long_passage_takes_no_time_by_its_square(
+    connection: Connection, hit: str, question: str, marks: int
+) -> None:
+    connection.execute("set statement_timeout = '20s'")  # it took minutes
+    found = mark(connection, hit, question)
+    assert found.replace("[", "").replace("]", "") == hit
+    assert found.count("[") == marks
+    mark(connection, "x", hit)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "marked"),
+    [
+        ("\\1$1&", "%s", "오류 \\1$1&E-119%s"),
+        (None, None, "오류 E-119"),
+        ("", "]", "오류 E-119]"),
+    ],
+)
+def test_marks_are_taken_as_they_are(
+    connection: Connection, begin: str | None, end: str | None, marked: str
+) -> None:
+    row = connection.execute("select embed.mark('오류 E-119', 'e119', %s, %s)", [begin, end])
+    assert row.fetchone() == (marked,)

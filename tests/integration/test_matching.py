@@ -25,7 +25,8 @@ def shop(connection: Connection, vectors: VectorWriter) -> Connection:
             id int primary key, title text, tenant int, price numeric(8, 2), sold boolean,
             colour color, code char(4), short varchar(3), day date, at timestamptz, uid uuid,
             ci citext, share percent,
-            extra jsonb, plain json, tags text[], span int4range, "a ""%s"" {distance}" text
+            extra jsonb, plain json, tags text[], span int4range, "a ""%s"" {distance}" text,
+            spans int4multirange, relation regclass, query tsquery
         );
         insert into "the %s {order} shop"
         select
@@ -34,7 +35,8 @@ def shop(connection: Connection, vectors: VectorWriter) -> Connection:
             'c' || i, 'v' || i, date '2024-01-01' + i,
             timestamptz '2024-01-01 00:00+00' + i * interval '1 hour',
             lpad(i::text, 32, '0')::uuid, 'Name' || i, i, jsonb_build_object('n', i), '{}',
-            array['t' || i, 'all'], int4range(i, i + 2), case when i < 3 then 'few' end
+            array['t' || i, 'all'], int4range(i, i + 2), case when i < 3 then 'few' end,
+            int4multirange(int4range(i, i + 1)), 'pg_class', ('a & b' || i)::tsquery
         from generate_series(1, 12) i;
         select embed.enable(
             '"the %s {order} shop"', array['title'], filter => 'title <> ''{order}'''
@@ -86,6 +88,14 @@ def found(
         ({"tags": "{t8,all}"}, [8]),
         ({"tags": ["{t8,all}", "{t9,all}"]}, [8, 9]),
         ({"span": "[2,4)"}, [2]),
+        ({"tags": ["{x,y}"] * 100_000 + ["{t8,all}"]}, [8]),
+        ({"tenant": [*range(1, 100_000)]}, [1, 2, 4, 5, 7, 8, 10, 11]),
+        ({"extra": [{"n": 1}, [[[[[]]]]], "1e400", 10**400]}, [1]),
+        ({"price": 10**400}, []),
+        ({"spans": "{[2,3)}"}, [2]),
+        ({"relation": "pg_class", "tenant": 0}, [3, 6, 9, 12]),
+        ({"query": "b3 & a"}, []),
+        ({"query": "a & b3"}, [3]),
         ({'a "%s" {distance}': "few"}, [1, 2]),
         ({'a "%s" {distance}': None, "tenant": 0}, [3, 6, 9, 12]),
         ({'a "%s" {distance}': ["few", None], "tenant": 2}, [2, 5, 8, 11]),
@@ -93,6 +103,7 @@ def found(
     ],
 )
 def test_only_rows_that_match_are_found(shop: Connection, matching: Any, ids: list[int]) -> None:
+    shop.execute("set statement_timeout = '30s'")  # a long list ended the server
     assert found(shop, matching) == list(ids)
 
 
@@ -112,6 +123,10 @@ def test_only_rows_that_match_are_found(shop: Connection, matching: Any, ids: li
             "the type public.color",
         ),
         ({"day": "soon"}, "gives the column day of .* no date", "the type date"),
+        ({"relation": "absent"}, "the column relation of .* no regclass", "the type regclass"),
+        ({"query": "a &"}, "gives the column query of .* no tsquery", "the type tsquery"),
+        ({"price": "1e400000"}, "gives the column price of .* no numeric", "the type numeric"),
+        ({"tenant) or (true": 1}, "has no column 'tenant\\) or", "It has: id,"),
         ({"plain": "{}"}, "plain of .* cannot be compared for equality", "Leave it out"),
         ([1], "matching is a json array, expected an object", "Write for example"),
         ("x", "matching is a json string, expected an object", "Write for example"),
@@ -152,6 +167,75 @@ def test_in_words_under_row_security_and_over_a_view_of_rights(
     assert len(rows) == 3
     assert rows[0] == 7
     assert all(key % 2 == 1 and key % 5 != 4 for key in rows)
+
+
+def test_a_table_may_have_the_name_of_what_stands_beside_it(
+    connection: Connection, vectors: VectorWriter
+) -> None:
+    for name in ("hit", "found", "scored", "v", "s", "candidate"):
+        connection.execute(
+            f"create table {name} (id int primary key, title text, {name} int, k1 int);"
+            f"insert into {name} select i, 'apple pie', i, -i from generate_series(1, 3) i;"
+            f"select embed.enable('{name}', array['title'])".encode()
+        )
+        vectors.embed(name)
+        assert found(connection, {name: [1, 2], "k1": [-2, -3]}, table=name) == [2]
+
+
+@pytest.mark.smoke
+def test_conditions_need_the_rights_of_the_asker(
+    connection: Connection, vectors: VectorWriter
+) -> None:
+    connection.execute(
+        "create table article (id int primary key, title text, owner text, salary int);"
+        "insert into article select i, 'apple pie', 'owner' || i % 2, i"
+        " from generate_series(1, 4) i;"
+        "select embed.enable('article', array['title'])"
+    )
+    vectors.embed("article")
+    with role(connection, "select (id, title, owner) on article"):
+        for matching in ({"salary": 1}, {"salary": 99}, {"salary": []}, {"owner": "owner1"}):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                found(connection, matching, table="article")
+    connection.execute("alter table article enable row level security")
+    connection.execute("create policy own on article using (owner = 'owner1')")
+    with role(connection, "select on article"):
+        assert found(connection, {"salary": [1, 2, 3]}, table="article") == [1, 3]
+        assert found(connection, {"owner": "owner0"}, table="article") == []
+
+
+def test_no_function_of_others_runs_as_the_definer(
+    connection: Connection, vectors: VectorWriter
+) -> None:
+    """An operator of the same name runs not at all; a cast to a column's type runs as the asker."""
+    connection.execute(
+        """
+        create type pair as (a int, b int);
+        create function hear(text) returns pair language plpgsql immutable as $$
+        begin
+            raise notice 'cast as %', current_user;
+            return row(1, 2)::public.pair;
+        end $$;
+        create cast (text as pair) with function hear(text);
+        create function hear(int, int) returns boolean language plpgsql immutable as $$
+        begin
+            raise exception 'an operator of others ran';
+        end $$;
+        create operator = (leftarg = int, rightarg = int, function = hear);
+        create table article (id int primary key, title text, n int, both_of pair);
+        insert into article values (1, 'apple pie', 1, row(1, 2)), (2, 'apple pie', 2, null);
+        select embed.enable('article', array['title'])
+        """
+    )
+    vectors.embed("article")
+    heard: list[str] = []
+    connection.add_notice_handler(lambda notice: heard.append(str(notice.message_primary)))
+    connection.execute("grant usage on schema public to public")
+    with role(connection, "select on article") as asker:
+        connection.execute("set search_path = public, pg_catalog")
+        assert found(connection, {"n": [1, 2], "both_of": "x"}, table="article") == [1]
+        connection.execute("reset search_path")
+    assert set(heard) == {f"cast as {asker}"}
 
 
 MANY = 3000

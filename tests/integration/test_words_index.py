@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from fix_drain import source_of
 from fix_vectors import VectorWriter, role, word_vector
 
 from embedworker.model.lexical import FIRST, WORD, question_terms, term_vector
@@ -14,7 +15,10 @@ from embedworker.service.indexing import Indexer
 Connection = psycopg.Connection[Any]
 ONE = np.eye(1, 384, dtype=np.float32)[0]
 QUESTION = "화면에 PX-1217 이라고 나와요"
-INDEX = "create index words on article_embedding using gin (embed._places(terms))"
+INDEX = (
+    "create index words on article_embedding using gin (embed._places(terms))"
+    " where terms is not null"
+)
 INDEXES = """
 select count(*)
 from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am a on a.oid = c.relam
@@ -61,13 +65,18 @@ def found(connection: Connection, **options: Any) -> list[int]:
     return [number for (number,) in rows]
 
 
+def places(text: str) -> list[int]:
+    """The places of a text's terms."""
+    terms, _ = question_terms(text)
+    return [term & (WORD - 1) for term in terms if term > WORD]
+
+
 def look_up(connection: Connection, source: int, token: str | None) -> int:
     """How many places the function gives of passages that have a word of QUESTION."""
-    terms, _ = question_terms(QUESTION)
     function = f"embed.source_{source}_words(%s, %s, '{{5:1}}/16777216', 500)"
     row = connection.execute(
         f"select cardinality({function})".encode(),
-        [token, [term & (WORD - 1) for term in terms if term > WORD]],
+        [token, places(QUESTION)],
     ).fetchone()
     assert row is not None
     return int(row[0])
@@ -115,6 +124,50 @@ def test_readers_of_all_texts_find_by_it_and_others_learn_nothing(
         with role(article, *grants):
             assert article.execute(token_of, [number]).fetchone() is None
             assert look_up(article, number, "guessed") == 0
+
+
+def test_the_planner_tells_nobody_which_words_are_in_hidden_rows(
+    article: Connection, vectors: VectorWriter
+) -> None:
+    article.execute("update article set body = body || ' secretword' where id % 2 = 0")
+    vectors.embed("article")
+    article.execute("alter table article enable row level security")
+    article.execute("create policy part on article for select using (id % 2 = 1)")
+    (definition,) = article.execute(
+        "select embed._words_definition(s) from embed.source s where s.name = 'article'"
+    ).fetchone() or ("",)
+    article.execute(f"create index words {definition}".encode())
+    article.execute("analyze article_embedding")
+
+    def estimates() -> set[str]:
+        return {
+            str(plan[0]["Plan"]["Plan Rows"])
+            for word in ("secretword", "absent")
+            for (plan,) in article.execute(
+                "explain (format json) select from article_embedding"
+                f" where embed._places(terms) && '{{{places(word)[0]}}}'".encode()
+            )
+        }
+
+    with role(article, "select on article"):
+        assert len(estimates()) == 1
+
+
+def test_an_index_that_tells_is_replaced(testing_database: str, owner: Connection) -> None:
+    """Earlier ones had no condition."""
+    vectors = VectorWriter(owner)
+    owner.execute("create table article (id int primary key, body text)")
+    owner.execute("insert into article select i, '글 ' || i from generate_series(1, 50) i")
+    owner.execute("select embed.enable('article', array['body'])")
+    vectors.embed("article")
+    owner.execute("create index old on article_embedding using gin (embed._places(terms))")
+    source = source_of(owner, "article")
+    for _ in range(3):
+        indexer = Indexer(testing_database, after_rows=1, memory=1 << 26, words_after_rows=1)
+        indexer.run_if_due(owner, source)
+        indexer.wait()
+    assert owner.execute(INDEXES.encode()).fetchone() == (1,)
+    assert owner.execute("select to_regclass('old')").fetchone() == (None,)
 
 
 def test_the_token_is_another_after_each_count(article: Connection, vectors: VectorWriter) -> None:

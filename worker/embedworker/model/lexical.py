@@ -64,6 +64,7 @@ SCHEME: Final = LENGTH + 1
 FIRST: Final = SCHEME + 1
 DIMENSIONS: Final = 1 << 24
 WHOLE: Final = 3  # letters or digits from which on a word or number is a term as it is
+LONGEST: Final = 64  # letters of a word; to look for an ending of 100,000 takes minutes
 SHORT: Final = 16  # characters of a run whose terms are kept: 16,384 of them take about 10 MB
 MOST_TERMS: Final = 15_000  # pgvector stores at most 16,000 values of a sparsevec
 MOST_TEXTS: Final = 1 << 9  # that are weighed together; as many bits are left in a key
@@ -285,6 +286,8 @@ def _codes(plain: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def _stem(word: str) -> str:
+    if len(word) > LONGEST:
+        return word
     for ending, rest in _ENDINGS:
         word = ending.sub(rest, word)
     return word
