@@ -38,7 +38,7 @@ end;
 --   q_texts                  the key as an array of text
 --   v_is_s                   the condition that two aliases have the same key
 --   vectors_hold             the condition that the name of the vectors still stands for the table, or the
---                            column, of the source
+--                            column, of the source, and that words count or not as when the source was read
 -- A queue row (q) of a job (p, j, m, x), and a vector of m, are compared by any (array[…]), for which the order of
 -- the key's index is of no use. A queue that was analysed when it was empty counts as one row, and then "=" may
 -- read all of that index for every job, which the planner takes for one page: 54,000 pages next to an old snapshot.
@@ -51,7 +51,7 @@ begin
         'vectors_hold',
         case when source.into_column is null
             then format(
-                'to_regclass(%L) = (select x.vectors from embed.source x where x.id = %s)',
+                'to_regclass(%L) = (select x.vectors',
                 -- Not ::text, which gives the name after a cut that this statement does not see yet. The other names
                 -- that a worker reads would be from before it, and its statements would change the other side.
                 (
@@ -59,13 +59,11 @@ begin
                     from pg_class c
                     join pg_namespace n on n.oid = c.relnamespace
                     where c.oid = source.vectors
-                ),
-                source.id
+                )
             )
-            else format(
-                '%L = (select x.into_column from embed.source x where x.id = %s)', source.into_column, source.id
-            )
+            else format('%L = (select x.into_column', source.into_column)
         end
+        || format(' from embed.source x where x.id = %s and x.words = %L)', source.id, source.words)
     ) || (
         with k as materialized (
             select * from embed._keys(source)

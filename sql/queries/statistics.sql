@@ -17,12 +17,11 @@ select
     (pg_relation_size(to_regclass(%(vectors)s)) / current_setting('block_size')::integer)::integer;
 
 -- statistics_read
--- The terms of the passages on some pages, as pgvector sends them.
+-- The terms of the passages on some pages, as pgvector sends them; null where a passage has none.
 select {sparsevec_send}(v.terms)
 from {vectors} v
 where v.ctid >= format('(%%s,0)', %(first)s::bigint)::tid
-and v.ctid < format('(%%s,0)', %(last)s::bigint)::tid
-and v.terms is not null;
+and v.ctid < format('(%%s,0)', %(last)s::bigint)::tid;
 
 -- statistics_write
 -- A part of a version that does not count yet.

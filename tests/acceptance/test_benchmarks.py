@@ -26,7 +26,7 @@ def benchmark(
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
 
-    def run(name: str, *, on: Cluster = server, **given: object) -> dict[str, Any]:
+    def run(name: str, *folders: Path, on: Cluster = server, **given: object) -> dict[str, Any]:
         @contextmanager
         def cluster(**_: str) -> Iterator[Cluster]:
             yield on
@@ -38,7 +38,7 @@ def benchmark(
             connection.execute(f"drop database if exists {name} with (force)")
         report = tmp_path / f"{name}.json"
         flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
-        monkeypatch.setattr(sys, "argv", [name, f"--json={report}", *flags])
+        monkeypatch.setattr(sys, "argv", [name, f"--json={report}", *flags, *map(str, folders)])
         module.main()
         found: dict[str, Any] = json.loads(report.read_text())
         assert found["benchmark"] == name
@@ -104,3 +104,17 @@ def test_idle(
     watched.start()
     found = benchmark("idle", on=watched, seconds=3, settle=1, rows=30, model=TESTING_MODEL)
     assert found["polls of the passage lane"] > 0
+
+
+def test_words_alone(benchmark: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "fruit"
+    folder.mkdir()
+    for name, texts in (
+        ("corpus", ["사과 나무", "배 나무", "바다 물고기"]),
+        ("queries", ["사과가 좋아", "물고기는 어디"]),
+    ):
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"_id": str(n), "text": t}) + "\n" for n, t in enumerate(texts))
+        )
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n0\t0\t1\n1\t2\t1\n")
+    assert benchmark("words_alone", folder)["fruit, nDCG@10"] == 1

@@ -11,6 +11,10 @@ from fix_vectors import VectorWriter, word_vector
 
 from embedworker.database.connect import connect
 from embedworker.errors import NoWorker
+from embedworker.model.testing import hash_vector
+from embedworker.queue.claim import FRESH, claim, move, read
+from embedworker.queue.complete import Passage, Result, complete
+from embedworker.queue.failure import release
 from embedworker.search.client import Client
 from embedworker.service.indexing import Indexer
 
@@ -77,6 +81,43 @@ def test_words_are_left_out_and_come_back_without_the_model(
     article.execute("insert into article values (4, '더 새 글')")
     assert lane.drain() == []
     assert kept(article) == (5, 0)
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_a_worker_that_read_the_table_before_writes_no_row_of_the_other_form(
+    article: Connection, lane: Lane, words: bool
+) -> None:
+    article.execute(ENABLE, [not words])
+    lane.drain()
+    stale = source_of(article, "article")
+    article.execute(ENABLE, [words])
+    lane.a_minute_later()
+    assert lane.drain() == []
+    article.execute("insert into article values (7, '새 글')")
+    move(article, stale)
+    (job,), _ = claim(article, stale, worker=77, quotas={FRESH: 10}, lease=60.0, max_attempts=5)
+    read(article, [job], fingerprint=stale.fingerprint or 0)
+    made = Result(job, [Passage(0, 3, hash_vector("passage: 새 글"))])
+    written = complete(
+        article, [made], worker=77, fingerprint=stale.fingerprint or 0, average_length=10.0
+    )
+    assert written == 0
+    release(article, [job], worker=77)
+    assert lane.drain() == []
+    assert kept(article) == (4, 4 if words else 0)
+
+
+def test_terms_that_are_missing_are_found_by_the_next_count(
+    article: Connection, lane: Lane
+) -> None:
+    """A statement that began before words were turned on may end after all others have terms."""
+    article.execute(ENABLE, [True])
+    lane.drain()
+    article.execute("update article_embedding set terms = null where id = 1")
+    lane.lane.statistics.ask(source_of(article, "article"))
+    assert lane.drain() == []
+    assert kept(article) == (3, 3)
+    assert article.execute("select scheme from embed.lexical_state").fetchone() == (2,)
 
 
 def test_meaning_alone_ranks_and_a_weight_is_refused(

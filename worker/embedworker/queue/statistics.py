@@ -59,8 +59,8 @@ def count(connection: Connection, source: Source) -> Generator[None, None, None]
     Closed before its end, it leaves everything as it was. Behind a pooler there is no lock that
     would last: two may count at once there, and the later version is used.
 
-    Vectors of terms of an older scheme are computed again before that. Those of a source in whose
-    searches words do not count are removed.
+    Vectors of terms of an older scheme are computed again before that, and those that are missing
+    after it. Those of a source in whose searches words do not count are removed.
     """
     locks = keeps_session(connection)
     known = {"source": source.id}
@@ -84,6 +84,8 @@ def count(connection: Connection, source: Source) -> Generator[None, None, None]
         if rewrites:
             yield from rewrite(connection, source, int(pages))
         yield from sample.read(connection, source, int(pages))
+        if sample.without and not rewrites and not older_workers(connection):
+            yield from rewrite(connection, source, int(pages))
         if rewrites:  # the rest of an older scheme waits in the queue, or has lost its row
             sample.scheme = NEWEST
         yield from _write(connection, source, int(version), sample)
@@ -102,6 +104,7 @@ class _Sample:
         self.length = 0.0
         self.scale = 1.0
         self.scheme = NEWEST
+        self.without = 0  # passages that have no vector of terms
 
     def read(self, connection: Connection, source: Source, pages: int) -> Iterator[None]:
         starts = list(range(0, pages, PAGES))
@@ -116,7 +119,10 @@ class _Sample:
                 binary=True,
             ).fetchall()
             for (terms,) in rows:
-                self._add(terms)
+                if terms is None:
+                    self.without += 1
+                else:
+                    self._add(terms)
             largest = max(largest, len(rows))
             done += min(PAGES, pages - start)
             yield
