@@ -13,7 +13,7 @@ from embedworker.database.connect import connect
 from embedworker.errors import NoWorker
 from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, claim, move, read
-from embedworker.queue.complete import Passage, Result, complete
+from embedworker.queue.complete import EmbeddedPassage, Result, complete
 from embedworker.queue.failure import release
 from embedworker.search.client import Client
 from embedworker.service.indexing import Indexer
@@ -97,7 +97,7 @@ def test_a_worker_that_read_the_table_before_writes_no_row_of_the_other_form(
     move(article, stale)
     (job,), _ = claim(article, stale, worker=77, quotas={FRESH: 10}, lease=60.0, max_attempts=5)
     read(article, [job], fingerprint=stale.fingerprint or 0)
-    made = Result(job, [Passage(0, 3, hash_vector("passage: 새 글"))])
+    made = Result(job, [EmbeddedPassage(0, 3, hash_vector("passage: 새 글"))])
     written = complete(
         article, [made], worker=77, fingerprint=stale.fingerprint or 0, average_length=10.0
     )
