@@ -228,7 +228,8 @@ begin
             union
             -- Those of the first scheme.
             select c.pair, 0
-            from embed._parts(plain, embed._letters(), format('[%s]+', embed._letters())) as p, embed._pairs(p.part) as c
+            from embed._parts(plain, embed._letters(), format('[%s]+', embed._letters())) as p,
+                embed._pairs(p.part) as c
         )
         select distinct (
             case kind when 0 then 4 + embed._crc32(t.text) % 16777213 else 5 + embed._crc32(t.text) % 16777211 end
