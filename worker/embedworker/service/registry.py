@@ -113,7 +113,7 @@ class Registry:
         if recent and versions == self._versions and self._tables.cover(versions.keys()):
             return
         before = self._versions
-        # Hundreds of tables are not checked anew because one more is enabled.
+        # Do not check hundreds of tables because one more was enabled.
         due = [n for n in versions if not recent or self._is_new(n, versions[n])]
         looked = [self._tables.check(n, self._sources.get(n, n)) for n in due]
         self._sources = {source.id: source for source in load_sources(self._connection)}
