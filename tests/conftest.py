@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from embedworker.machine import cpu_quota
-
 # What the developer has set must not decide whether a test passes.
 for _name in list(os.environ):
     if _name == "EMBEDWORKER_EVAL_DATA":  # where the retrieval sets are
@@ -46,12 +44,6 @@ BROAD = {
 
 settings.register_profile("here", deadline=None)  # a loaded machine is no fault of the code
 settings.load_profile("here")
-
-
-@pytest.hookimpl(optionalhook=True)  # that of pytest-xdist
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than processors, four at most: tests of real workers wait half the time."""
-    return min(cpu_quota() + 1, 4)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
