@@ -184,6 +184,8 @@ def project(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Project]:
     monkeypatch.syspath_prepend(str(tmp_path))
+    # Python takes what it compiled of env.py where time, in seconds, and size are the same.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     name = re.sub(r"\W", "_", request.node.name)
     yield Project(tmp_path, database, name)
     for module in [module for module in sys.modules if module.startswith(name)]:
