@@ -79,7 +79,9 @@ begin
         return null;
     end if;
     if jsonb_array_length(keys) > 1000
-    or exists (select from jsonb_array_elements(keys) as k (shown) where jsonb_typeof(k.shown) <> 'array') then
+    or exists (select from jsonb_array_elements(keys) as k (shown) where jsonb_typeof(k.shown) <> 'array')
+    or exists (select from jsonb_array_elements(keys) as k (shown) where k.shown = '[]')
+    or jsonb_path_exists(keys, '$[*][*] ? (@.type() != "string")') then
         return null;
     end if;
     insert into embed.logged_search (id, relation, question, keys, asker)
@@ -170,8 +172,10 @@ begin
     or current_setting('transaction_read_only')::boolean then
         return false;
     end if;
-    insert into embed.choice (search, key) values (search_id, key);
-    return true;
+    -- Not of a search that nobody logged: any login could fill the disk.
+    insert into embed.choice (search, key)
+    select search_id, key where exists (select from embed.logged_search l where l.id = search_id);
+    return found;
 exception when others then
     raise warning 'a choice was not kept: %', sqlerrm;
     return false;
@@ -213,70 +217,3 @@ set search_path = pg_catalog, pg_temp
 return embed._chosen(search_id, array[key]);
 
 comment on function embed.chosen(uuid, text) is 'The same for a key that is a text, as in embed.chosen(id, ''a-17'').';
-
--- A worker's chore: makes judgements of choices, and deletes what is too old. It waits for nobody, because what is
--- locked is left for the next time. A choice counts where the row was shown by that search. The rows shown above it
--- that nobody chose are weak negatives: grade 0, unless some source says that they are right.
-create or replace function embed._learn() returns integer
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    learned integer;
-begin
-    with taken as (
-        delete from embed.choice c
-        where c.ctid = any (array(select x.ctid from embed.choice x limit 1000 for update skip locked))
-        returning c.search, c.key, c.chosen_at
-    ), chosen as (
-        select l.relation, l.question, l.asker, l.keys, t.key, t.chosen_at, p.place
-        from taken t
-        join embed.logged_search l on l.id = t.search
-        cross join lateral jsonb_array_elements(l.keys) with ordinality as p (shown, place)
-        where array(select jsonb_array_elements_text(p.shown)) = t.key
-    ), judged as (
-        select c.relation, c.question, c.key, 1 as grade, c.asker, c.chosen_at
-        from chosen c
-        union all
-        select c.relation, c.question, n.key, 0, c.asker, c.chosen_at
-        from chosen c
-        cross join lateral jsonb_array_elements(c.keys) with ordinality as p (shown, place)
-        cross join lateral (select array(select jsonb_array_elements_text(p.shown)) as key) as n
-        where p.place < c.place
-    ), best as (
-        select distinct on (j.relation, j.question, j.key) j.*
-        from judged j
-        order by j.relation, j.question, j.key, j.grade desc, j.chosen_at desc
-    )
-    insert into embed.judgement as j (relation, question, key, grade, source, asker, judged_at)
-    select b.relation, b.question, b.key, b.grade, 'click', b.asker, b.chosen_at
-    from best b
-    on conflict (
-        relation, hashtextextended(question, 0), hashtextextended(question, 1), hash_array_extended(key, 0), source
-    ) do update
-    set grade = greatest(j.grade, excluded.grade), judged_at = excluded.judged_at, asker = excluded.asker;
-    get diagnostics learned = row_count;
-    delete from embed.logged_search l
-    where l.id = any (array(
-        select x.id
-        from embed.logged_search x
-        left join embed.question_log d on d.relation = x.relation
-        where d.relation is null or x.searched_at < now() - make_interval(days => d.days)
-        limit 1000
-        for update of x skip locked
-    ));
-    delete from embed.judgement j
-    where j.id = any (array(
-        select x.id
-        from embed.judgement x
-        left join embed.question_log d on d.relation = x.relation
-        where (x.source = 'click' and (d.relation is null or x.judged_at < now() - make_interval(days => d.days)))
-        or not exists (select from pg_class c where c.oid = x.relation)
-        limit 1000
-        for update of x skip locked
-    ));
-    return learned;
-end
-$$;
-
-revoke execute on function embed._learn() from public;

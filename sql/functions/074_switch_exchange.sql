@@ -82,6 +82,22 @@ begin
 end
 $$;
 
+-- Refuses a source whose table or column of vectors was dropped.
+create or replace function embed._require_vectors(source embed.source) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if (case when source.into_attnum is null
+        then not exists (select from pg_class c where c.oid = source.vectors)
+        else embed._column_name(source.relation, source.into_attnum) is null
+    end) then
+        raise exception 'the vectors of % under the name % were dropped', source.relation, quote_literal(source.name)
+            using errcode = 'EW004', hint = format('Call embed.end_switch(%L).', source.relation::text);
+    end if;
+end
+$$;
+
 -- Exchanges the names of two tables of vectors and of their indexes.
 create or replace function embed._exchange_tables(a embed.source, b embed.source) returns void
 language plpgsql
@@ -104,20 +120,22 @@ declare
         and starts_with(c.relname, case i.indrelid when a.vectors then a_table else b_table end)
     );
     an_index jsonb;
+    -- Nobody can take it before: a table of a name that can be guessed would refuse every cut.
+    temp_prefix constant text := format('embed_switch_%s_', replace(gen_random_uuid()::text, '-', ''));
 begin
     foreach an_index in array indexes loop
         execute format(
             'alter index %s rename to %I',
-            (an_index ->> 'index')::oid::regclass, format('embed_switch_%s', an_index ->> 'index')
+            (an_index ->> 'index')::oid::regclass, temp_prefix || (an_index ->> 'index')
         );
     end loop;
     foreach an_index in array indexes loop
         execute format(
             'alter index %s.%I rename to %I',
-            an_index ->> 'schema', format('embed_switch_%s', an_index ->> 'index'), an_index ->> 'wanted'
+            an_index ->> 'schema', temp_prefix || (an_index ->> 'index'), an_index ->> 'wanted'
         );
     end loop;
-    execute format('alter table %s rename to %I', a.vectors, format('embed_switch_%s', a.id));
+    execute format('alter table %s rename to %I', a.vectors, temp_prefix || a.id);
     execute format('alter table %s rename to %I', b.vectors, a_table);
     execute format('alter table %s rename to %I', a.vectors, b_table);
 end
@@ -167,7 +185,8 @@ declare
     a embed.source;
     b embed.source;
 begin
-    perform embed._require_present(old), embed._require_present(new), embed._require_no_views(old, new)
+    perform embed._require_vectors(old), embed._require_vectors(new), embed._require_present(old),
+        embed._require_present(new), embed._require_no_views(old, new)
     from embed._taken_together(switch) as x
     join embed.source old on old.id = x.source
     join embed.source new on new.id = x.successor;

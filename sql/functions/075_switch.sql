@@ -246,7 +246,7 @@ begin
         select x.* into s from embed.source x where x.id = case when w.cut then w.source else w.successor end;
         delete from embed.switch_state x where x.source = w.source;
         perform embed._forget(s, true);
-        if s.into_attnum is not null then
+        if embed._column_name(s.relation, s.into_attnum) is not null then
             execute format('alter table %s drop column %I', s.relation, embed._column_name(s.relation, s.into_attnum));
         end if;
     end loop;

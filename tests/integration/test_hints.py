@@ -695,6 +695,9 @@ def test_a_hint_about_questions_that_is_followed_helps(embedded: str, name: str)
 
 # Advice that another test follows.
 ELSEWHERE = {
+    "Call embed.end_switch(%L).": (
+        "test_switch::test_a_dropped_side_is_named_and_the_switch_can_be_ended"
+    ),
     "Before you cut over, write embed.query(": "test_switch::test_the_whole_way_and_back",
     "When embed.switch says ready for all: select embed.cut_over(": (
         "test_switch_together::test_tables_that_follow_the_default_model_are_cut_over_together"

@@ -111,7 +111,48 @@ def test_a_key_may_be_longer_than_an_index_holds(article: Connection) -> None:
     assert article.execute("select key from embed.judgement").fetchone() == ([key],)
 
 
-@pytest.mark.parametrize("keys", ["[1]", '{"id": 1}', "7", '[["1"], {"id": 2}]', "null"])
+def test_rows_that_are_logged_and_chosen_many_times_count_once(article: Connection) -> None:
+    """Their product took half a minute and a gigabyte, in the session that answers questions."""
+    article.execute("select embed.log_questions('article')")
+    number = log(article, json.dumps([["1"]] * 999 + [["2"]]))
+    for key in (1, 2):
+        article.execute(
+            "select count(embed.chosen(%s, %s)) from generate_series(1, 500)", [number, key]
+        )
+    article.execute("set statement_timeout = '5s'")
+    assert article.execute("select embed._learn()").fetchone() == (2,)
+    article.execute("reset statement_timeout")
+    assert [row[1:3] for row in judgements(article)] == [(1, 1), (2, 1)]
+
+
+def test_an_open_transaction_holds_up_no_question(
+    article: Connection, shared_database: str
+) -> None:
+    """It was waited for by the session that answers questions, again and again."""
+    article.execute("select embed.log_questions('article')")
+    order, number = search(article)
+    article.execute("select embed.chosen(%s, %s)", [number, order[0]])
+    article.execute("select embed._learn()")
+    article.execute("select embed.chosen(%s, %s)", [number, order[0]])
+    with psycopg.connect(shared_database) as other:
+        other.execute("delete from embed.judgement")
+        article.execute("set statement_timeout = '2s'")
+        assert article.execute("select embed._learn()").fetchone() == (0,)
+        article.execute("reset statement_timeout")
+        other.rollback()
+    assert article.execute("select count(*) from embed.choice").fetchone() == (1,)
+    assert article.execute("select embed._learn()").fetchone() == (1,)
+
+
+def test_a_choice_of_an_unknown_search_is_not_kept(article: Connection) -> None:
+    kept = article.execute("select embed.chosen(%s, 1)", [uuid4()]).fetchone()
+    assert kept == (False,)
+    assert article.execute("select count(*) from embed.choice").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    "keys", ["[1]", "[[]]", "[[null]]", "[[1]]", '{"id": 1}', "7", '[["1"], {"id": 2}]', "null"]
+)
 def test_keys_of_another_form_do_not_stop_the_work_for_all(article: Connection, keys: str) -> None:
     """Any login that may read the table can call the function that logs a search."""
     article.execute("select embed.log_questions('article')")

@@ -366,6 +366,30 @@ def test_no_build_drops_the_index_that_has_its_name_after_the_cut(
     assert one(article, serves) is True
 
 
+def test_a_dropped_side_is_named_and_the_switch_can_be_ended(
+    article: Connection, drain: Drain
+) -> None:
+    begin(article)
+    drain()
+    article.execute("drop table article_next_embedding cascade")
+    with pytest.raises(psycopg.Error, match="were dropped") as error:
+        article.execute("select embed.cut_over('article', force => true)")
+    assert error.value.sqlstate == "EW004"
+    hint = error.value.diag.message_hint or ""
+    assert hint == "Call embed.end_switch('shop.article')."
+    article.execute(("select " + hint.removeprefix("Call ").removesuffix(".")).encode())
+    assert article.execute("select * from embed.switch_state").fetchall() == []
+
+
+def test_a_table_of_somebody_elses_stops_no_cut(article: Connection, drain: Drain) -> None:
+    begin(article)
+    drain()
+    for source in (source_of(article, "article", n) for n in ("article", "article_next")):
+        article.execute(f"create table embed_switch_{source.id} (id int)".encode())
+    article.execute("select embed.cut_over('article')")
+    check_sides(article, serving=64)
+
+
 def test_prepared_statements_follow_the_cut(article: Connection, drain: Drain) -> None:
     begin(article)
     drain()

@@ -104,3 +104,18 @@ def test_a_worker_writes_nothing_into_the_wrong_column(
         assert written == 0
         release(worker, [job], worker=77)
     assert one(paged, vectors) == before
+
+
+@pytest.mark.parametrize("dropped", ["v", "v_next"])
+def test_a_dropped_column_is_named_and_the_switch_can_be_ended(
+    paged: Connection, drain: Drain, dropped: str
+) -> None:
+    drain()
+    paged.execute("select embed.begin_switch('page', %s)", [OTHER])
+    drain()
+    paged.execute(f"alter table page drop column {dropped}".encode())
+    with pytest.raises(psycopg.Error, match="were dropped") as error:
+        paged.execute("select embed.cut_over('page', force => true)")
+    assert error.value.sqlstate == "EW004"
+    paged.execute("select embed.end_switch('page')")
+    assert paged.execute("select * from embed.switch_state").fetchall() == []

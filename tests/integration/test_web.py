@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from fix_database import Connection
 from fix_vectors import VectorWriter
 from fix_web import TOKEN, OpenPage, watch_of
 from starlette.testclient import TestClient
@@ -123,6 +124,22 @@ def test_what_is_wrong_comes_first_with_the_statement_to_copy(
         assert "<code>select embed.retry(&#39;public.article&#39;)</code>" in document
         vectors.drain("article")
         assert "incomplete" not in text(page.get("/").text)
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [("none: few rows", "all vectors are compared"), ("failed: x", "could not be built")],
+)
+def test_the_state_of_an_index_with_its_reason(
+    page: TestClient, connection: Connection, article: int, state: str, shown: str
+) -> None:
+    """A worker writes the reason behind it; each small table has one."""
+    connection.execute(
+        "update embed.source_state set index_state = %s where source = %s", [state, article]
+    )
+    answer = page.get(f"/tables/{article}")
+    assert answer.status_code == 200
+    assert shown in text(answer.text)
 
 
 def test_the_tables_and_one_of_them(page: TestClient, vectors: VectorWriter, article: int) -> None:

@@ -94,9 +94,10 @@ class QuestionLane:
             )
             self._kept = 0
         if time.monotonic() >= self._next_look:
+            # Before them: one that fails again and again would leave no time for questions.
+            self._next_look = time.monotonic() + ABANDONED_INTERVAL
             connection.execute(statement("questions_abandoned"), {"age": ABANDONED_AFTER})
             connection.execute(statement("questions_learn"))
-            self._next_look = time.monotonic() + ABANDONED_INTERVAL
         return len(claimed)
 
     def _answer(self, connection: Connection, worker: int, batch: Sequence[_Question]) -> None:

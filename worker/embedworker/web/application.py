@@ -231,7 +231,9 @@ def _do(change: Change, number: int, action: str, form: Form) -> tuple[str, int 
             return change.switch("switch_roll_back", number), None
         case "end-switch":
             return change.switch("switch_end", number), None
-        case "retry" if "row" in form and form["row"].isdecimal():
+        case "retry" if "row" in form:
+            if not (form["row"].isascii() and form["row"].isdecimal()):
+                raise HTTPException(400, "row is not a number")
             return change.retry(number, row=int(form["row"]), error=None)
         case "retry" if "alike" in form:
             return change.retry(number, row=None, error=form.get("error"))
