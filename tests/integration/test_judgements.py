@@ -31,6 +31,10 @@ def article(app: Connection, shared_database: str, drain: Drain) -> Iterator[Con
     with connect(shared_database) as connection:
         set_up_loopback(connection)
     with QuestionRunner(shared_database, 1000):
+        # A lane learns after its first answer, which would take the choices of a test. The second
+        # answer comes after that, and the next look a minute later.
+        for _ in range(2):
+            app.execute("select embed.query(%s)", [str(uuid4())])
         yield app
     app.execute("truncate embed.judgement, embed.question_log, embed.logged_search, embed.choice")
 
