@@ -15,7 +15,8 @@ begin
         perform set_config('lock_timeout', '50ms', true);
         learned := embed._learn_choices();
     exception when others then
-        -- Such as a judgement that an open transaction holds. The choices stay, and the next time tries again.
+        -- Such as a judgement that an open transaction holds. The server's log says it, the choices stay, and the next
+        -- time tries again. Raised, it would end the session that answers questions.
         raise warning 'choices are not judged yet: %', sqlerrm;
     end;
     delete from embed.logged_search l
@@ -41,6 +42,7 @@ begin
 end
 $$;
 
+-- Makes judgements of up to 1,000 choices, and returns of how many rows.
 create or replace function embed._learn_choices() returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp

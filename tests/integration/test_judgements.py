@@ -20,6 +20,11 @@ SEARCH = (
     'select ("row").id, search_id from embed.search_logged(null::article, %s, k => 3, asker => %s)'
 )
 
+SAME_HASH = (  # found by adding up the hashes of the numbers to 8,191
+    "7 3392 184 584 2585 2850 3224 2491 41 1689 918 3025 2187 3059 506 1064",
+    "5549 5967 7839 5088 6021 7434 4499 4449 7229 7004 6826 4197 7702 8029 6450 4893",
+)
+
 
 @pytest.fixture
 def article(app: Connection, shared_database: str, drain: Drain) -> Iterator[Connection]:
@@ -113,6 +118,19 @@ def test_a_key_may_be_longer_than_an_index_holds(article: Connection) -> None:
     assert article.execute("select embed.chosen(%s, %s::text)", [number, key]).fetchone() == (True,)
     article.execute("select embed._learn()")
     assert article.execute("select key from embed.judgement").fetchone() == ([key],)
+
+
+def test_two_keys_of_one_hash_stop_nothing(article: Connection) -> None:
+    """The unique index of judgements holds the hash, and anybody can find two such keys."""
+    article.execute("select embed.log_questions('article')")
+    keys = [text.split() for text in SAME_HASH]
+    hashes = "select hash_array_extended(%s::text[], 0) = hash_array_extended(%s::text[], 0)"
+    assert article.execute(hashes, keys).fetchone() == (True,)
+    number = log(article, json.dumps([["1"], *keys]))
+    for key in keys:
+        article.execute("select embed.chosen(%s, %s::text[])", [number, key])
+    assert article.execute("select embed._learn()").fetchone() == (2,)
+    assert article.execute("select count(*) from embed.choice").fetchone() == (0,)
 
 
 def test_rows_that_are_logged_and_chosen_many_times_count_once(article: Connection) -> None:
