@@ -28,10 +28,10 @@ from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.migrate import migrate
 from embedworker.model.catalog import TESTING_MODEL
 from embedworker.model.testing import hash_vector
-from embedworker.queue.lease import enter, leave
+from embedworker.queue.lease import deregister, register
 from embedworker.queue.source import Source, load_sources
+from embedworker.service.heartbeat import Progress
 from embedworker.service.indexing import Indexer
-from embedworker.service.keeper import Progress
 from embedworker.service.models import Models
 from embedworker.service.passages import PassageLane
 from embedworker.service.registry import Registry
@@ -51,7 +51,7 @@ class Lane:
             url, lock_timeout=chosen.lock_timeout, all_rows=True, writing=True
         )
         self.connection.prepare_threshold = None
-        self.worker = enter(self.connection, lanes=["passages"])
+        self.worker = register(self.connection, lanes=["passages"])
         self.registry = Registry(self.connection, Models(chosen, threads=1))
         self.progress = Progress()
         self.wake = Event()
@@ -70,7 +70,7 @@ class Lane:
         self.registry._refreshed_at = None
 
     def close(self) -> None:
-        leave(self.connection, self.worker.id)
+        deregister(self.connection, self.worker.id)
         self.connection.close()
 
     def drain(self) -> list[str]:

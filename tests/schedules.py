@@ -20,7 +20,7 @@ from embedworker.database.connect import connect
 from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, RETRIES, Job, claim, move, read
 from embedworker.queue.complete import EmbeddedPassage, Result, complete
-from embedworker.queue.lease import enter, free
+from embedworker.queue.lease import register, release_rows_of
 from embedworker.queue.source import Source, load_sources
 
 LEASE = 60.0  # seconds
@@ -35,7 +35,7 @@ class Hand:
     def __init__(self, url: str, source: Source, fingerprint: int) -> None:
         self.connection = connect(url, lock_timeout=LOCK_TIMEOUT)
         self.connection.prepare_threshold = None
-        self.id = enter(self.connection, lanes=["passages"]).id
+        self.id = register(self.connection, lanes=["passages"]).id
         self.source = source
         self.fingerprint = fingerprint
         self.jobs: list[Job] = []
@@ -141,7 +141,7 @@ class Stage:
     def crash(self, hand: Hand) -> None:
         """A worker is gone with all it held; a peer frees its rows."""
         hand.drop()
-        free(self.app, [self.source], hand.id)
+        release_rows_of(self.app, [self.source], hand.id)
 
     def settle(self) -> Verdict:
         """Work off what is left and judge. Leases end first: whoever holds a row has gone."""

@@ -31,8 +31,8 @@ from waiting import wait_until
 from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.migrate import migrate
 from embedworker.model.catalog import TESTING_MODEL
-from embedworker.service.endpoint import Endpoint
-from embedworker.service.readiness import Reason
+from embedworker.service.monitoring.endpoint import Endpoint
+from embedworker.service.monitoring.readiness import Reason
 from embedworker.settings import load
 from embedworker.settings.reference import describe
 

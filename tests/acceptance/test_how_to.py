@@ -22,7 +22,7 @@ from embedworker.cli.app import app
 from embedworker.database.connect import connect
 from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.loopback import set_up_loopback
-from embedworker.service import metrics
+from embedworker.service.monitoring import metrics
 from embedworker.settings import load
 from embedworker.settings.reference import describe
 

@@ -15,7 +15,7 @@ from waiting import wait_until
 
 from embedworker.errors import ModelError
 from embedworker.service import pace
-from embedworker.service.patience import Failures
+from embedworker.service.outages import FailureLog
 
 PROGRESS = re.compile(
     r"shop\.article: ([\d,]+) of (about )?([\d,]+) \((\d+) %\), \d+ rows/s(, \d+ (s|min) left)?"
@@ -176,7 +176,7 @@ def test_the_lanes_of_one_run_are_one_worker(shop: Connection, workers: Workers)
 
 
 def test_a_failure_of_a_kind_is_shown_once(caplog: pytest.LogCaptureFixture) -> None:
-    failures = Failures(logging.getLogger("embedworker.test"))
+    failures = FailureLog(logging.getLogger("embedworker.test"))
 
     def fail(kind: type[Exception]) -> None:
         try:

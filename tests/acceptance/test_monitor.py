@@ -18,7 +18,7 @@ from waiting import wait_until
 from embedworker import settings
 from embedworker.model.catalog import TESTING_MODEL
 from embedworker.search.functions import query_vector
-from embedworker.service import observer, readiness
+from embedworker.service.monitoring import backlog, readiness
 
 OF_ARTICLE = '{name="article",source="public.article"}'
 QUICK = {"metrics_port": "0", "stalled_after": "1", "poll_max": "0.2"}
@@ -139,11 +139,11 @@ def test_a_database_that_is_asked_seldom(
     hash_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a look of a second the next one is 20 s away: it was taken for away after ten."""
-    monkeypatch.setattr(observer, "SHARE", 1e-6)
+    monkeypatch.setattr(backlog, "SHARE", 1e-6)
     monkeypatch.setattr(readiness, "AWAY", 0.2)
     verdict = readiness.Readiness(settings.load(), {})
     assert "it was not asked yet" in str(verdict.reasons())
-    watching = observer.Observer(hash_database, verdict, answer_timeout=15)
+    watching = backlog.BacklogSampler(hash_database, verdict, answer_timeout=15)
     watching.start()
     try:
         wait_until(lambda: verdict.fresh)

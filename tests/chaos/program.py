@@ -22,7 +22,7 @@ SETTINGS = {
     "testing_delay": "0.02",
     "batch_tokens": "300",
     "backoff_max": "1",
-    # Rows that were at hand at a dozen kills are no suspects here.
+    # Rows that were at hand at a dozen kills are no retries here.
     "max_attempts": "100",
 }
 PAUSE = (0.05, 0.6)  # seconds between blows

@@ -8,7 +8,7 @@ from fix_drain import Connection, Lane, assert_current, source_of
 
 from embedworker.database.connect import connect
 from embedworker.queue.claim import move
-from embedworker.queue.lease import enter, leave, others_gone
+from embedworker.queue.lease import dead_workers, deregister, register
 from embedworker.queue.sweep import due_sweeps
 from embedworker.settings.worker import DEFAULT_LEASE
 
@@ -58,7 +58,7 @@ def test_rows_are_due_for_a_worker_that_starts(
 
 def test_a_sweep_makes_them_due(article: Connection, lane: Lane, shared_database: str) -> None:
     number = queued_ahead(article, shared_database)
-    lane.lane.returns.looks.due(number)  # that look has just been
+    lane.lane.returns.interval.due(number)  # that look has just been
     assert lane.drain() == []
     assert embedded(article) == [0]
     assert article.execute("select missing from embed.sweep('article')").fetchone() == (6,)
@@ -82,18 +82,18 @@ def test_the_nightly_sweep_comes(article: Connection, shared_database: str) -> N
 
 def test_a_worker_behind_a_pooler_that_is_gone(app: Connection, shared_database: str) -> None:
     with connect(shared_database) as connection:
-        gone, living = (enter(connection, lanes=["passages"]) for _ in range(2))
+        gone, living = (register(connection, lanes=["passages"]) for _ in range(2))
         app.execute(
             f"update embed.worker_session set seen_at = now() + {AHEAD} where id = %s".encode(),
             [gone.id],
         )
         try:
-            assert gone.id in others_gone(connection, living.id, lease=DEFAULT_LEASE)[1]
+            assert gone.id in dead_workers(connection, living.id, lease=DEFAULT_LEASE)[1]
             shown = "select id from embed.worker where id = any (%s)"
             assert app.execute(shown, [[gone.id, living.id]]).fetchall() == [(living.id,)]
         finally:
-            leave(connection, gone.id)
-            leave(connection, living.id)
+            deregister(connection, gone.id)
+            deregister(connection, living.id)
 
 
 def test_a_limit_of_questions_fills_again(app: Connection) -> None:

@@ -22,11 +22,11 @@ SECRET = "the text of a row"
 STEPS = {
     "move": (INTAKE, "move"),
     "claim": (INTAKE, "claim"),
-    "suspects": (INTAKE, "suspects"),
+    "retries": (INTAKE, "retries"),
     "read": (READER, "read"),
     "complete": (WRITER, "complete"),
     "release": (RETURNS, "release_held"),
-    "forgotten": (RETURNS, "free"),
+    "forgotten": (RETURNS, "release_rows_of"),
     "request a sweep": (SWEEPS, "request"),
     "begin a sweep": ("embedworker.queue.sweep", "Sweep.begin"),
     "sweep": ("embedworker.queue.sweep", "Sweep.page"),
@@ -96,7 +96,7 @@ def test_a_fault_stops_its_source_alone(
     lane.lane.statistics._pause = 0.0
     bad = source_of(app, "shop.bad").id
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "embedworker"):
-        if step in ("release", "suspects"):  # comes after another trouble
+        if step in ("release", "retries"):  # comes after another trouble
             spoil(patch, *STEPS["complete" if step == "release" else "claim"], bad)
         if step == "request a sweep":  # due once a first sweep is over
             assert lane.drain() == []

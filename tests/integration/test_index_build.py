@@ -17,7 +17,7 @@ from embedworker.queue.source import Source, load_sources
 from embedworker.service import building, indexing
 from embedworker.service.building import graph_bytes
 from embedworker.service.indexing import Indexer
-from embedworker.service.metrics import Metrics
+from embedworker.service.monitoring.metrics import Metrics
 
 Filled = Callable[..., Source]
 
@@ -196,7 +196,7 @@ def test_a_build_that_is_cancelled_leaves_nothing_and_is_done_again(
     assert state(app) == "failed: canceling statement due to user request"
     left = "select count(*) from pg_class where relname ~ 'note_embedding_hnsw'"
     assert app.execute(left).fetchone() == (0,)
-    indexer.looks = indexing.Looks()
+    indexer.interval = indexing.IdleInterval()
     indexer.run_if_due(app, source)
     indexer.wait()
     assert state(app) == "valid"
@@ -258,7 +258,7 @@ def test_beyond_that_there_is_none_and_it_is_said_once(
     for _ in range(2):
         indexer.run_if_due(app, source)
         assert not indexer.busy
-        indexer.looks = indexing.Looks()
+        indexer.interval = indexing.IdleInterval()
     (said,) = messages(caplog)
     assert "an index holds at most 4,000 dimensions, not 4,001" in said
     assert state(app) == "none: an index holds at most 4,000 dimensions, not 4,001"
@@ -358,7 +358,7 @@ def test_behind_a_pooler_alone_the_setting_is_named(
     assert app.execute("select to_regclass('note_embedding_hnsw')").fetchone() == (None,)
     app.execute(said[said.index("alter role") : said.index(";") + 1].encode())
     end_others(app)
-    indexer.looks = indexing.Looks()
+    indexer.interval = indexing.IdleInterval()
     indexer.run_if_due(app, source)
     indexer.wait()
     assert state(app) == "valid"

@@ -7,8 +7,8 @@ import pytest
 from fix_drain import Lane
 
 from embedworker.database.connect import connect
-from embedworker.queue import looks as module
-from embedworker.queue.looks import FIRST
+from embedworker.queue import interval as module
+from embedworker.queue.interval import FIRST
 from embedworker.settings import Settings
 
 LEASE = Settings.model_fields["lease"].default
@@ -26,8 +26,8 @@ def test_rows_bring_the_next_look_nearer(
             "select id from embed.source where relation = 'article'::regclass"
         ).fetchall()
         lane = worker.lane
-        looks = {chore.label: kept.looks for chore, kept in lane.maintenance.chores}
-        looks["rows held"] = lane.returns.looks
+        looks = {chore.label: kept.interval for chore, kept in lane.maintenance.chores}
+        looks["rows held"] = lane.returns.interval
         assert looks.keys() == {"index", "compact", "rows held"}
         pauses = dict.fromkeys(looks, FIRST) | {"rows held": LEASE / 3}
         for _ in range(4):

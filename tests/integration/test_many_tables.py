@@ -12,7 +12,7 @@ from psycopg import sql
 from embedworker.queue.claim import fresh, move
 from embedworker.queue.source import Source
 from embedworker.service import intake, pace, scan
-from embedworker.service.scan import LONGEST_PAUSE, URGENT_LOOK, URGENT_SHARE, QueueScan
+from embedworker.service.scan import FRESH_LOOK, FRESH_SHARE, LONGEST_PAUSE, QueueScan
 from embedworker.service.table_checks import TableChecks
 
 TABLES = 8
@@ -45,7 +45,7 @@ def test_only_tables_with_news_are_visited_between_two_batches(
     monkeypatch.setattr(intake, "move", noted)
     many.execute("insert into t3 values (1, '새 글')")
     lane.wake.set()
-    lane.lane._intake.take_urgent()
+    lane.lane._intake.take_fresh()
     assert visited == ["t3"]
     assert lane.drain() == []
     assert many.execute("select count(*) from t3_embedding").fetchone() == (1,)
@@ -124,11 +124,11 @@ def test_looks_for_news_take_a_bounded_share_of_the_time(
 
     monkeypatch.setattr(scan, "fresh", slow)
     assert looks.urgent_due(woken=True)
-    with looks.urgent([]):
+    with looks.fresh([]):
         pass
-    pause = min(took / URGENT_SHARE, LONGEST_PAUSE)
+    pause = min(took / FRESH_SHARE, LONGEST_PAUSE)
     clock.now += pause - 0.001
     assert not looks.urgent_due(woken=True)
     clock.now += 0.002
     assert looks.urgent_due(woken=True)
-    assert looks.urgent_due(woken=False) is (pause >= URGENT_LOOK)
+    assert looks.urgent_due(woken=False) is (pause >= FRESH_LOOK)

@@ -161,7 +161,7 @@ def test_a_table_disabled_between_two_batches_ends_only_its_own_work(
         lane.lane.step()
     assert lane.progress.claimed
     article.execute("select embed.disable('article', drop_vectors => true)")
-    lane.wake.set()  # the look for urgent rows meets the missing table, and all that is held goes
+    lane.wake.set()  # the look for fresh rows meets the missing table, and all that is held goes
     lane.lane.step()
     fill(article)
     assert lane.drain() == []

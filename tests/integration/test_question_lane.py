@@ -22,7 +22,7 @@ from embedworker.database.connect import connect
 from embedworker.database.statements import statement
 from embedworker.errors import ModelError
 from embedworker.model.catalog import TESTING_MODEL
-from embedworker.queue.lease import free_questions
+from embedworker.queue.lease import release_questions_of
 from embedworker.queue.source import Connection
 from embedworker.service.models import Models
 from embedworker.service.questions import BATCH, QuestionLane
@@ -151,7 +151,7 @@ def test_questions_do_not_wait_for_the_model_of_others(
     name = enable_note(owner, tiny_model)
     go_on = held_up(tiny_model)
     models = Models(settings.load(), threads=1)
-    lane = QuestionLane(models.ready)
+    lane = QuestionLane(models.get_nowait)
     models.get(owner, TESTING_MODEL)
     leave(owner, *["slow"] * BATCH, model=name)
     leave(owner, "quick")
@@ -185,7 +185,7 @@ def test_model_that_is_used_no_more_is_forgotten(owner: Connection, tiny_model: 
     gc.collect()
     assert kept() is not None, "a table uses it"
     owner.execute("select embed.disable('note', drop_vectors => true)")
-    models.renew()
+    models.forget_fingerprints()
     models.get(owner, TESTING_MODEL)
     gc.collect()
     assert kept() is None
@@ -274,7 +274,7 @@ def test_question_of_a_worker_that_is_gone_is_answered_by_another(
     with connect(testing_database) as connection:
         assert QuestionLane(runner.load).answer_once(connection, 1) == 1
         connection.execute("listen embed_question")
-        free_questions(owner, 9)
+        release_questions_of(owner, 9)
         (heard,) = connection.notifies(timeout=10, stop_after=1)
         assert heard.channel == "embed_question"
         assert QuestionLane(runner.load).answer_once(connection, 1) == 1

@@ -11,7 +11,7 @@ from embedworker.database.connect import connect
 from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, claim, move, read
 from embedworker.queue.complete import EmbeddedPassage, Result, complete
-from embedworker.queue.lease import enter, leave
+from embedworker.queue.lease import deregister, register
 
 LONGEST = 60.0  # seconds on a machine that does much else
 # Random, so that it cannot be compressed: it fits an index of its own, and none beside the chunk.
@@ -141,7 +141,7 @@ def test_a_row_that_is_held_twice(
     assert source.fingerprint is not None
     with connect(shared_database) as connection:
         connection.prepare_threshold = None
-        worker = enter(connection, lanes=["passages"])
+        worker = register(connection, lanes=["passages"])
         move(connection, source)
         jobs, _ = claim(
             connection, source, worker=worker.id, quotas={FRESH: 10}, lease=60.0, max_attempts=5
@@ -160,7 +160,7 @@ def test_a_row_that_is_held_twice(
             fingerprint=source.fingerprint,
             average_length=1.0,
         )
-        leave(connection, worker.id)
+        deregister(connection, worker.id)
     assert count == 3
     assert len(assert_current(app, "article")) == 3
     (said,) = [record.getMessage() for record in caplog.records]

@@ -19,8 +19,8 @@ from embedworker.model.catalog import TESTING_MODEL
 from embedworker.model.testing import hash_vector
 from embedworker.queue.source import Connection as WorkerConnection
 from embedworker.service.doctor import examine
-from embedworker.service.health import Telemetry
 from embedworker.service.models import Loaded, Models
+from embedworker.service.monitoring.health import Telemetry
 
 KEY = "made-up-key"
 SECRET = "words of a row"

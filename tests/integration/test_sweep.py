@@ -21,7 +21,7 @@ from embedworker.database.connect import connect
 from embedworker.model.testing import hash_vector
 from embedworker.queue.claim import FRESH, claim, move, read
 from embedworker.queue.complete import EmbeddedPassage, Result, complete
-from embedworker.queue.lease import enter, leave
+from embedworker.queue.lease import deregister, register
 from embedworker.queue.sweep import Sweep
 from embedworker.settings import load
 
@@ -132,7 +132,7 @@ def test_sql_function_fences_what_is_under_way(
     source = source_of(article, "article")
     with connect(shared_database) as connection:
         connection.prepare_threshold = None
-        worker = enter(connection, lanes=["passages"])
+        worker = register(connection, lanes=["passages"])
         move(connection, source)
         jobs, _ = claim(
             connection, source, worker=worker.id, quotas={FRESH: 10}, lease=60.0, max_attempts=5
@@ -161,7 +161,7 @@ def test_sql_function_fences_what_is_under_way(
             fingerprint=source.fingerprint,
             average_length=1.0,
         )
-        leave(connection, worker.id)
+        deregister(connection, worker.id)
     assert drain() == []
     assert len(assert_current(article, "article")) == 39
 

@@ -205,7 +205,7 @@ def test_a_worker_builds_it_after_the_index_over_the_vectors(
             testing_database, after_rows=1, memory=1 << 26, words_after_rows=words_after_rows
         )
         for _ in range(3):
-            indexer.looks.changed(number)
+            indexer.interval.changed(number)
             indexer.run_if_due(owner, source)
             indexer.wait()
 

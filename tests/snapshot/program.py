@@ -28,7 +28,7 @@ KINDS = {
     "poll": "select source, version, paused, work%",
     "move": "with turn as materialized%",
     "claim": "with picked as materialized%",
-    "suspects": "select c.priority%",
+    "retries": "select c.priority%",
     "complete": "with job as (%cleared as (%done as (%",
 }
 TABLES = ("inbox", "queue", "vectors")
@@ -129,7 +129,7 @@ class Outcome:
             if after > 2 * before:
                 found.append(f"{kind}: {before:.1f} pages before, {after:.1f} afterwards")
         # Looking behind the cursor takes longer then, and is done less often.
-        if (share := self.share("held", "poll", "suspects")) > 0.1:
+        if (share := self.share("held", "poll", "retries")) > 0.1:
             found.append(f"looking for work took {share:.0%} of a worker's time")
         # An entry of the inbox, and in the queue its insertion, claim and deletion.
         if self.dead_a_change > 4:
@@ -165,7 +165,7 @@ class Outcome:
                 *summary,
                 "looking for work: "
                 + ", ".join(
-                    f"{phase} {self.share(phase, 'poll', 'suspects'):.1%}"
+                    f"{phase} {self.share(phase, 'poll', 'retries'):.1%}"
                     for phase in ("before", "held", "after")
                 )
                 + " of a worker's time",

@@ -13,11 +13,11 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from waiting import wait_until
 
-from embedworker.service import endpoint as module
-from embedworker.service.access import Access
-from embedworker.service.endpoint import CONNECTIONS, Endpoint
-from embedworker.service.metrics import Merged, families
-from embedworker.service.readiness import Reason
+from embedworker.service.monitoring import endpoint as module
+from embedworker.service.monitoring.access import Access
+from embedworker.service.monitoring.endpoint import CONNECTIONS, Endpoint
+from embedworker.service.monitoring.metrics import Merged, families
+from embedworker.service.monitoring.readiness import Reason
 
 TOKEN = "a-token-that-is-long-enough"
 REASON = Reason("passages", "public.salary has been stopped")

@@ -35,14 +35,14 @@ def pool(claimed: ClaimedRows) -> Pool:
     return Pool(claimed)
 
 
-def add(pool: Pool, claimed: ClaimedRows, *rows: Job, urgent: bool = False, of: int = 1) -> None:
+def add(pool: Pool, claimed: ClaimedRows, *rows: Job, fresh: bool = False, of: int = 1) -> None:
     """Claim rows and plan them; each of so many passages, each of which fills a batch."""
     claimed.add(rows)
     texts = [
         (row, [(n, n + 1, tokens(1000 * ord(row.key[0][0]) + n)) for n in range(of)])
         for row in rows
     ]
-    pool.add(MODEL, texts, BUDGET, urgent=urgent)
+    pool.add(MODEL, texts, BUDGET, fresh=fresh)
 
 
 def order(pool: Pool) -> list[str]:
@@ -56,7 +56,7 @@ def test_a_refill_goes_behind_what_is_planned(pool: Pool, claimed: ClaimedRows) 
     """In front of it, the rows of a small table would never have their turn."""
     add(pool, claimed, job("a"))
     add(pool, claimed, job("b"))
-    add(pool, claimed, job("c"), urgent=True)
+    add(pool, claimed, job("c"), fresh=True)
     assert order(pool) == ["c", "a", "b"]
 
 
@@ -64,7 +64,7 @@ def test_a_very_long_text_goes_last_and_has_its_turn(pool: Pool, claimed: Claime
     add(pool, claimed, job("a"), of=LONG + 1)
     add(pool, claimed, job("b"))
     assert not pool.takes_more(1000), "no refill may come before it again and again"
-    add(pool, claimed, job("c"), urgent=True)
+    add(pool, claimed, job("c"), fresh=True)
     assert order(pool) == ["c", "b", *["a"] * (LONG + 1)]
     assert pool.takes_more(1)
 

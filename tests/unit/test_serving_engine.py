@@ -10,7 +10,7 @@ import pytest
 from embedworker.errors import ModelError
 from embedworker.model.encoder import Tokens, Vectors
 from embedworker.model.testing import HashEncoder, hash_vector
-from embedworker.service.health import Telemetry
+from embedworker.service.monitoring.health import Telemetry
 from embedworker.serving.engine import Busy, EncodingJob, Engine
 
 LIMIT = 10.0  # seconds

@@ -15,7 +15,7 @@ from pydantic import Field
 from embedworker.assistant.library import BUDGET, Library
 from embedworker.database.refusal import refusal
 from embedworker.errors import EmbedworkerError
-from embedworker.service.access import Access, guard, listen
+from embedworker.service.monitoring.access import Access, guard, listen
 from embedworker.settings import Settings
 from embedworker.state.store import Store
 

@@ -131,9 +131,9 @@ def _serve(
     is_child: bool = False,
 ) -> None:
     """Serve a lane here, and in child processes that of ``passages`` and the page."""
-    from embedworker.service.metrics import Metrics
-    from embedworker.service.monitor import monitored
-    from embedworker.service.reports import Reports, report_to_parent
+    from embedworker.service.monitoring.child_metrics import Reports, report_to_parent
+    from embedworker.service.monitoring.metrics import Metrics
+    from embedworker.service.monitoring.monitor import monitored
     from embedworker.service.supervisor import Child
     from embedworker.service.systemd import reported_to_systemd, tell_systemd
     from embedworker.service.worker import Worker

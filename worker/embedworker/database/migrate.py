@@ -146,9 +146,9 @@ def _upgrade(c: Connection) -> list[str]:
 
     Raises DatabaseError where a transaction of somebody else keeps a table from being changed.
     """
-    for patience in LOCK_TIMEOUTS:
+    for backoff in LOCK_TIMEOUTS:
         try:
-            with _alembic(c, "upgrade", "head", lock_timeout=patience):
+            with _alembic(c, "upgrade", "head", lock_timeout=backoff):
                 return _write_routines(c)
         except psycopg.errors.LockNotAvailable:
             continue

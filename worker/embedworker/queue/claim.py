@@ -28,7 +28,7 @@ __all__ = [
     "move",
     "poll",
     "read",
-    "suspects",
+    "retries",
 ]
 
 RETRIES = tuple(range(11, 20))  # 10 + attempts that were begun and did not end well
@@ -159,7 +159,7 @@ def claim(
     return jobs, [tuple(row[0]) for row in rows if row[4]]
 
 
-def suspects(
+def retries(
     connection: Connection,
     source: Source,
     *,
@@ -189,7 +189,7 @@ def read(connection: Connection, jobs: Sequence[Job], *, fingerprint: int) -> No
         return
     source = jobs[0].source
     with pipelined(connection):
-        source.hold(connection)
+        source.pin_table(connection)
         found = connection.execute(
             source.render("queue_read"),
             {**source.key_parameters([job.key for job in jobs]), "fingerprint": fingerprint},

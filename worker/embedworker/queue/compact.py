@@ -8,7 +8,7 @@ import psycopg
 
 from embedworker.database.connection import alone
 from embedworker.database.statements import statement
-from embedworker.queue.looks import Looks
+from embedworker.queue.interval import IdleInterval
 from embedworker.queue.source import Connection, Source
 
 __all__ = ["Compactor"]
@@ -25,7 +25,7 @@ class Compactor:
     """Looks at queues from time to time, when there is nothing else to do."""
 
     def __init__(self) -> None:
-        self.looks = Looks()
+        self.interval = IdleInterval()
         self._again_at: dict[int, float] = {}
 
     def run_if_due(self, connection: Connection, source: Source) -> bool:
@@ -35,7 +35,7 @@ class Compactor:
         snapshot, count as rows.
         """
         now = time.monotonic()
-        if now < self._again_at.get(source.id, 0.0) or not self.looks.due(source.id):
+        if now < self._again_at.get(source.id, 0.0) or not self.interval.due(source.id):
             return False
         before = _look(connection, source)
         if before is None or not before.worth:

@@ -69,7 +69,7 @@ def complete(
     ]
     with pipelined(connection) if source.into_column else nullcontext():
         if source.into_column:
-            source.hold(connection)  # it writes the table itself
+            source.pin_table(connection)  # it writes the table itself
         written = connection.execute(
             source.render("queue_complete_into" if source.into_column else "queue_complete"),
             {

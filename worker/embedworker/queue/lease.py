@@ -15,15 +15,15 @@ from embedworker.queue.source import Connection, Source
 
 __all__ = [
     "Identity",
-    "enter",
+    "dead_workers",
+    "deregister",
     "extend",
-    "free",
-    "free_questions",
-    "hold",
-    "leave",
-    "others_gone",
+    "record_heartbeat",
+    "register",
+    "release_questions_of",
+    "release_rows_of",
     "retire",
-    "seen",
+    "take_liveness_lock",
 ]
 
 
@@ -43,7 +43,7 @@ class Identity:
         return f"{self.host}/{self.process} ({'+'.join(self.lanes)}, number {self.id})"
 
 
-def enter(
+def register(
     connection: Connection,
     *,
     lanes: Sequence[str],
@@ -69,7 +69,7 @@ def enter(
     return Identity(int(number), host, pid, tuple(lanes), model, process)
 
 
-def hold(connection: Connection, worker: Identity) -> bool:
+def take_liveness_lock(connection: Connection, worker: Identity) -> bool:
     """Take, on a direct connection, the lock that shows the worker is alive, and say so.
 
     False when the server still holds it for a connection of ours that was lost; try again.
@@ -93,7 +93,7 @@ def hold(connection: Connection, worker: Identity) -> bool:
     return True
 
 
-def seen(
+def record_heartbeat(
     connection: Connection,
     worker: Identity,
     *,
@@ -102,7 +102,7 @@ def seen(
     model: str | None,
     lock_held: bool,
 ) -> None:
-    """Give a sign of life, say what was done, and whether the lock of :func:`hold` is held."""
+    """Record that the worker lives, what it did, and whether it holds its liveness lock."""
     connection.execute(
         statement("worker_seen"),
         {
@@ -120,12 +120,12 @@ def seen(
     )
 
 
-def leave(connection: Connection, worker: int) -> None:
+def deregister(connection: Connection, worker: int) -> None:
     """Strike a worker from the list."""
     connection.execute(statement("worker_leave"), {"worker": worker})
 
 
-def others_gone(connection: Connection, worker: int, *, lease: float) -> tuple[int, list[int]]:
+def dead_workers(connection: Connection, worker: int, *, lease: float) -> tuple[int, list[int]]:
     """Return how many other workers live, and the numbers of those that are gone."""
     rows = connection.execute(
         statement("worker_others"), {"worker": worker, "lease": lease}
@@ -134,7 +134,9 @@ def others_gone(connection: Connection, worker: int, *, lease: float) -> tuple[i
     return len(rows) - len(gone), gone
 
 
-def free(connection: Connection, sources: Iterable[Source], worker: int) -> tuple[int, bool]:
+def release_rows_of(
+    connection: Connection, sources: Iterable[Source], worker: int
+) -> tuple[int, bool]:
     """Make the rows that a gone worker held due at once.
 
     Returns how many there were, and whether every queue could be looked at.
@@ -149,15 +151,15 @@ def retire(connection: Connection, sources: Iterable[Source], worker: int) -> in
     Returns how many rows it held. None: a queue could not be looked at, and the worker stays listed
     until another try.
     """
-    free_questions(connection, worker)
-    freed, whole = free(connection, sources, worker)
+    release_questions_of(connection, worker)
+    freed, whole = release_rows_of(connection, sources, worker)
     if not whole:
         return None
-    leave(connection, worker)
+    deregister(connection, worker)
     return freed
 
 
-def free_questions(connection: Connection, worker: int) -> None:
+def release_questions_of(connection: Connection, worker: int) -> None:
     """Let other workers answer at once what a gone worker was asked: its lease lasts as long as an
     asker waits.
     """

@@ -80,7 +80,7 @@ def _average_length(connection: Connection, source: Source, pages: int) -> float
 def _read(connection: Connection, source: Source, start: int) -> list[tuple[str, int, str]]:
     """Return place, number and text of each passage of an older scheme on some pages."""
     with pipelined(connection):
-        source.hold(connection)
+        source.pin_table(connection)
         found = connection.execute(
             source.render("terms_read"),
             {

@@ -71,7 +71,7 @@ class Source:
             for place in range(1, len(self.key_types) + 1)
         }
 
-    def hold(self, connection: Connection) -> None:
+    def pin_table(self, connection: Connection) -> None:
         """See to it that its rows can be read, all of them, until the current transaction ends.
 
         Raises psycopg.errors.UndefinedTable where its name stands for something else by now, and

@@ -25,7 +25,7 @@ def strike(
     """
     after = cursor.due.get(priority)
     with pipelined(connection):
-        source.hold(connection)
+        source.pin_table(connection)
         looked = connection.execute(
             source.render("queue_strike"),
             {

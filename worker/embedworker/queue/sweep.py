@@ -149,7 +149,7 @@ class Sweep:
     def _look(self, name: str, columns: list[str], limit: int) -> tuple[Any, ...]:
         source = self._source
         with pipelined(self._connection):
-            source.hold(self._connection)
+            source.pin_table(self._connection)
             cursor = self._connection.execute(
                 source.render(name, after=source.after(columns, self._cursor)),
                 {"fingerprint": self._fingerprint, "limit": limit, "repair": self._repair},

@@ -47,7 +47,7 @@ __all__ = [
 
 NOBODY = "EW001"  # SQLSTATE: no worker answers questions
 WORDS_ALONE = "EW011"  # SQLSTATE of a notice: no worker answered, the words alone rank the rows
-NO_ROAD = "EW007"  # SQLSTATE: embed.query cannot reach a worker from inside SQL
+NO_LOOPBACK = "EW007"  # SQLSTATE: embed.query cannot reach a worker from inside SQL
 
 T = TypeVar("T")
 Rows: TypeAlias = list[tuple[Any, ...]]
@@ -125,7 +125,7 @@ def search_steps(
         rows = yield [(render("search_vector", relation=relation), asked)]
         return Hits(_hits(rows, key_names, numeric))
     rows = [row[:-1] for row in rows]
-    if degraded and degraded.startswith(NO_ROAD):
+    if degraded and degraded.startswith(NO_LOOPBACK):
         try:
             asked["question"] = yield from ask_steps(question, model, timeout=timeout)
         except (psycopg.DatabaseError, QuestionError):
@@ -231,10 +231,10 @@ def ask_steps(question: str, model: str, *, timeout: float) -> Steps[Vector]:
         _warn_if_cut(lost)
         return _vector(known)
     try:
-        answers = yield [(statement("search_await"), {"id": request, "patience": timeout})]
+        answers = yield [(statement("search_await"), {"id": request, "backoff": timeout})]
     except psycopg.DatabaseError as error:
         if error.sqlstate == NOBODY:  # then nobody deletes the request either
-            yield [(statement("search_await"), {"id": request, "patience": 0})]
+            yield [(statement("search_await"), {"id": request, "backoff": 0})]
         raise
     if not answers:
         raise NoWorker(
@@ -251,7 +251,7 @@ def ask_steps(question: str, model: str, *, timeout: float) -> Steps[Vector]:
 def _by_another_road(
     error: psycopg.DatabaseError, question: str, model: str | None, timeout: float
 ) -> Steps[Vector]:
-    if error.sqlstate != NO_ROAD:
+    if error.sqlstate != NO_LOOPBACK:
         raise error
     if model is None:
         ((model,),) = yield [(statement("model_default"), {})]

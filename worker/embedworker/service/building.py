@@ -16,7 +16,7 @@ from embedworker.database.rows import fetch_one
 from embedworker.database.statements import render, statement
 from embedworker.errors import EmbedworkerError
 from embedworker.service.index_plan import Plan, WordsPlan
-from embedworker.service.metrics import Metrics
+from embedworker.service.monitoring.metrics import Metrics
 
 __all__ = ["build", "create", "drop_broken", "graph_bytes", "watched"]
 

@@ -15,7 +15,7 @@ class ClaimedRows:
 
     A row is in it once. A newer claim of a row takes the place of the older one, whose text has
     changed or whose lease has ended; what is made of the older one is dropped. Rows that are given
-    up stay listed, so that the keeper extends their leases, until they are handed back.
+    up stay listed, so that the heartbeat extends their leases, until they are handed back.
     """
 
     def __init__(self) -> None:

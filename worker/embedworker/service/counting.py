@@ -35,7 +35,7 @@ def count(connection: Connection, source: Source) -> bool:
     with connection.transaction():
         if not fetch_one(connection.execute(statement("count_turn"), known))[0]:
             return False
-        source.hold(connection)
+        source.pin_table(connection)
         found = connection.execute(statement("count_measure"), known).fetchone()
         if found is None:
             return False

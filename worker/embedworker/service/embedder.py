@@ -17,7 +17,7 @@ from embedworker.queue.complete import EmbeddedPassage, Result
 from embedworker.queue.failure import halved
 from embedworker.queue.source import Source
 from embedworker.service.failpoints import failpoint
-from embedworker.service.keeper import Progress
+from embedworker.service.heartbeat import Progress
 from embedworker.service.models import Loaded
 from embedworker.service.pool import Pool, Twins, Unit
 from embedworker.service.stage import Stage

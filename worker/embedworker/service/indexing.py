@@ -16,12 +16,12 @@ from embedworker.database.connect import connect
 from embedworker.database.statements import statement
 from embedworker.database.timeouts import advice
 from embedworker.errors import EmbedworkerError
-from embedworker.queue.looks import Looks
+from embedworker.queue.interval import IdleInterval
 from embedworker.queue.source import Connection, Source
 from embedworker.service.building import build, watched
 from embedworker.service.index_plan import Plan, WordsPlan, has_enough, indexes, plan
 from embedworker.service.logs import redacted
-from embedworker.service.metrics import Metrics
+from embedworker.service.monitoring.metrics import Metrics
 from embedworker.service.words_index import build_words, words_plan
 from embedworker.settings.worker import DEFAULT_ANSWER_TIMEOUT, DEFAULT_WORDS_INDEX_AFTER_ROWS
 
@@ -68,7 +68,7 @@ class Indexer:
         self._metrics = metrics or Metrics()
         self._application_name = application_name
         self._answer_timeout = answer_timeout
-        self.looks = Looks()
+        self.interval = IdleInterval()
         self._thread: threading.Thread | None = None
         self._failures: dict[int, _Failure] = {}
         self._said: set[tuple[int, str]] = set()
@@ -88,11 +88,11 @@ class Indexer:
 
         One that was left broken is built again however few vectors there are: it costs every write.
         """
-        if self.busy or not self.looks.due(source.id):
+        if self.busy or not self.interval.due(source.id):
             return
         found = indexes(connection, source)
         if any(index.building for index in found):  # by its owner, or another worker
-            self.looks.changed(source.id)
+            self.interval.changed(source.id)
             self._note(connection, source, "building")
         elif found and all(index.valid for index in found):
             self._note(connection, source, "valid")
@@ -106,7 +106,7 @@ class Indexer:
         """Start a build of the index over words if the source has enough passages and none."""
         plan = words_plan(connection, source, after_rows=self._words_after_rows)
         if plan is not None and self._may_try(source):
-            self.looks.changed(source.id)
+            self.interval.changed(source.id)
             self._thread = threading.Thread(
                 target=self._build_words, args=(plan,), name="indexer", daemon=True
             )
@@ -132,7 +132,7 @@ class Indexer:
         elif not plan.served and (reason := self._obstacle(plan)):
             self._note(connection, plan.source, f"none: {reason}")
         elif self._may_try(plan.source):
-            self.looks.changed(plan.source.id)  # it may fail
+            self.interval.changed(plan.source.id)  # it may fail
             self._note(connection, plan.source, "building")
             self._thread = threading.Thread(
                 target=self._build, args=(plan,), name="indexer", daemon=True

@@ -5,13 +5,13 @@ import random
 from collections.abc import Sequence
 from threading import Event
 
-from embedworker.queue.claim import BACKFILL, FRESH, MOVE_LIMIT, Job, claim, move, suspects
-from embedworker.queue.looks import Looks
+from embedworker.queue.claim import BACKFILL, FRESH, MOVE_LIMIT, Job, claim, move, retries
+from embedworker.queue.interval import IdleInterval
 from embedworker.queue.source import Connection, Source
 from embedworker.queue.strike import PAGE, strike
 from embedworker.service.claimed import ClaimedRows
 from embedworker.service.failpoints import failpoint
-from embedworker.service.keeper import Progress
+from embedworker.service.heartbeat import Progress
 from embedworker.service.models import Loaded
 from embedworker.service.pool import Pool
 from embedworker.service.reader import Reader
@@ -46,7 +46,7 @@ class Intake:
         progress: Progress,
         settings: Settings,
         wake: Event,
-        looks: Sequence[Looks],
+        intervals: Sequence[IdleInterval],
     ) -> None:
         self._connection = connection
         self._worker = worker
@@ -64,15 +64,15 @@ class Intake:
         self._suspects = 1
         self._suspects_turn = False
         self._backlog = False
-        self._apart = False  # whether the rows that are held are suspects
-        self._looks = looks  # at what changes with the rows
+        self._apart = False  # whether the rows that are held are retries
+        self._intervals = intervals  # of looks at what changes with the rows
 
     def fill(self, ready: Sequence[Source], *, alone: bool) -> bool:
-        """Fill the pool: by turns with suspects and with all else, so that neither waits.
+        """Fill the pool: by turns with retries and with all else, so that neither waits.
 
         Rows that were held when a worker died are tried apart, few at a time: the text that killed
         it must not take its neighbours with it. Unless ``alone``, other rows are held at the
-        moment: then nothing is claimed beside suspects, nor while suspects wait for their turn.
+        moment: then nothing is claimed beside retries, nor while retries wait for their turn.
         """
         if not alone and (self._apart or self._suspects_wait(ready)):
             return False
@@ -100,9 +100,9 @@ class Intake:
 
     def _first_suspects(self, source: Source) -> int | None:
         with self._scan.retries(source.id) as cursor:
-            return suspects(self._connection, source, cursor=cursor, looked_at=self._scan.looked_at)
+            return retries(self._connection, source, cursor=cursor, looked_at=self._scan.looked_at)
 
-    def take_urgent(self) -> None:
+    def take_fresh(self) -> None:
         """Claim fresh rows between two batches, unless the pool holds a backlog of them."""
         if self._backlog and self._pool and not self._pool.only_long:
             self._wake.clear()  # the next refill finds them
@@ -110,7 +110,7 @@ class Intake:
         if not self._scan.urgent_due(woken=self._wake.is_set()):
             return
         self._wake.clear()
-        with self._scan.urgent(self._registry.active()) as found:
+        with self._scan.fresh(self._registry.active()) as found:
             for source in found:
                 self._registry.attempt(source, Step.FRESH, self._take_fresh, source)
 
@@ -125,9 +125,9 @@ class Intake:
         return moved + struck + len(taken)
 
     def _plan(
-        self, loaded: Loaded, source: Source, taken: list[Job], *, urgent: bool = False
+        self, loaded: Loaded, source: Source, taken: list[Job], *, fresh: bool = False
     ) -> None:
-        gone = self._reader.plan(loaded, source, taken, urgent=urgent)
+        gone = self._reader.plan(loaded, source, taken, fresh=fresh)
         if gone >= GONE and 2 * gone > len(taken):
             self._striking.add(source.id)
 
@@ -178,7 +178,7 @@ class Intake:
             moved = move(self._connection, source, cursor=self._scan.cursors[source.id])
             taken = self._claim(source, {FRESH: URGENT}) if moved.rows else []
         self._backlog = self._backlog or len(taken) == URGENT
-        self._plan(loaded, source, taken, urgent=True)
+        self._plan(loaded, source, taken, fresh=True)
         return len(taken)
 
     def _claim(self, source: Source, quotas: dict[int, int]) -> list[Job]:
@@ -197,7 +197,7 @@ class Intake:
             log.error("source %s: %s texts are dead: workers died with them", source, len(dead))
             self._writer.count_failures(source, len(dead), "dead")
         if jobs:
-            for looks in self._looks:
-                looks.changed(source.id)
+            for interval in self._intervals:
+                interval.changed(source.id)
             failpoint("after-claim")
         return jobs

@@ -11,10 +11,11 @@ import psycopg
 
 from embedworker.database.connect import connect
 from embedworker.errors import ConfigurationError, EmbedworkerError
-from embedworker.service.health import Telemetry
 from embedworker.service.logs import redacted
 from embedworker.service.models import Models
-from embedworker.service.patience import Patience, connections_to
+from embedworker.service.monitoring.health import Telemetry
+from embedworker.service.outages import outages_of
+from embedworker.service.retry import Backoff
 from embedworker.service.session import Session, session, strike_failed
 from embedworker.settings import Settings
 
@@ -73,16 +74,16 @@ class LaneRunner(ABC):
 
         Raises ConfigurationError when a setting makes it impossible to ever start.
         """
-        patience = Patience(log, f"the {self.lane} lane", troubles=connections_to(self._url))
+        backoff = Backoff(log, f"the {self.lane} lane", outages=outages_of(self._url))
 
         def serve_session() -> None:
             with self.session() as current:
                 log.info("worker %s is up", current.worker)
                 self.telemetry.health.found()
-                self.serve(current, patience.success)
+                self.serve(current, backoff.success)
 
         try:
-            patience.keep_trying(
+            backoff.keep_trying(
                 serve_session,
                 self._stopped,
                 lost=lambda error: self.telemetry.health.lost(redacted(error)),
@@ -94,7 +95,7 @@ class LaneRunner(ABC):
     def session(self) -> AbstractContextManager[Session]:
         """Return a registered session of this lane, to be entered."""
         # A database that was set up again may have another number for a fingerprint.
-        self.models.renew()
+        self.models.forget_fingerprints()
         return session(
             self._url,
             self._settings,

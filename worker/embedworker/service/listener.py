@@ -18,9 +18,10 @@ from psycopg import sql
 
 from embedworker.database.connect import connect
 from embedworker.database.statements import statement
-from embedworker.queue.lease import Identity, hold
+from embedworker.queue.lease import Identity, take_liveness_lock
 from embedworker.queue.source import Connection
-from embedworker.service.patience import Patience, connections_to
+from embedworker.service.outages import outages_of
+from embedworker.service.retry import Backoff
 
 __all__ = ["Listener"]
 
@@ -83,11 +84,9 @@ class Listener(threading.Thread):
         their lease if the worker is killed: nobody can tell that it is gone."""
 
     def run(self) -> None:
-        patience = Patience(
-            log, "the connection for notifications", troubles=connections_to(self._url)
-        )
-        patience.keep_trying(
-            lambda: self._serve(patience), self._stopped, lost=lambda _: self.tried.set()
+        backoff = Backoff(log, "the connection for notifications", outages=outages_of(self._url))
+        backoff.keep_trying(
+            lambda: self._serve(backoff), self._stopped, lost=lambda _: self.tried.set()
         )
 
     def stop(self) -> None:
@@ -98,7 +97,7 @@ class Listener(threading.Thread):
         if not self.is_alive():
             self._ended.close()
 
-    def _serve(self, patience: Patience) -> None:
+    def _serve(self, backoff: Backoff) -> None:
         """Listen until an error or the end; where notifications do not arrive, pause."""
         try:
             with connect(
@@ -110,10 +109,10 @@ class Listener(threading.Thread):
                 if connection.pooled and not self._named:
                     self._say(POOLED)
                 elif self._hears(connection):
-                    self._listen(connection, patience)
+                    self._listen(connection, backoff)
                 else:
                     self._say(UNHEARD)
-            patience.success()
+            backoff.success()
             self.tried.set()
             self._stopped.wait(DEAF)
         finally:
@@ -139,15 +138,15 @@ class Listener(threading.Thread):
         connection.execute(sql.SQL("unlisten {}").format(test))
         return heard
 
-    def _listen(self, connection: Connection, patience: Patience) -> None:
+    def _listen(self, connection: Connection, backoff: Backoff) -> None:
         for channel in self._channels:
             connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
         self._deaf.clear()
         self.notified.set()
-        self.holds = hold(connection, self._worker)
+        self.holds = take_liveness_lock(connection, self._worker)
         self.tried.set()
         look_at = time.monotonic() + RETRY_LOCK
-        patience.success()
+        backoff.success()
         for event in self._channels.values():
             event.set()
         with selectors.DefaultSelector() as selector:
@@ -166,7 +165,7 @@ class Listener(threading.Thread):
                     if self.holds:
                         connection.execute("select 1")  # notices a server that went away in silence
                     else:
-                        self.holds = hold(connection, self._worker)
+                        self.holds = take_liveness_lock(connection, self._worker)
                     look_at = now + (LOOK if self.holds else RETRY_LOCK)
                 elif not heard:
                     # Not in notifies(), which looks up every 0.1 s for the sake of Ctrl-C.

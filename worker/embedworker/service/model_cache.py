@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import psycopg
 
-from embedworker.service.patience import Patience
+from embedworker.service.retry import Backoff
 
 __all__ = ["ModelCache"]
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 class _Failure:
     again_at: float
     error: Exception
-    patience: Patience
+    backoff: Backoff
 
 
 class ModelCache(Generic[T]):
@@ -62,22 +62,22 @@ class ModelCache(Generic[T]):
             if self.failed_recently(name):
                 raise self._failures[name].error
             before = self._failures.get(name)
-            patience = (
-                Patience(self._log, f"{self._kind} {name}", longest=LONGEST)
+            backoff = (
+                Backoff(self._log, f"{self._kind} {name}", longest=LONGEST)
                 if before is None
-                else before.patience
+                else before.backoff
             )
             try:
                 loaded = load()
             except psycopg.Error:
                 raise  # of the connection, not of the model
             except Exception as error:
-                patience.say(error)
+                backoff.say(error)
                 tried(error)
-                again_at = time.monotonic() + patience.next_pause()
-                self._failures[name] = _Failure(again_at, error, patience)
+                again_at = time.monotonic() + backoff.next_pause()
+                self._failures[name] = _Failure(again_at, error, backoff)
                 raise
-            patience.success()
+            backoff.success()
             tried(None)
             self._failures.pop(name, None)
             self._loaded[name] = loaded

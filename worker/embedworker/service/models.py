@@ -20,9 +20,9 @@ from embedworker.model import Encoder, open_encoder
 from embedworker.model.cpu import cpu_quota, set_threads
 from embedworker.queue.source import Connection
 from embedworker.service.failpoints import failpoint
-from embedworker.service.health import Telemetry
 from embedworker.service.logs import redacted
 from embedworker.service.model_cache import ModelCache
+from embedworker.service.monitoring.health import Telemetry
 from embedworker.settings import Settings
 
 __all__ = ["Card", "Loaded", "Models", "open_card"]
@@ -73,14 +73,14 @@ class Models:
 
     @property
     def loading(self) -> bool:
-        """Whether :meth:`ready` will have another model soon."""
+        """Whether :meth:`get_nowait` will have another model soon."""
         return not all(opening.done() for opening in self._opening.values())
 
     def has_said(self, error: BaseException) -> bool:
         """Whether the log has this failure of a load already."""
         return self._cache.has_said(error)
 
-    def ready(
+    def get_nowait(
         self, connection: Connection, name: str, over: Callable[[], None] = lambda: None
     ) -> Loaded | None:
         """Do what :meth:`get` does, but load in another thread: None until that is ``over``."""
@@ -111,7 +111,7 @@ class Models:
         if "torch" in sys.modules:
             set_threads(self._threads or cpu_quota())
 
-    def renew(self) -> None:
+    def forget_fingerprints(self) -> None:
         """Register the fingerprints again: the database may be another one by now."""
         self._cache.forget_all()
 

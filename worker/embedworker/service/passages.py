@@ -10,15 +10,15 @@ from embedworker.queue.statistics import Statistics
 from embedworker.service.claimed import ClaimedRows
 from embedworker.service.counting import Counting
 from embedworker.service.embedder import Embedder
+from embedworker.service.heartbeat import Progress
 from embedworker.service.indexing import Indexer
 from embedworker.service.intake import Intake
-from embedworker.service.keeper import Progress
 from embedworker.service.maintenance import Maintenance
 from embedworker.service.pool import Pool
 from embedworker.service.reader import Reader
 from embedworker.service.registry import Registry
 from embedworker.service.returns import Returns
-from embedworker.service.scan import URGENT_LOOK, QueueScan
+from embedworker.service.scan import FRESH_LOOK, QueueScan
 from embedworker.service.steps import Step
 from embedworker.service.sweeps import Sweeps
 from embedworker.service.writer import Writer
@@ -113,7 +113,7 @@ class PassageLane:
             progress,
             settings,
             wake,
-            [self.returns.looks, *(chore.looks for _, chore in self.maintenance.chores)],
+            [self.returns.interval, *(chore.interval for _, chore in self.maintenance.chores)],
         )
 
     def step(self) -> bool:
@@ -124,7 +124,7 @@ class PassageLane:
         if self._embedder.hung:
             self._pause()  # what is claimed now would wait for its lease
             return True
-        self._intake.take_urgent()
+        self._intake.take_fresh()
         self.returns.let_go()
         self._move_on()
         if not (self._pool.takes_more(self._low) and self._refill()):
@@ -174,7 +174,7 @@ class PassageLane:
         """Wait until a batch or a write is done, or a change is notified and may be looked for."""
         if self._ended is None:
             return
-        until = time.monotonic() + URGENT_LOOK
+        until = time.monotonic() + FRESH_LOOK
         while time.monotonic() <= until:
             woken = self._wake.is_set() and self._scan.urgent_due(woken=True)
             if woken or self._ended.wait(TICK):

@@ -97,11 +97,11 @@ class Pool:
         budget: int,
         *,
         mixed: bool = False,
-        urgent: bool = False,
+        fresh: bool = False,
     ) -> None:
         """Plan jobs, each with its passages (start, end, tokens), behind what is there.
 
-        ``urgent``: in front of it. ``mixed``: in small batches made up by chance. Rows that a table
+        ``fresh``: in front of it. ``mixed``: in small batches made up by chance. Rows that a table
         refuses may be of one length, and by length a batch of nothing else would come again and
         again. The passages of a very long text go behind everything: 1 MB are about a thousand,
         minutes of work on a CPU, and being the longest they would come first in batches by length.
@@ -115,7 +115,7 @@ class Pool:
                 for number, (start, end, tokens) in enumerate(passages)
             )
         batches = _by_chance(units) if mixed else _by_length(units, budget)
-        if urgent:
+        if fresh:
             self._batches.extendleft((loaded, batch) for batch in reversed(batches))
         else:
             self._batches.extend((loaded, batch) for batch in batches)

@@ -9,7 +9,7 @@ import psycopg
 
 from embedworker.errors import EndpointUnavailable
 from embedworker.service.logs import redacted
-from embedworker.service.patience import Patience
+from embedworker.service.retry import Backoff
 from embedworker.service.steps import Step
 
 __all__ = ["Quarantine"]
@@ -21,7 +21,7 @@ LONGEST = 60.0  # seconds a source in trouble is left alone at most
 
 @dataclass
 class _Trouble:
-    patience: Patience
+    backoff: Backoff
     reason: str = ""
     until: float = 0.0
     failed: set[Step] = field(default_factory=set)
@@ -65,15 +65,15 @@ class Quarantine:
         """
         first = number not in self._troubles
         if first:
-            self._troubles[number] = _Trouble(Patience(log, f"source {label}", longest=LONGEST))
+            self._troubles[number] = _Trouble(Backoff(log, f"source {label}", longest=LONGEST))
             if fault:
                 log.error("source %s: a fault of this program", label, exc_info=error)
         trouble = self._troubles[number]
         # A table that is locked for a second (embed.disable does it, at its end) is no trouble yet.
         passing = first and isinstance(error, psycopg.errors.LockNotAvailable)
         if not (passing or said):
-            trouble.patience.say(error)
-        pause = trouble.patience.next_pause()
+            trouble.backoff.say(error)
+        pause = trouble.backoff.next_pause()
         if isinstance(error, EndpointUnavailable):
             pause = max(pause, error.seconds)
         again = time.monotonic() + pause
@@ -93,7 +93,7 @@ class Quarantine:
         trouble.failed -= steps
         if trouble.failed:
             return False
-        trouble.patience.success()
+        trouble.backoff.success()
         self.forget(number)
         return True
 

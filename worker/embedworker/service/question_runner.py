@@ -53,7 +53,7 @@ class QuestionRunner(LaneRunner):
         # are answered while others are still loaded.
         names = {source.model for source in load_sources(current.connection)}
         missing = names
-        lane = QuestionLane(self.models.ready, current.progress.telemetry)
+        lane = QuestionLane(self.models.get_nowait, current.progress.telemetry)
         if keeps_session(current.connection):
             current.connection.prepare_threshold = 0  # ever the same few statements: parsed once
         while not self._stopped.is_set():
@@ -75,7 +75,7 @@ class QuestionRunner(LaneRunner):
     def _tried(self, current: Session, name: str) -> bool:
         """Whether a model of the questions is loaded, or cannot be."""
         try:
-            found = self.models.ready(current.connection, name)
+            found = self.models.get_nowait(current.connection, name)
         except psycopg.Error:
             raise
         except Exception:

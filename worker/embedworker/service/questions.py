@@ -15,9 +15,9 @@ from embedworker.errors import EmbedworkerError, EndpointUnavailable
 from embedworker.model.encoder import Encoder, Vectors
 from embedworker.model.lexical import question_terms
 from embedworker.queue.source import Connection
-from embedworker.service.health import Telemetry
 from embedworker.service.models import Loaded
-from embedworker.service.patience import Failures
+from embedworker.service.monitoring.health import Telemetry
+from embedworker.service.outages import FailureLog
 
 __all__ = ["BATCH", "PUT_BACK", "QuestionLane", "reason"]
 
@@ -58,7 +58,7 @@ class QuestionLane:
         self, load: Callable[[Connection, str], Loaded | None], telemetry: Telemetry | None = None
     ) -> None:
         self._load = load
-        self._failures = Failures(log)
+        self._failures = FailureLog(log)
         self._telemetry = telemetry or Telemetry("questions")
         self._claimed_at = 0.0
         self._kept = 0

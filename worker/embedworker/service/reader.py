@@ -15,7 +15,7 @@ from embedworker.queue.statistics import Statistics
 from embedworker.service.claimed import ClaimedRows
 from embedworker.service.embedder import Embedder
 from embedworker.service.failpoints import failpoint
-from embedworker.service.keeper import Progress
+from embedworker.service.heartbeat import Progress
 from embedworker.service.models import Loaded
 from embedworker.service.pool import Pool
 from embedworker.service.registry import Registry
@@ -72,7 +72,7 @@ class Reader:
         """Rows whose very long texts are not split to the end yet."""
         return [text.job for text in self._long if text.job in self._claimed]
 
-    def plan(self, loaded: Loaded, source: Source, jobs: list[Job], *, urgent: bool = False) -> int:
+    def plan(self, loaded: Loaded, source: Source, jobs: list[Job], *, fresh: bool = False) -> int:
         """Put the texts of claimed rows into the pool; settle what needs no model.
 
         Returns how many rows are gone from their table.
@@ -88,7 +88,7 @@ class Reader:
         with self._phase.labels("tokenize").time():
             texts = self._set_long_aside(loaded, source, texts)
             passages = self._split(loaded, source, texts)
-        self._add(loaded, source, passages, urgent=urgent)
+        self._add(loaded, source, passages, fresh=fresh)
         return sum(job.text is None for job in jobs)
 
     def split_on(self) -> bool:
@@ -191,7 +191,7 @@ class Reader:
         source: Source,
         passages: list[tuple[Job, list[Part]]],
         *,
-        urgent: bool = False,
+        fresh: bool = False,
     ) -> None:
         self._statistics.seen(
             source,
@@ -199,7 +199,7 @@ class Reader:
         )
         mixed = source.id in self._writer.doubted
         budget = self._embedder.budget(loaded)
-        self._pool.add(loaded, passages, budget, mixed=mixed, urgent=urgent)
+        self._pool.add(loaded, passages, budget, mixed=mixed, fresh=fresh)
 
     def _fail(
         self,

@@ -17,8 +17,9 @@ from embedworker.errors import ConfigurationError, EmbedworkerError
 from embedworker.model.cpu import cpu_quota, set_threads
 from embedworker.queue.source import Connection
 from embedworker.service.model_cache import ModelCache
-from embedworker.service.patience import Failures, Patience
+from embedworker.service.outages import FailureLog
 from embedworker.service.questions import reason
+from embedworker.service.retry import Backoff
 from embedworker.settings import Settings
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class RerankLane:
     ) -> None:
         self._load = load
         self._stopped = stopped
-        self._failures = Failures(log)
+        self._failures = FailureLog(log)
 
     def __repr__(self) -> str:
         return f"<RerankLane{' stopped' if self._stopped.is_set() else ''}>"
@@ -165,7 +166,7 @@ def reranking(
     """
     stopped = threading.Event()
 
-    patience = Patience(log, "reranking")
+    backoff = Backoff(log, "reranking")
     lane = RerankLane(rerankers.get, stopped)
 
     def serve() -> None:
@@ -179,13 +180,13 @@ def reranking(
             while not stopped.is_set():
                 wake.clear()
                 if lane.answer_once(connection, worker_id):
-                    patience.success()
+                    backoff.success()
                 elif not stopped.is_set():
                     wake.wait(POLL if heard.is_set() else POLL_DEAF)
 
     def keep_serving() -> None:
         # Whatever the error is, the questions go on.
-        patience.keep_trying(serve, stopped, caught=(Exception,))
+        backoff.keep_trying(serve, stopped, caught=(Exception,))
 
     thread = threading.Thread(target=keep_serving, name="rerank", daemon=True)
     thread.start()

@@ -5,8 +5,8 @@ import logging
 import psycopg
 
 from embedworker.queue.failure import mend, release_held
-from embedworker.queue.lease import free
-from embedworker.queue.looks import Looks
+from embedworker.queue.interval import IdleInterval
+from embedworker.queue.lease import release_rows_of
 from embedworker.queue.source import Connection, Source
 from embedworker.service.claimed import ClaimedRows
 from embedworker.service.registry import Registry
@@ -34,7 +34,7 @@ class Returns:
         self._registry = registry
         self._claimed = claimed
         self._backoff_max = settings.backoff_max
-        self.looks = Looks(settings.lease / 3)
+        self.interval = IdleInterval(settings.lease / 3)
 
     def let_go(self) -> None:
         """Hand back what is held of sources that were stopped by a failure."""
@@ -45,8 +45,8 @@ class Returns:
     def step(self) -> None:
         """Hand back what could not be handed back before, and rows that were forgotten.
 
-        The keeper extends the leases of all that this worker holds, as long as it works: a row that
-        it has forgotten waits for ever.
+        The heartbeat extends the leases of all that this worker holds, as long as it works. So a
+        row that it has forgotten waits for ever.
         """
         known = {source.id for source in self._registry.all}
         for number in self._claimed.sources():
@@ -55,7 +55,7 @@ class Returns:
         for source in self._registry.active():
             if self._claimed.given_up(source.id):
                 self._registry.attempt(source, Step.RELEASE, self._release, source.id)
-            if not self._claimed.any_of(source.id) and self.looks.due(source.id):
+            if not self._claimed.any_of(source.id) and self.interval.due(source.id):
                 self._registry.attempt(source, Step.FORGOTTEN, self._free_forgotten, source)
                 self._registry.attempt(source, Step.MEND, self.mend, source)
 
@@ -103,6 +103,6 @@ class Returns:
         self._claimed.remove(jobs)
 
     def _free_forgotten(self, source: Source) -> None:
-        forgotten, _ = free(self._connection, [source], self._worker)
+        forgotten, _ = release_rows_of(self._connection, [source], self._worker)
         if forgotten:
             log.error("source %s: %s rows were held and forgotten", source, forgotten)

@@ -10,12 +10,12 @@ from embedworker.queue.claim import RETRIES, Polled, fresh, poll
 from embedworker.queue.cursor import FRONT, Cursor
 from embedworker.queue.source import Connection, Source
 
-__all__ = ["URGENT_LOOK", "QueueScan"]
+__all__ = ["FRESH_LOOK", "QueueScan"]
 
 FULL_LOOK = 0.02  # of the time: how much looking behind the cursors may take
 LONGEST_LOOK = 3.0  # seconds between such looks at most, whatever they take
-URGENT_LOOK = 0.2  # seconds between looks for fresh rows where no NOTIFY came: it may be left out
-URGENT_SHARE = 0.2  # of the time: how much looks for fresh rows may take while others are embedded
+FRESH_LOOK = 0.2  # seconds between looks for fresh rows where no NOTIFY came: it may be left out
+FRESH_SHARE = 0.2  # of the time: how much looks for fresh rows may take while others are embedded
 LONGEST_PAUSE = 0.5  # seconds between looks for fresh rows at most, whatever they take
 
 
@@ -71,11 +71,11 @@ class QueueScan:
 
     def urgent_due(self, *, woken: bool) -> bool:
         """Whether to look for fresh rows between two batches."""
-        pause = self._urgent_pause if woken else max(URGENT_LOOK, self._urgent_pause)
+        pause = self._urgent_pause if woken else max(FRESH_LOOK, self._urgent_pause)
         return time.monotonic() - self._urgent_at >= pause
 
     @contextmanager
-    def urgent(self, sources: Iterable[Source]) -> Iterator[list[Source]]:
+    def fresh(self, sources: Iterable[Source]) -> Iterator[list[Source]]:
         """Give the sources that have fresh rows; from time to time the whole inboxes count."""
         started = time.monotonic()
         front = started >= self._front_at
@@ -85,7 +85,7 @@ class QueueScan:
         found = fresh(self._connection, sources, self.cursors)
         self._urgent_at = time.monotonic()
         self._looking = self._urgent_at - started
-        self._urgent_pause = min(self._looking / URGENT_SHARE, LONGEST_PAUSE)
+        self._urgent_pause = min(self._looking / FRESH_SHARE, LONGEST_PAUSE)
         yield found
         if front:
             self._front_at = time.monotonic() + min(self._looking / FULL_LOOK, LONGEST_LOOK)

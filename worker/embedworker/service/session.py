@@ -12,11 +12,11 @@ from embedworker.database.connect import connect
 from embedworker.database.rows import fetch_one
 from embedworker.database.statements import statement
 from embedworker.errors import DatabaseError, NotMigrated
-from embedworker.queue.lease import Identity, enter, leave, retire
+from embedworker.queue.lease import Identity, deregister, register, retire
 from embedworker.queue.source import Connection, load_sources
-from embedworker.service.health import Telemetry
-from embedworker.service.keeper import Keeper, Progress
+from embedworker.service.heartbeat import Heartbeat, Progress
 from embedworker.service.listener import Listener
+from embedworker.service.monitoring.health import Telemetry
 from embedworker.service.parent import main_process
 from embedworker.settings import Settings
 
@@ -91,7 +91,7 @@ def session(
             answer_timeout=settings.answer_timeout,
             deaf=deaf,
         )
-        keeper = Keeper(
+        heartbeat = Heartbeat(
             url,
             me,
             progress,
@@ -103,7 +103,7 @@ def session(
             exit_when_hung=exit_when_hung,
         )
         listener.start()
-        keeper.start()
+        heartbeat.start()
         try:
             strike_failed(connection, failed)
             listener.tried.wait(LOCK_TRIED)
@@ -112,13 +112,13 @@ def session(
             # It stays listed until the next session, or the end: `migrate` must see that a worker
             # of this version is about to come back. A peer that sees its lock gone frees its rows.
             failed.append(me.id)
-            keeper.stop()
+            heartbeat.stop()
             listener.stop()
             raise
-        keeper.stop()
+        heartbeat.stop()
         listener.stop()
         with suppress(psycopg.Error):
-            leave(connection, me.id)
+            deregister(connection, me.id)
 
 
 def strike_failed(connection: Connection, failed: list[int]) -> None:
@@ -150,7 +150,7 @@ def _enter(connection: Connection, lane: str) -> Identity:
                 f"tables of the schema embed in {database!r} lack columns that embedworker made "
                 f"({lost}); run `embedworker migrate`, which repairs them or says how"
             )
-        return enter(connection, lanes=[lane], process=main_process())
+        return register(connection, lanes=[lane], process=main_process())
     except _NOT_MIGRATED as error:
         raise NotMigrated(
             f"the database {database!r} is not set up for embedworker; run `embedworker migrate`"

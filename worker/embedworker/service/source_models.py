@@ -55,7 +55,7 @@ class SourceModels:
     def _find(self, name: str) -> Loaded | None:
         if self._wake is None:
             return self._models.get(self._connection, name)
-        return self._models.ready(self._connection, name, self._wake.set)
+        return self._models.get_nowait(self._connection, name, self._wake.set)
 
     def _loading(self, name: str) -> bool:
         try:

@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+from embedworker.service.monitoring.child_metrics import PIPE, Reports
 from embedworker.service.parent import PARENT
-from embedworker.service.patience import Patience
-from embedworker.service.reports import PIPE, Reports
+from embedworker.service.retry import Backoff
 
 __all__ = ["Child"]
 
@@ -46,7 +46,7 @@ class Child(threading.Thread):
         self._asked: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
-        patience = Patience(log, self._what)
+        backoff = Backoff(log, self._what)
         while not self._stopped.is_set():
             with self._starting:
                 if self._stopped.is_set():
@@ -59,9 +59,9 @@ class Child(threading.Thread):
             if self._reports is not None and not self._stopped.is_set():
                 self._reports.ended(code)
             if time.monotonic() - started > STEADY:
-                patience = Patience(log, self._what)
+                backoff = Backoff(log, self._what)
             if not self._stopped.is_set():
-                patience.wait(f"it ended with code {code}", self._stopped)
+                backoff.wait(f"it ended with code {code}", self._stopped)
 
     def ask_to_end(self) -> None:
         """Ask the child to end in order; for a signal handler, so it waits for nothing."""

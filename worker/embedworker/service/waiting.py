@@ -23,13 +23,13 @@ class _Waiting:
     loaded: Loaded
     results: list[Result] = field(default_factory=list)
     passages: int = 0
-    urgent: bool = False
+    fresh: bool = False
     since: float = field(default_factory=time.monotonic)
 
     def add(self, result: Result) -> None:
         self.results.append(result)
         self.passages += len(result.passages)
-        self.urgent = self.urgent or result.job.priority != BACKFILL
+        self.fresh = self.fresh or result.job.priority != BACKFILL
 
     def take(self) -> list[Result]:
         """Take as many results as are written in one transaction."""
@@ -44,7 +44,7 @@ class _Waiting:
     @property
     def due(self) -> bool:
         return (
-            self.urgent
+            self.fresh
             or len(self.results) >= TOGETHER
             or time.monotonic() - self.since > LONGEST_WAIT
         )

@@ -9,10 +9,10 @@ from typing import Self, TypeVar
 
 from embedworker.errors import ConfigurationError
 from embedworker.model.cpu import cpu_quota
-from embedworker.service.health import Telemetry
 from embedworker.service.lane import LANES, Lane, LaneRunner
-from embedworker.service.metrics import Metrics
 from embedworker.service.models import Models
+from embedworker.service.monitoring.health import Telemetry
+from embedworker.service.monitoring.metrics import Metrics
 from embedworker.service.passage_runner import PassageRunner
 from embedworker.service.question_runner import QuestionRunner
 from embedworker.settings import Settings, load

@@ -13,7 +13,7 @@ from embedworker.queue.source import Connection, Source
 from embedworker.queue.statistics import Statistics
 from embedworker.service.claimed import ClaimedRows
 from embedworker.service.failpoints import failpoint
-from embedworker.service.keeper import Progress
+from embedworker.service.heartbeat import Progress
 from embedworker.service.models import Loaded
 from embedworker.service.pace import Pace
 from embedworker.service.registry import Registry
@@ -206,7 +206,7 @@ class Writer:
         self._count(source, results, count)
         if count + len(refused) < len(results):
             # Rows that were locked at that moment (by the application, whose row holds the vector;
-            # by our own keeper, which extended their leases) are still ours: hand them back. Left
+            # by our own heartbeat, which extends leases) are still ours: hand them back. Left
             # alone they would wait for their lease, and it is extended as long as there is work.
             delay = LOCKED if source.into_column else 0.0
             self.release([result.job for result in results], delay=delay)

@@ -19,9 +19,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from embedworker.model.encoder import Encoder, Tokens, Vectors
-from embedworker.service.access import Access
 from embedworker.service.logs import redacted
-from embedworker.service.metrics import Merged, build_info, families
+from embedworker.service.monitoring.access import Access
+from embedworker.service.monitoring.metrics import Merged, build_info, families
 from embedworker.serving.client import read_body, wait_for
 from embedworker.serving.engine import Busy, Engine
 from embedworker.serving.framing import Framed

@@ -16,8 +16,8 @@ import numpy as np
 
 from embedworker.model.batches import token_batches
 from embedworker.model.encoder import Encoder, Tokens, Vectors
-from embedworker.service.health import Telemetry
 from embedworker.service.logs import redacted
+from embedworker.service.monitoring.health import Telemetry
 
 __all__ = ["Busy", "EncodingJob", "Engine"]
 

@@ -13,8 +13,8 @@ from starlette.applications import Starlette
 from embedworker.model import Encoder, open_encoder
 from embedworker.model.availability import availability
 from embedworker.model.cpu import cpu_quota
-from embedworker.service.access import guard, listen
-from embedworker.service.health import Telemetry
+from embedworker.service.monitoring.access import guard, listen
+from embedworker.service.monitoring.health import Telemetry
 from embedworker.serving.application import application
 from embedworker.serving.engine import LANE, Engine
 from embedworker.serving.http_connection import HttpConnection

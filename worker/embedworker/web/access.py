@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from secrets import token_urlsafe
 
-from embedworker.service.access import read_tokens
+from embedworker.service.monitoring.access import read_tokens
 from embedworker.settings import Settings
 
 __all__ = ["Access", "Visitor"]

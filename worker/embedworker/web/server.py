@@ -6,7 +6,7 @@ from types import FrameType
 
 import uvicorn
 
-from embedworker.service.access import is_loopback, listen
+from embedworker.service.monitoring.access import is_loopback, listen
 from embedworker.settings import Settings
 from embedworker.state.store import Store
 from embedworker.web.access import Access

@@ -16,9 +16,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from embedworker.errors import ConfigurationError
-from embedworker.service.access import Access, is_loopback
 from embedworker.service.logs import redacted
-from embedworker.service.readiness import Reason
+from embedworker.service.monitoring.access import Access, is_loopback
+from embedworker.service.monitoring.readiness import Reason
 
 __all__ = ["Endpoint"]
 

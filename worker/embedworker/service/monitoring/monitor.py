@@ -3,12 +3,19 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from embedworker.service.access import Access, read_tokens
-from embedworker.service.endpoint import Endpoint
-from embedworker.service.metrics import Family, Merged, Metrics, build_info, families, gauge
-from embedworker.service.observer import Observer
-from embedworker.service.readiness import DATABASE, Readiness
-from embedworker.service.reports import Reports
+from embedworker.service.monitoring.access import Access, read_tokens
+from embedworker.service.monitoring.backlog import BacklogSampler
+from embedworker.service.monitoring.child_metrics import Reports
+from embedworker.service.monitoring.endpoint import Endpoint
+from embedworker.service.monitoring.metrics import (
+    Family,
+    Merged,
+    Metrics,
+    build_info,
+    families,
+    gauge,
+)
+from embedworker.service.monitoring.readiness import DATABASE, Readiness
 from embedworker.service.worker import Lane, Worker
 from embedworker.settings import Settings
 
@@ -40,7 +47,7 @@ def monitored(
             **({} if reports is None else {"passages": reports.state}),
         },
     )
-    observer = Observer(url, readiness, answer_timeout=settings.answer_timeout)
+    observer = BacklogSampler(url, readiness, answer_timeout=settings.answer_timeout)
 
     def of_all() -> list[Family]:
         return [

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from embedworker.service.metrics import Metrics
+from embedworker.service.monitoring.metrics import Metrics
 
 __all__ = ["Health", "LaneState", "Telemetry", "Trouble"]
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from embedworker.queue import looks as module
-from embedworker.queue.looks import FIRST, LONGEST, Looks
+from embedworker.queue import interval as module
+from embedworker.queue.interval import FIRST, LONGEST, IdleInterval
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def seen(looks: Looks, clock: SimpleNamespace, seconds: float) -> list[float]:
+def seen(looks: IdleInterval, clock: SimpleNamespace, seconds: float) -> list[float]:
     """Ask each second; return how long each look came after the one before."""
     gaps, last = [], clock.now
     for _ in range(round(seconds)):
@@ -27,7 +27,7 @@ def seen(looks: Looks, clock: SimpleNamespace, seconds: float) -> list[float]:
 
 
 def test_pauses_grow_to_a_limit_and_start_over(clock: SimpleNamespace) -> None:
-    looks = Looks()
+    looks = IdleInterval()
     assert looks.due(1)
     assert seen(looks, clock, 3000) == [FIRST, 2 * FIRST, 4 * FIRST, 8 * FIRST, *[LONGEST] * 3]
     clock.now += 2 * FIRST
@@ -38,7 +38,7 @@ def test_pauses_grow_to_a_limit_and_start_over(clock: SimpleNamespace) -> None:
 
 
 def test_a_source_that_changes_is_looked_at_all_the_time(clock: SimpleNamespace) -> None:
-    looks = Looks(10.0)
+    looks = IdleInterval(10.0)
     assert looks.due(1)
     assert looks.due(2)
     for _ in range(20):
@@ -48,6 +48,6 @@ def test_a_source_that_changes_is_looked_at_all_the_time(clock: SimpleNamespace)
 
 
 def test_a_long_first_pause_is_not_shortened(clock: SimpleNamespace) -> None:
-    looks = Looks(2 * LONGEST)
+    looks = IdleInterval(2 * LONGEST)
     assert looks.due(1)
     assert seen(looks, clock, 5 * LONGEST) == [2 * LONGEST] * 2

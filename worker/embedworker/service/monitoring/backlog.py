@@ -12,23 +12,24 @@ from embedworker.database.rows import fetch_one
 from embedworker.database.statements import statement
 from embedworker.queue.source import Connection
 from embedworker.service.logs import redacted
-from embedworker.service.metrics import Family, counter, gauge
-from embedworker.service.patience import Patience, connections_to
-from embedworker.service.readiness import Backlog, Readiness
+from embedworker.service.monitoring.metrics import Family, counter, gauge
+from embedworker.service.monitoring.readiness import Backlog, Readiness
+from embedworker.service.outages import outages_of
+from embedworker.service.retry import Backoff
 
-__all__ = ["Observer"]
+__all__ = ["BacklogSampler"]
 
-log = logging.getLogger("embedworker.observer")
+log = logging.getLogger("embedworker.backlog")
 
 INTERVAL = 2.0  # seconds between looks
 SHARE = 0.05  # of the time: how much looking may take
 
 
-class Observer(threading.Thread):
+class BacklogSampler(threading.Thread):
     """A thread with a connection of its own; what it saw last is what a scrape shows."""
 
     def __init__(self, url: str, readiness: Readiness, *, answer_timeout: float) -> None:
-        super().__init__(name="observer", daemon=True)
+        super().__init__(name="backlog", daemon=True)
         self._url = url
         self._readiness = readiness
         self._answer_timeout = answer_timeout
@@ -36,11 +37,11 @@ class Observer(threading.Thread):
         self._seen: list[Family] = []
 
     def run(self) -> None:
-        patience = Patience(
-            log, "the connection that watches the queue", troubles=connections_to(self._url)
+        backoff = Backoff(
+            log, "the connection that watches the queue", outages=outages_of(self._url)
         )
-        patience.keep_trying(
-            lambda: self._watch(patience),
+        backoff.keep_trying(
+            lambda: self._watch(backoff),
             self._stopped,
             lost=lambda error: self._readiness.away(redacted(error)),
         )
@@ -53,7 +54,7 @@ class Observer(threading.Thread):
         """Return the gauges of the last look; none while the database does not answer."""
         return self._seen if self._readiness.fresh else []
 
-    def _watch(self, patience: Patience) -> None:
+    def _watch(self, backoff: Backoff) -> None:
         with connect(
             self._url,
             application_name="embedworker observe",
@@ -61,7 +62,7 @@ class Observer(threading.Thread):
         ) as connection:
             while not self._stopped.is_set():
                 pause = self._look(connection)
-                patience.success()
+                backoff.success()
                 self._stopped.wait(pause)
 
     def _look(self, connection: Connection) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from embedworker.service.health import LaneState, Trouble
+from embedworker.service.monitoring.health import LaneState, Trouble
 from embedworker.settings import Settings
 
 __all__ = ["Backlog", "Readiness", "Reason"]

@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Sequence, Sized
 
 from embedworker.database.connect import connect
-from embedworker.queue.lease import Identity, extend, others_gone, retire, seen
+from embedworker.queue.lease import Identity, dead_workers, extend, record_heartbeat, retire
 from embedworker.queue.source import Connection, Source, load_sources
-from embedworker.service.health import Telemetry
-from embedworker.service.patience import Patience, connections_to
+from embedworker.service.monitoring.health import Telemetry
+from embedworker.service.outages import outages_of
+from embedworker.service.retry import Backoff
 
-__all__ = ["HUNG", "Keeper", "Progress"]
+__all__ = ["HUNG", "Heartbeat", "Progress"]
 
-log = logging.getLogger("embedworker.keeper")
+log = logging.getLogger("embedworker.heartbeat")
 
 TICK = 1.0  # seconds: a killed peer's rows are free within two
 SEEN = 5.0  # seconds between signs of life; peers believe in a worker for three of them at least
@@ -22,7 +23,7 @@ HUNG = 70  # exit code of a worker whose model did not come back
 
 
 class Progress:
-    """What a lane tells its keeper. Plain attributes: one thread writes, another reads."""
+    """What a lane tells its heartbeat thread, in plain attributes: one writes, one reads."""
 
     def __init__(self, telemetry: Telemetry | None = None) -> None:
         self.telemetry = telemetry or Telemetry()
@@ -33,8 +34,8 @@ class Progress:
         self.batch_since: float | None = None
 
 
-class Keeper(threading.Thread):
-    """A thread beside a lane, so that a long batch neither loses its lease nor looks dead."""
+class Heartbeat(threading.Thread):
+    """A thread next to a lane, so that a long batch neither loses its lease nor looks dead."""
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class Keeper(threading.Thread):
         wake: Callable[[], None],
         exit_when_hung: bool = True,
     ) -> None:
-        super().__init__(name="keeper", daemon=True)
+        super().__init__(name="heartbeat", daemon=True)
         self._url = url
         self._worker = worker
         self._progress = progress
@@ -65,19 +66,15 @@ class Keeper(threading.Thread):
         self._seen_at = self._extended_at = time.monotonic()
 
     def run(self) -> None:
-        patience = Patience(
-            log, "the connection that keeps leases", troubles=connections_to(self._url)
-        )
-        patience.keep_trying(
-            lambda: self._keep(patience), self._stopped, lost=lambda _: self._hung()
-        )
+        backoff = Backoff(log, "the connection that keeps leases", outages=outages_of(self._url))
+        backoff.keep_trying(lambda: self._keep(backoff), self._stopped, lost=lambda _: self._hung())
 
     def stop(self) -> None:
         """End the thread."""
         self._stopped.set()
         self.join(timeout=2 * TICK)
 
-    def _keep(self, patience: Patience) -> None:
+    def _keep(self, backoff: Backoff) -> None:
         with connect(
             self._url,
             application_name=f"embedworker keep {self._worker.id}",
@@ -86,7 +83,7 @@ class Keeper(threading.Thread):
         ) as connection:
             while not self._stopped.is_set():
                 self._tick(connection)
-                patience.success()
+                backoff.success()
                 self._stopped.wait(min(TICK, self._lease / 3))
 
     def _tick(self, connection: Connection) -> None:
@@ -98,7 +95,7 @@ class Keeper(threading.Thread):
             self._extended_at = now
         if now - self._seen_at >= SEEN:
             done = progress.embedded - self._counted
-            seen(
+            record_heartbeat(
                 connection,
                 self._worker,
                 embedded=done,
@@ -108,10 +105,10 @@ class Keeper(threading.Thread):
             )
             self._counted += done
             self._seen_at = now
-        self._bury(connection)
+        self._rescue_dead_workers(connection)
 
-    def _bury(self, connection: Connection) -> None:
-        _, gone = others_gone(connection, self._worker.id, lease=self._lease)
+    def _rescue_dead_workers(self, connection: Connection) -> None:
+        _, gone = dead_workers(connection, self._worker.id, lease=self._lease)
         if not gone:
             return
         # Not the lane's list: at the start, and in the lane of questions, it is empty.
@@ -120,7 +117,7 @@ class Keeper(threading.Thread):
             freed = retire(connection, sources, number)
             if freed is None:
                 continue
-            log.info("worker %s is gone; %s rows of its are free again", number, freed)
+            log.info("worker %s is dead; released its %s rows", number, freed)
             self._wake()
 
     def _hung(self) -> bool:

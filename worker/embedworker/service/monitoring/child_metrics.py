@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from embedworker.service.health import LaneState, Telemetry, Trouble
-from embedworker.service.metrics import Family, Metrics, add, families
+from embedworker.service.monitoring.health import LaneState, Telemetry, Trouble
+from embedworker.service.monitoring.metrics import Family, Metrics, add, families
 
 __all__ = ["PIPE", "Reporter", "Reports", "report_to_parent"]
 
-log = logging.getLogger("embedworker.reports")
+log = logging.getLogger("embedworker.child_metrics")
 
 PIPE = "EMBEDWORKER_REPORT_PIPE"  # number of a file descriptor that the parent has opened for us
 INTERVAL = 1.0  # seconds between reports

@@ -1,4 +1,4 @@
-"""Troubles are said once, and tried again at growing intervals."""
+"""Troubles are logged once, and tried again at growing intervals."""
 
 import gc
 import logging
@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from embedworker.errors import ConfigurationError
-from embedworker.service import patience as module
-from embedworker.service.patience import LONGEST, REMIND, Patience, Troubles
+from embedworker.service import outages as module
+from embedworker.service.outages import REMIND, OutageLog
+from embedworker.service.retry import LONGEST, Backoff
 
 log = logging.getLogger("embedworker.test")
 
@@ -25,17 +26,17 @@ def said(
 
 
 def test_two_troubles_that_alternate_are_said_once_each(said: pytest.LogCaptureFixture) -> None:
-    patience = Patience(log, "the connection")
+    backoff = Backoff(log, "the connection")
     for _ in range(5):
-        patience.say("refused")
-        patience.say(psycopg.OperationalError("reset by peer"))
+        backoff.say("refused")
+        backoff.say(psycopg.OperationalError("reset by peer"))
     assert [record.getMessage() for record in said.records] == [
         "the connection: refused; trying again",
         "the connection: reset by peer; trying again",
     ]
-    patience.success()
-    patience.success()
-    patience.say("refused")
+    backoff.success()
+    backoff.success()
+    backoff.say("refused")
     assert [record.levelname for record in said.records] == [
         "WARNING",
         "WARNING",
@@ -45,21 +46,21 @@ def test_two_troubles_that_alternate_are_said_once_each(said: pytest.LogCaptureF
 
 
 def test_pauses_grow_to_a_limit_and_start_over(said: pytest.LogCaptureFixture) -> None:
-    patience = Patience(log, "the connection")
-    pauses = [patience.next_pause() for _ in range(20)]
+    backoff = Backoff(log, "the connection")
+    pauses = [backoff.next_pause() for _ in range(20)]
     assert pauses[0] < 0.2
     assert all(0.75 * LONGEST <= pause <= 1.25 * LONGEST for pause in pauses[10:])
-    patience.success()
-    assert patience.next_pause() < 0.2
+    backoff.success()
+    assert backoff.next_pause() < 0.2
     assert said.records == []
 
 
 def test_an_end_is_not_waited_out() -> None:
     stopped = threading.Event()
     stopped.set()
-    patience = Patience(log, "the connection", longest=1000)
+    backoff = Backoff(log, "the connection", longest=1000)
     for _ in range(20):
-        patience.wait("refused", stopped)
+        backoff.wait("refused", stopped)
 
 
 @pytest.fixture
@@ -72,9 +73,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_common_trouble_is_said_by_one(
     said: pytest.LogCaptureFixture, clock: list[float]
 ) -> None:
-    troubles = Troubles()
-    first, second = (Patience(log, what, troubles=troubles) for what in ("the first", "the second"))
-    stranger = Patience(log, "a stranger")
+    troubles = OutageLog()
+    first, second = (Backoff(log, what, outages=troubles) for what in ("the first", "the second"))
+    stranger = Backoff(log, "a stranger")
     for each in (first, second, stranger):
         each.say("refused")
     second.say("reset by peer")
@@ -99,16 +100,16 @@ def test_a_common_trouble_is_said_by_one(
 
 
 @pytest.fixture
-def lane() -> Patience:
+def lane() -> Backoff:
     """Its listener, which ends with the session of the lane, has said that there was a reset."""
-    troubles = Troubles()
-    Patience(log, "the listener", troubles=troubles).say("reset by peer")
+    troubles = OutageLog()
+    Backoff(log, "the listener", outages=troubles).say("reset by peer")
     gc.collect()
-    return Patience(log, "the lane", troubles=troubles)
+    return Backoff(log, "the lane", outages=troubles)
 
 
 def test_one_that_was_silent_speaks_for_one_that_is_gone(
-    said: pytest.LogCaptureFixture, lane: Patience
+    said: pytest.LogCaptureFixture, lane: Backoff
 ) -> None:
     lane.say("reset by peer")
     lane.success()
@@ -116,7 +117,7 @@ def test_one_that_was_silent_speaks_for_one_that_is_gone(
 
 
 def test_what_was_said_by_one_that_is_gone_is_news_after_a_success(
-    said: pytest.LogCaptureFixture, lane: Patience
+    said: pytest.LogCaptureFixture, lane: Backoff
 ) -> None:
     lane.success()
     lane.say("reset by peer")
@@ -135,7 +136,7 @@ def test_an_attempt_is_repeated_after_an_error_until_the_end() -> None:
         if outcome is not None:
             raise outcome
 
-    Patience(log, "the connection").keep_trying(
+    Backoff(log, "the connection").keep_trying(
         attempt, stopped, lost=lambda error: lost.append(str(error))
     )
     assert (outcomes, lost) == ([], ["reset"])
@@ -143,13 +144,13 @@ def test_an_attempt_is_repeated_after_an_error_until_the_end() -> None:
 
 def test_an_error_that_cannot_pass_ends_the_attempts() -> None:
     """A fatal error is raised although its base class would be waited for; so is any other kind."""
-    patience = Patience(log, "the connection")
+    backoff = Backoff(log, "the connection")
 
     def attempt(error: Exception) -> None:
         raise error
 
     for error in (ConfigurationError("no such device"), ZeroDivisionError()):
         with pytest.raises(type(error)):
-            patience.keep_trying(
+            backoff.keep_trying(
                 partial(attempt, error), threading.Event(), fatal=(ConfigurationError,)
             )

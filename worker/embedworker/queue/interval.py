@@ -2,16 +2,17 @@
 
 import time
 
-__all__ = ["Looks"]
+__all__ = ["IdleInterval"]
 
 FIRST = 60.0  # seconds
 LONGEST = 600.0  # seconds
 
 
-class Looks:
-    """Looks at sources: ``first`` seconds apart while rows change, further apart while none do.
+class IdleInterval:
+    """When each source is looked at again.
 
-    Each is a statement or three. An idle worker made seven of them a minute for each table.
+    Looks are ``first`` seconds apart while rows change, and further apart while none do.
+    Each look is a statement or three. An idle worker made seven of them a minute for each table.
     """
 
     def __init__(self, first: float = FIRST) -> None:
