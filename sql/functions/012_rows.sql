@@ -46,6 +46,19 @@ return (
     ) as of_table
 );
 
+-- The type of the column that holds the vectors of a source: vector, or halfvec, whose numbers have 2 bytes each.
+-- Null where the table or the column was dropped. The column is the only place that says so.
+create or replace function embed._storage(source embed.source) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select t.typname
+    from pg_attribute a
+    join pg_type t on t.oid = a.atttypid and t.typname in ('vector', 'halfvec')
+    where a.attrelid = case when source.into_attnum is null then source.vectors else source.relation end
+    and case when source.into_attnum is null then a.attname = 'embedding' else a.attnum = source.into_attnum end
+);
+
 -- What is wrong with the vectors of a row, as an SQL expression: an aggregate over the passages v of the row r, whose
 -- columns are text, hash, stored (the vector, where a column of the table holds it) and fingerprint (the active
 -- one; null where no worker has come yet, and then no model is wrong).
@@ -62,11 +75,12 @@ return (
             when count(*) = 0 then ''missing''
             when not bool_and(v.hash = r.hash and v.fingerprint = coalesce(r.fingerprint, v.fingerprint)) then ''stale''
             when count(*) <> max(v.chunk) + 1
-                or not bool_and(coalesce(v.checksum = substr(sha256(%I.vector_send(%s)), 1, 8), false))
+                or not bool_and(coalesce(v.checksum = substr(sha256(%I.%I(%s)), 1, 8), false))
                 or embed.nonblank(substr(r.text, max(v.passage_end) + 1)) is not null
             then ''altered''
         end',
-        n.nspname, case when source.into_attnum is null then 'v.embedding' else 'r.stored' end
+        n.nspname, coalesce(embed._storage(source), 'vector') || '_send',
+        case when source.into_attnum is null then 'v.embedding' else 'r.stored' end
     )
     from pg_catalog.pg_extension e
     join pg_catalog.pg_namespace n on n.oid = e.extnamespace

@@ -7,7 +7,33 @@ language sql immutable
 set search_path = pg_catalog, pg_temp
 return case when dimensions <= 2000 then 'vector' when dimensions <= 4000 then 'halfvec' end;
 
--- The expression that the index is built over and that a search orders by: the two must be the same.
+-- What a vector takes, in bytes.
+create or replace function embed._vector_bytes(storage text, dimensions integer) returns integer
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return case storage when 'halfvec' then 2 else 4 end * dimensions + 8;
+
+-- Refuses a storage that there is not. Null is left to what is there.
+create or replace function embed._check_storage(storage text) returns void
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if storage not in ('vector', 'halfvec') then
+        raise exception 'storage is %, expected ''vector'' or ''halfvec''', quote_literal(storage)
+            using errcode = 'EW003', hint = 'Leave it out, or give ''vector'' or ''halfvec''.';
+    end if;
+end
+$$;
+
+create or replace function embed._index_type(source embed.source) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return case when embed._storage(source) = 'halfvec' and source.dimensions <= 4000 then 'halfvec'
+    else embed._index_type(source.dimensions) end;
+
+-- The expression that the index is built over and that a search orders by: the two must be the same. Where the column
+-- is a halfvec, the server drops the cast and takes the column.
 create or replace function embed._index_expression(vector text, type text, dimensions integer) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
@@ -33,7 +59,7 @@ return (
         ),
         t.type
     )
-    from (select embed._index_type(source.dimensions) as type) as t
+    from (select embed._index_type(source) as type) as t
     where t.type is not null
 );
 

@@ -73,7 +73,11 @@ declare
         select format(
             '%s %s',
             a.attname,
-            case when t.typname in ('vector', 'sparsevec') then t.typname::text else format_type(a.atttypid, -1) end
+            case
+                when t.typname = 'halfvec' then 'vector'
+                when t.typname in ('vector', 'sparsevec') then t.typname
+                else format_type(a.atttypid, -1)
+            end
         )
         from pg_attribute a join pg_type t on t.oid = a.atttypid
         where a.attrelid = vectors and a.attnum > 0 and not a.attisdropped
@@ -83,8 +87,10 @@ begin
 end
 $$;
 
--- Makes the table of the vectors, or takes one that is left from an earlier registration.
-create or replace function embed._make_vectors(source embed.source) returns regclass
+-- Makes the table of the vectors, or takes one that is left from an earlier registration. Without a storage it is that
+-- of the table that is left, or vector.
+drop function if exists embed._make_vectors(embed.source);
+create or replace function embed._make_vectors(source embed.source, storage text) returns regclass
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -103,7 +109,7 @@ begin
         else format('embed.state_%s', source.id) end;
     if to_regclass(vectors) is not null then
         -- Its vectors are used where their text has not changed.
-        perform embed._check_adoptable(to_regclass(vectors), source);
+        perform embed._check_adoptable(to_regclass(vectors), source, storage);
         return to_regclass(vectors);
     end if;
     if source.into_column is null then
@@ -119,7 +125,9 @@ begin
         embed._declared(source.relation, source.key_attnums, source.keys),
         case
             when source.into_column is null
-                then format('embedding %I.vector(%s) not null,', vector_schema, source.dimensions)
+                then format(
+                    'embedding %I.%I(%s) not null,', vector_schema, coalesce(storage, 'vector'), source.dimensions
+                )
             else ''
         end,
         embed._each('%1$I', source.keys, ', ')
@@ -132,13 +140,19 @@ begin
 end
 $$;
 
-create or replace function embed._check_adoptable(vectors regclass, source embed.source) returns void
+drop function if exists embed._check_adoptable(regclass, embed.source);
+create or replace function embed._check_adoptable(vectors regclass, source embed.source, storage text) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     dims integer := (select a.atttypmod from pg_attribute a where a.attrelid = vectors and a.attname = 'embedding');
     lacks text := embed._lacking_columns(vectors, source);
+    held constant text := (
+        select t.typname
+        from pg_attribute a join pg_type t on t.oid = a.atttypid
+        where a.attrelid = vectors and a.attname = 'embedding'
+    );
 begin
     if lacks is null and not exists (select from pg_class c where c.oid = vectors and c.relkind = 'r') then
         lacks := 'being a table';
@@ -164,6 +178,10 @@ begin
     if source.into_column is null and dims <> source.dimensions then
         raise exception 'vectors in % have % dimensions, but the model makes %', vectors, dims, source.dimensions
             using errcode = 'EW005', hint = 'Drop or rename that table, or enable with a model of its dimensions.';
+    end if;
+    if source.into_column is null and storage <> held then
+        raise exception 'table % exists and its vectors are of type %, not %', vectors, held, storage
+            using errcode = 'EW003', hint = 'Leave storage out to go on with them, or drop or rename that table.';
     end if;
     -- Its owner could have put a trigger on it, which would run as the worker, and reads past row
     -- security. So it must be of somebody who could do that anyhow.

@@ -1,5 +1,9 @@
 -- embed.enable.
 
+drop function if exists
+    embed.enable(regclass, text[], text, text, text, text, boolean, text, text[], boolean),
+    embed._enable(regclass, text[], text, text, text, text, boolean, text, text[], boolean);
+
 create or replace function embed.enable(
     relation regclass,
     columns text[],
@@ -10,7 +14,8 @@ create or replace function embed.enable(
     chunk boolean default true,
     filter text default null,
     key text[] default null,
-    words boolean default true
+    words boolean default true,
+    storage text default null
 ) returns regclass
 language plpgsql
 as $$
@@ -29,18 +34,19 @@ begin
             );
     end if;
     perform embed._probe_filter(relation, filter);
-    return embed._enable(relation, columns, name, model, template, into_column, chunk, filter, key, words);
+    return embed._enable(relation, columns, name, model, template, into_column, chunk, filter, key, words, storage);
 end
 $$;
 
-comment on function embed.enable(regclass, text[], text, text, text, text, boolean, text, text[], boolean) is
+comment on function embed.enable(regclass, text[], text, text, text, text, boolean, text, text[], boolean, text) is
     'Makes a table searchable by the meaning of the given text columns; returns the table that holds the vectors. '
-    'words => false leaves out what searches by words need: time, space and an index.';
+    'words => false leaves out what searches by words need: time, space and an index. storage is ''vector'', or '
+    '''halfvec'', which takes half the bytes; without it the vectors of a table stay as they are.';
 
 create or replace function embed._enable(
     relation regclass, columns text[], name text, model text, template text, into_column text, chunk boolean,
     filter text, key text[],
-    words boolean
+    words boolean, storage text
 ) returns regclass
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -49,6 +55,7 @@ declare
     -- Parameters share their names with columns of embed.source.
     a_relation constant regclass := relation;
     a_name constant text := coalesce(_enable.name, (select c.relname from pg_class c where c.oid = a_relation));
+    a_storage constant text := storage;
     a_model embed.model;
     old embed.source;
     new embed.source;
@@ -58,6 +65,7 @@ declare
         select n.nspname from pg_extension e join pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector'
     );
     found_dims integer;
+    found_storage text;
 begin
     select c.relkind, c.relpersistence, c.relname, n.nspname into class
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -95,6 +103,7 @@ begin
         raise exception '% is null', case when chunk is null then 'chunk' else 'words' end
             using errcode = 'EW003', hint = 'Leave it out, or give true or false.';
     end if;
+    perform embed._check_storage(a_storage);
 
     select c.name, a.attnum, format_type(a.atttypid, a.atttypmod) as type_name
     into bad
@@ -179,20 +188,21 @@ begin
     new.into_column := into_column;
 
     if into_column is not null then
-        select a.attnum, a.atttypmod into new.into_attnum, found_dims
+        select a.attnum, a.atttypmod, t.typname into new.into_attnum, found_dims, found_storage
         from pg_attribute a
         join pg_type t on t.oid = a.atttypid
         where a.attrelid = a_relation and a.attname = into_column and not a.attisdropped
-        and t.typname = 'vector' and a.attnotnull = false;
-        if not found then
-            raise exception 'table % has no nullable column % of type vector(%)', a_relation, quote_ident(into_column),
-                a_model.dimensions
+        and t.typname in ('vector', 'halfvec') and a.attnotnull = false;
+        if not found or found_storage <> a_storage then
+            raise exception 'table % has no nullable column % of type %(%)', a_relation, quote_ident(into_column),
+                coalesce(a_storage, 'vector'), a_model.dimensions
                 using errcode = 'EW003',
                 hint = format(
-                    'Add it: alter table %s add column %I %I.vector(%s);',
+                    'Add it: alter table %s add column %I %I.%I(%s);',
                     a_relation,
                     into_column,
                     vector_schema,
+                    coalesce(a_storage, 'vector'),
                     a_model.dimensions
                 );
         end if;
@@ -215,7 +225,7 @@ begin
         select * into old from embed.source s where s.id = old.id;
     end if;
     if old.id is not null then
-        return embed._enable_again(old, new);
+        return embed._enable_again(old, new, a_storage);
     end if;
 
     if new.keys && array[
@@ -244,7 +254,9 @@ begin
     insert into embed.source_state (source) values (new.id);
 
     perform embed._make_queue(new);
-    update embed._own_source s set vectors = embed._make_vectors(new) where s.id = new.id returning * into new;
+    update embed._own_source s set vectors = embed._make_vectors(new, a_storage)
+    where s.id = new.id
+    returning * into new;
     perform embed._write_capture(new);
     perform embed._attach_capture(new);
     perform embed._guard_vectors(new);

@@ -1,7 +1,8 @@
 -- embed.enable of a table that is enabled already.
 
 -- Changes a source to what is asked for, or refuses. Returns what embed.enable returns.
-create or replace function embed._enable_again(old embed.source, new embed.source) returns regclass
+drop function if exists embed._enable_again(embed.source, embed.source);
+create or replace function embed._enable_again(old embed.source, new embed.source, storage text) returns regclass
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -30,6 +31,14 @@ begin
                 new.relation::text
             );
     end if;
+    if storage <> embed._storage(old) then
+        raise exception '% is enabled already, with storage => %', new.relation, quote_literal(embed._storage(old))
+            using errcode = 'EW003',
+            hint = format(
+                'A switch changes it in the background: select embed.begin_switch(%L, storage => %L, name => %L);',
+                new.relation::text, storage, old.name
+            );
+    end if;
     perform embed._set_words(old, new.words);
     if (old.columns, old.column_attnums, old.watch_attnums, old.template, old.filter, old.model)
         is not distinct from
@@ -45,7 +54,7 @@ begin
     set columns = new.columns, column_attnums = new.column_attnums, watch_attnums = new.watch_attnums,
         template = new.template, filter = new.filter, model = new.model,
         vectors = case when exists (select from pg_class c where c.oid = old.vectors) then old.vectors
-            else embed._make_vectors(old) end,
+            else embed._make_vectors(old, storage) end,
         version = nextval('embed.seq')
     where s.id = old.id
     returning * into new;

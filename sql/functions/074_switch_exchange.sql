@@ -1,8 +1,9 @@
 -- How the two sides of a switch exchange their names, in one transaction.
 
--- The column beside that of a source, for vectors of another model; made where the table has none. Who was granted the
+-- The column beside that of a source, for other vectors; made where the table has none. Who was granted the
 -- column is granted this one.
-create or replace function embed._make_next_column(source embed.source, model text) returns text
+drop function if exists embed._make_next_column(embed.source, text);
+create or replace function embed._make_next_column(source embed.source, model text, storage text) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -18,8 +19,8 @@ begin
     end if;
     perform embed._require_owner(source.relation), embed._lock_tables(array[source.relation]);
     execute format(
-        'alter table %s add column %I @extschema:vector@.vector(%s)',
-        source.relation, column_name,
+        'alter table %s add column %I @extschema:vector@.%I(%s)',
+        source.relation, column_name, storage,
         -- An unknown model is refused by embed.enable, which says which are known.
         coalesce((select m.dimensions from embed.model m where m.name = _make_next_column.model), source.dimensions)
     );

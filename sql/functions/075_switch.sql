@@ -1,6 +1,6 @@
--- A change of the model of a table, with a way back.
+-- A change of the model of a table, or of the type of its vectors, with a way back.
 --
--- The successor is a second source of the same table, with vectors of the other model. From its beginning
+-- The successor is a second source of the same table, with vectors of the other model or type. From its beginning
 -- every change of a row goes to both. The cut exchanges their names in one transaction: of the vector
 -- tables, of their indexes, and of the sources. So a query that names <table>_embedding gets the vectors of
 -- the source that answers, and embed.query(…, of => table) gives the question's vector by its model.
@@ -44,9 +44,11 @@ begin
 end
 $$;
 
--- together: by embed.use_model, with the others that follow the default model.
+-- together: by embed.use_model, with the others that follow the default model. Without a model or a storage it is
+-- that of the table.
+drop function if exists embed._begin_switch(regclass, text, text, boolean);
 create or replace function embed._begin_switch(
-    relation regclass, model text, name text, together boolean
+    relation regclass, model text, name text, together boolean, storage text default null
 ) returns regclass
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -58,30 +60,39 @@ declare
     was embed.switch_state;
     next_name text;
     next_column text;
+    next_model text;
+    next_storage text;
 begin
     perform embed._require_role(
         'embed_admin', has_table_privilege('embed._own_source', 'insert'), 'embed.begin_switch'
     );
+    perform embed._check_storage(_begin_switch.storage);
     perform pg_advisory_xact_lock(embed._lock_global(), embed._turn_enable());
     select s.* into old
     from embed._sources(_begin_switch.relation, _begin_switch.name) as s
     join pg_class c on c.oid = s.relation
     order by s.name = c.relname desc, embed._is_standby(s.id), s.id
     limit 1;
+    -- A table that follows the default model goes on to, where its model stays.
+    next_model := coalesce(_begin_switch.model, old.model);
+    next_storage := coalesce(_begin_switch.storage, embed._storage(old), 'vector');
     select w.* into was from embed.switch_state w where old.id in (w.source, w.successor);
     if found then
         select s.* into new from embed.source s where s.id = was.successor;
-        if new.model = _begin_switch.model and not was.cut then
+        if new.model is not distinct from next_model and embed._storage(new) = next_storage and not was.cut then
             update embed.switch_state w set together = was.together or _begin_switch.together
             where w.source = was.source;
             return case when new.into_column is null then new.vectors else relation end;
         end if;
-        raise exception 'the model of % is being changed to % already', relation, quote_literal(new.model)
+        raise exception 'the model of % is being changed to % already', relation,
+            quote_literal(coalesce(new.model, embed.default_model()))
             using errcode = 'EW010', hint = 'End that with embed.end_switch first.';
     end if;
-    if coalesce(old.model, embed.default_model()) = _begin_switch.model then
-        raise exception '% has vectors of % already', relation, quote_literal(_begin_switch.model)
-            using errcode = 'EW003', hint = 'Name another model.';
+    if coalesce(old.model, embed.default_model()) = coalesce(next_model, embed.default_model())
+        and embed._storage(old) = next_storage then
+        raise exception '% has vectors of % already, of the type %', relation,
+            quote_literal(coalesce(next_model, embed.default_model())), next_storage
+            using errcode = 'EW003', hint = 'Name another model, or another storage => ….';
     end if;
     -- With room for what the name of the table of vectors ends with, or both sides of a long name had the same table.
     next_name := regexp_replace(embed._bounded_name(old.name, '_next_embedding'), '_embedding$', '');
@@ -92,7 +103,7 @@ begin
     end if;
 
     if old.into_column is not null then
-        next_column := embed._make_next_column(old, _begin_switch.model);
+        next_column := embed._make_next_column(old, next_model, next_storage);
     end if;
     perform embed.enable(
         relation,
@@ -102,11 +113,12 @@ begin
             order by c.place
         ),
         name => next_name,
-        model => coalesce(_begin_switch.model, ''),
+        model => next_model,
         into_column => next_column,
         chunk => old.chunk or next_column is not null,
         key => array(select embed._column_name(old.relation, k.attnum) from unnest(old.key_attnums) as k (attnum)),
-        words => old.words
+        words => old.words,
+        storage => next_storage
     );
     -- How the other source reads its rows, as it is stored: nothing is parsed again.
     update embed._own_source s
@@ -118,7 +130,7 @@ begin
     perform embed._grant_worker(new);
     update embed.source_state t set structure = embed._structure(new) where t.source = new.id;
     insert into embed.switch_state (source, successor, together) values (old.id, new.id, _begin_switch.together);
-    if old.model is null and not together then
+    if old.model is null and next_model is not null and not together then
         raise notice 'embed.query(''…'') gives vectors of the default model, %', quote_literal(embed.default_model())
             using hint = format(
                 'Before you cut over, write embed.query(''…'', of => %L) where %s is searched.',
@@ -129,14 +141,17 @@ begin
 end
 $$;
 
-create or replace function embed.begin_switch(relation regclass, model text, name text default null) returns regclass
+drop function if exists embed.begin_switch(regclass, text, text);
+create or replace function embed.begin_switch(
+    relation regclass, model text default null, name text default null, storage text default null
+) returns regclass
 language sql
 set search_path = pg_catalog, pg_temp
-return embed._begin_switch(relation, model, name, false);
+return embed._begin_switch(relation, model, name, false, storage);
 
-comment on function embed.begin_switch(regclass, text, text) is
-    'Begins to fill a second set of vectors of a table, by another model; the present ones answer meanwhile. Returns '
-    'the table that holds the new ones.';
+comment on function embed.begin_switch(regclass, text, text, text) is
+    'Begins to fill a second set of vectors of a table, by another model or of another storage (''vector'', '
+    '''halfvec''); the present ones answer meanwhile. Returns the table that holds the new ones.';
 
 -- Begins a switch of every source that follows the default model.
 create or replace function embed._begin_switches(model text) returns void

@@ -11,8 +11,8 @@ select
     x.coverage as from_coverage, x.pending as from_pending, x.dead as from_dead,
     pg_catalog.pg_total_relation_size(case when w.cut then a.vectors else b.vectors end) + case
         when a.into_column is null then 0
-        when w.cut then coalesce(x.embedded, 0) * (4 * a.dimensions + 8)
-        else coalesce(y.embedded, 0) * (4 * b.dimensions + 8)
+        when w.cut then coalesce(x.embedded, 0) * embed._vector_bytes(embed._storage(a), a.dimensions)
+        else coalesce(y.embedded, 0) * embed._vector_bytes(embed._storage(b), b.dimensions)
     end as extra_bytes,
     w.judgement, w.forced, w.started_at, w.cut_over_at, w.rolled_back_at
 from embed.switch_state w

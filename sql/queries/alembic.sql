@@ -16,6 +16,7 @@ select
     end as into_column,
     s.chunk,
     s.words,
+    embed._storage(s) as storage,
     embed._filter_sql(s) as filter,
     array(
         select coalesce(embed._column_name(s.relation, k.attnum), s.keys[k.place])

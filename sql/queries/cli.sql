@@ -37,7 +37,8 @@ select embed.enable(
     chunk => %(chunk)s,
     filter => %(filter)s,
     key => %(key)s::text[],
-    words => %(words)s
+    words => %(words)s,
+    storage => %(storage)s
 )::text;
 
 -- cli_disable

@@ -29,11 +29,11 @@ written as (
     insert into {vectors} ({vector_keys}, chunk, passage_start, passage_end, truncated, embedding, terms,
         fingerprint, hash, checksum, seq)
     select {m_places}, p.chunk, p.passage_start, p.passage_end, p.truncated, p.embedding, p.terms,
-        %(fingerprint)s, m.hash, substr(sha256({vector_send}(p.embedding)), 1, 8), m.seq
+        %(fingerprint)s, m.hash, substr(sha256({stored_send}(p.embedding)), 1, 8), m.seq
     from mine m
     join unnest(
         %(positions)s::integer[], %(passages)s::integer[], %(starts)s::integer[], %(ends)s::integer[],
-        %(truncated)s::boolean[], %(embeddings)b::{vector}[], %(terms)b::{sparsevec}[]
+        %(truncated)s::boolean[], %(embeddings)b::{vector}[]::{stored}[], %(terms)b::{sparsevec}[]
     ) as p (position, chunk, passage_start, passage_end, truncated, embedding, terms) on p.position = m.position
     on conflict ({vector_keys}, chunk) do update
     set passage_start = excluded.passage_start,
@@ -111,7 +111,7 @@ passage as materialized (
     select *
     from unnest(
         %(positions)s::integer[], %(passages)s::integer[], %(starts)s::integer[], %(ends)s::integer[],
-        %(truncated)s::boolean[], %(embeddings)b::{vector}[], %(terms)b::{sparsevec}[]
+        %(truncated)s::boolean[], %(embeddings)b::{vector}[]::{stored}[], %(terms)b::{sparsevec}[]
     ) as p (position, chunk, passage_start, passage_end, truncated, embedding, terms)
     where p.chunk = 0
 ),
@@ -131,7 +131,7 @@ written as (
     insert into {vectors} ({vector_keys}, chunk, passage_start, passage_end, truncated, terms, fingerprint,
         hash, checksum, seq)
     select {m_places}, 0, p.passage_start, p.passage_end, p.truncated, p.terms, %(fingerprint)s, m.hash,
-        substr(sha256({vector_send}(p.embedding)), 1, 8), m.seq
+        substr(sha256({stored_send}(p.embedding)), 1, 8), m.seq
     from ready m
     join passage p on p.position = m.position
     on conflict ({vector_keys}, chunk) do update

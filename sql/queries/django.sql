@@ -3,7 +3,7 @@
 select embed.enable(
     ({relation})::pg_catalog.regclass, ({columns})::text[], name => {source}, model => {model}, template => {template},
     into_column => {into_column}, chunk => {chunk}, filter => {filter},
-    words => {words}
+    words => {words}, storage => {storage}
 );
 
 -- django_disable

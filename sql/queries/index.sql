@@ -12,7 +12,7 @@ and x.method = 'hnsw';
 -- index_definition
 -- What the index is over, null where there can be none, as what type it holds a vector, and in what
 -- schema it will be.
-select embed._index_definition(s), embed._index_type(s.dimensions), n.nspname
+select embed._index_definition(s), embed._index_type(s), n.nspname
 from embed.source s
 join pg_catalog.pg_class c on c.oid = case when s.into_column is null then s.vectors else s.relation end
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace

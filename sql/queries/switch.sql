@@ -1,6 +1,8 @@
 -- switch_begin
 -- Begin to fill a second set of vectors of a table; the table that holds them.
-select embed.begin_switch(%(relation)s::bigint::oid::regclass, %(model)s, name => %(name)s)::text;
+select embed.begin_switch(
+    %(relation)s::bigint::oid::regclass, %(model)s, name => %(name)s, storage => %(storage)s
+)::text;
 
 -- switch_cut_over
 -- Have the other vectors answer.

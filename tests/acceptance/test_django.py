@@ -252,13 +252,15 @@ def test_arguments_that_are_false_get_into_the_migration_and_the_call(project: P
         "import django; django.setup()\n"
         "from shop.models import Article\n"
         "from embedworker.integrations.django import Embedding\n"
-        "given = Embedding(fields=['content'], name='short', chunk=False, words=False)\n"
+        "given = Embedding(fields=['content'], name='short', chunk=False, words=False,"
+        " storage='halfvec')\n"
         "_, args, options = given.deconstruct()\n"
         "assert Embedding(*args, **options).deconstruct() == given.deconstruct()\n"
         "print(given.create_sql(Article, None))"
     )
     assert "chunk => false" in said
     assert "words => false" in said
+    assert "storage => 'halfvec'" in said
 
 
 def test_the_example_runs(hash_database: str, workers: Workers) -> None:

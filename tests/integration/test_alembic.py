@@ -342,6 +342,17 @@ def test_what_cannot_be_changed_in_place_is_made_anew(project: Project) -> None:
     assert said.index("op.disable_embedding") < said.index("model='BAAI/bge-m3'")
 
 
+def test_halfvec_is_declared_or_left_as_it_is(project: Project) -> None:
+    project.models(ARTICLE.replace('"content")', '"content", storage="halfvec")'))
+    said = body(project.step(), "upgrade")
+    assert "op.enable_embedding('article', ['title', 'content'], storage='halfvec')" in said
+    project.models(ARTICLE)
+    assert not project.changed()
+    project.models(ARTICLE.replace('"content")', '"content", storage="vector")'))
+    said = body(project.step(), "upgrade")
+    assert said.index("op.disable_embedding") < said.index("storage='vector'")
+
+
 def test_a_declaration_is_taken_back(project: Project, connection: Connection) -> None:
     project.models(ARTICLE)
     project.step()

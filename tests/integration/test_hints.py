@@ -386,10 +386,27 @@ CASES = {
         "select embed.add_model('mine', 384), embed.add_model('other', 384);" + SWITCH,
     ),
     "switch to the same model": Case(
-        "Name another model.",
+        "Name another model, or another storage",
         "select embed.begin_switch('article', embed.default_model())",
         SWITCH,
         "select embed.add_model('mine', 384)",
+    ),
+    "storage that there is not": Case(
+        "Leave it out, or give 'vector' or 'halfvec'",
+        PLAIN.format(", storage => 'half'"),
+        PLAIN.format(", storage => 'halfvec'"),
+    ),
+    "another storage": Case(
+        "A switch changes it in the background: select embed.begin_switch(%L",
+        "select embed.enable('article', array['body'], storage => 'halfvec')",
+        "{command}",
+    ),
+    "vectors left of another storage": Case(
+        "Leave storage out to go on with them, or drop or rename that table",
+        "select embed.enable('article', array['body'], storage => 'halfvec')",
+        "drop table article_embedding;"
+        "select embed.enable('article', array['body'], storage => 'halfvec')",
+        "select embed.disable('article')",
     ),
     "model of what is not enabled": Case(
         "Give a table that embed.enable was called for",

@@ -30,6 +30,12 @@ NameOption = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Name of the source, if a table is enabled several times."),
 ]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE", help="Type of the vectors: vector, or halfvec with half the bytes."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -76,6 +82,7 @@ def enable(
     no_words: Annotated[
         bool, typer.Option("--no-words", help="Search by meaning alone, without the words.")
     ] = False,
+    storage: StorageOption = None,
 ) -> None:
     """Make a table searchable. Workers embed its rows now, and again after each change."""
     from embedworker.cli.database import connected, find_table
@@ -106,6 +113,7 @@ def enable(
                         "filter": filter_,
                         "key": key or None,
                         "words": not no_words,
+                        "storage": storage,
                     },
                 )
             )

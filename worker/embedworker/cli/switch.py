@@ -9,7 +9,7 @@ import typer
 
 from embedworker.cli.console import JsonOption, note, print_json, settings, step
 from embedworker.cli.console import watch as watch_report
-from embedworker.cli.source import NameOption, TableArgument
+from embedworker.cli.source import NameOption, StorageOption, TableArgument
 from embedworker.errors import ConfigurationError
 from embedworker.extras import require
 
@@ -83,11 +83,26 @@ def plan(
 
 @group.command()
 def start(
-    context: typer.Context, table: TableArgument, model: ModelArgument, name: NameOption = None
+    context: typer.Context,
+    table: TableArgument,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="Model that the database knows; not given: the same."
+        ),
+    ] = None,
+    name: NameOption = None,
+    storage: StorageOption = None,
 ) -> None:
     """Begin to fill a second set of vectors; the present ones answer meanwhile."""
     (vectors,) = _call(
-        context, table, f"starting the switch of {table}", "switch_begin", model=model, name=name
+        context,
+        table,
+        f"starting the switch of {table}",
+        "switch_begin",
+        model=model,
+        name=name,
+        storage=storage,
     )
     typer.echo(f"vectors:   {vectors}")
 

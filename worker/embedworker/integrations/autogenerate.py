@@ -127,6 +127,7 @@ def _change(
         not (found.key_is_default if wanted.key is None else set(wanted.key) == found.key)
         or (wanted.into_column, _chunk(wanted)) != (had.into_column, _chunk(had))
         or dimensions not in (None, found.dimensions)
+        or wanted.storage not in (None, had.storage or "vector")
     ):
         # embed.enable refuses to change these: no vector that is there could be kept.
         yield _disable(had)
@@ -186,6 +187,7 @@ def _enabled(connection: Connection, default: str | None) -> dict[Any, _Enabled]
             filter=row["filter"],
             key=None if row["key_is_default"] else tuple(row["key"]),
             words=row["words"],
+            storage=None if row["storage"] == "vector" else row["storage"],
         )
         found[_place(embedding, default)] = _Enabled(
             embedding,

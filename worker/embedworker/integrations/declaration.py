@@ -51,6 +51,7 @@ class Embedding:
     filter: str | None = None
     key: tuple[str, ...] | None = None
     words: bool = True
+    storage: str | None = None
 
     @property
     def source_name(self) -> str:
@@ -117,7 +118,7 @@ def enable_call(embedding: Embedding, *, schema: str | None) -> Select[Any]:
     """``select embed.enable(…)`` of the table in ``schema``, None for that of the search_path."""
     named: list[ColumnElement[Any]] = [
         _named(name, value)
-        for name in ("name", "model", "template", "into_column", "filter")
+        for name in ("name", "model", "template", "into_column", "filter", "storage")
         if (value := getattr(embedding, name)) is not None
     ]
     named += [

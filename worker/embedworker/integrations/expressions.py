@@ -40,7 +40,10 @@ def query(text: str, model: str | None = None) -> Question:
 
 def distance(vectors: Any, question: Comparable, model: str | None) -> ColumnElement[float]:
     """Return the cosine distance of a column of vectors; a text is a question to ``model``."""
-    compared: ColumnElement[float] = vectors.cosine_distance(_asked(question, model))
+    asked = _asked(question, model)
+    if not isinstance(asked, ColumnElement | Question):
+        asked = literal(asked, VECTOR())  # which the server also reads as a halfvec
+    compared: ColumnElement[float] = vectors.cosine_distance(asked)
     return compared
 
 

@@ -43,6 +43,7 @@ class Embedded:
         filter: str | None = None,  # noqa: A002 -- named as in embed.enable
         key: Sequence[str] | None = None,
         words: bool = True,
+        storage: str | None = None,
     ) -> None:
         outside_of_classes.add(self)
         self._columns = columns
@@ -54,6 +55,7 @@ class Embedded:
             "filter": filter,
             "key": key,
             "words": words,
+            "storage": storage,
         }
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
@@ -89,6 +91,7 @@ def declare_embedded(
     filter: str | None = None,  # noqa: A002 -- named as in embed.enable
     key: Sequence[str] | None = None,
     words: bool = True,
+    storage: str | None = None,
 ) -> None:
     """Declare a plain ``Table``, or a mapped class that keeps the vector in a column of its own.
 
@@ -111,6 +114,7 @@ def declare_embedded(
         filter=filter,
         key=key,
         words=words,
+        storage=storage,
     )
     declare(table.metadata, embedding)
 

@@ -71,6 +71,7 @@ class EnableEmbedding(MigrateOperation):
         filter: str | None = None,  # noqa: A002 -- named as in embed.enable
         key: Sequence[str] | None = None,
         words: bool = True,
+        storage: str | None = None,
     ) -> None:
         """Call ``embed.enable``: make a table searchable by the meaning of its text columns.
 
@@ -89,6 +90,7 @@ class EnableEmbedding(MigrateOperation):
             filter=filter,
             key=None if key is None else tuple(key),
             words=words,
+            storage=storage,
         )
         operations.invoke(cls(embedding))
 

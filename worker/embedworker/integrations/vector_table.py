@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pgvector.sqlalchemy import VECTOR
+from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy import Boolean, Column, DateTime, Integer, MetaData, Table, func, select, tuple_
 from sqlalchemy.orm import (
     InstrumentedAttribute,
@@ -143,7 +143,9 @@ def passages_relationship(
         Column("passage_start", Integer, nullable=False),
         Column("passage_end", Integer, nullable=False),
         Column("truncated", Boolean, nullable=False),
-        Column("embedding", VECTOR(), nullable=False),
+        Column(
+            "embedding", HALFVEC() if embedding.storage == "halfvec" else VECTOR(), nullable=False
+        ),
         Column("fingerprint", Integer, nullable=False),
         Column("embedded_at", DateTime(timezone=True), nullable=False),
         schema=table.schema,

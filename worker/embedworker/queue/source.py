@@ -46,6 +46,7 @@ class Source:
     fingerprint: int | None
     words: dict[str, str]  # of keys, see embed._key_sql
     with_terms: bool = True  # words count in searches
+    storage: str = "vector"  # the type of the column that holds the vectors, or halfvec
     vector_schema: str = field(default="public", compare=False)
 
     @property
@@ -129,7 +130,8 @@ class Source:
             "inner": sql.SQL("operator({}.<#>)").format(sql.Identifier(schema)),
             "sparsevec_send": sql.Identifier(schema, "sparsevec_send"),
             "key_arrays": arrays,
-            "vector_send": sql.Identifier(schema, "vector_send"),
+            "stored": sql.Identifier(schema, self.storage),
+            "stored_send": sql.Identifier(schema, f"{self.storage}_send"),
             **{name: _trusted(value) for name, value in text.items()},
         }
 

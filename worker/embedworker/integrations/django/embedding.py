@@ -42,6 +42,7 @@ class Embedding(models.Index):
         chunk: bool = True,
         filter: str | None = None,  # noqa: A002 -- named as in embed.enable
         words: bool = True,
+        storage: str | None = None,
     ) -> None:
         if not name:
             # Django would make one from the table's name, and a new one when that changes.
@@ -52,6 +53,7 @@ class Embedding(models.Index):
             "template": template,
             "into_column": into_column,
             "filter": filter,
+            "storage": storage,
         }
         self.switches = {"chunk": chunk, "words": words}
 
