@@ -130,8 +130,9 @@ begin
             quote_literal(use_model.name)
             using errcode = 'EW005',
             hint =
-                'Call embed.use_model(name, switch => true), which fills new vectors beside them; or disable them with '
-                'drop_vectors => true first, or name their model in embed.enable.';
+                'Call embed.use_model(name, switch => true), which fills new vectors beside them. One embed.cut_over '
+                'then changes all these tables together. Or disable them with drop_vectors => true first, or name '
+                'their model in embed.enable.';
     end if;
     perform embed._require_no_switch(s.id, 'embed.use_model'::text)
     from embed.source s
@@ -149,7 +150,8 @@ begin
         where s.model is null and x.embedded > 0;
         if missing is not null then
             raise notice 'search finds none of these rows until a worker has embedded them again: %', missing
-                using hint = 'embed.use_model(name, switch => true) fills the new vectors while the old ones answer.';
+                using hint = 'embed.use_model(name, switch => true) fills the new vectors while the old ones answer. '
+                'One embed.cut_over then changes all these tables together.';
         end if;
         update embed._own_source s set version = nextval('embed.seq') where s.model is null;
         insert into embed.sweep_request (source, reason)

@@ -27,8 +27,9 @@ begin
             coalesce(new.model, embed.default_model()), new.dimensions
             using errcode = 'EW005',
             hint = format(
-                'Call embed.disable(%L, drop_vectors => true) first, then enable it with the new model.',
-                new.relation::text
+                'To change the model while the old vectors answer: select embed.begin_switch(%L, %L); without that: '
+                'call embed.disable(%1$L, drop_vectors => true) first, then enable it with the new model.',
+                new.relation::text, coalesce(new.model, embed.default_model())
             );
     end if;
     if storage <> embed._storage(old) then

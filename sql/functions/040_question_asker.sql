@@ -99,8 +99,9 @@ begin
             raise exception 'no worker answered the question within '
             '%', coalesce(nullif(current_setting('embed.query_timeout', true), ''), '5s')
                 using errcode = 'EW001',
-                detail = embed._live_workers(),
-                hint = 'A longer wait is `set embed.query_timeout = ''30s''`; the worker''s log says what keeps it.';
+                detail = embed._live_workers('questions'::text, chosen),
+                hint = 'A worker loads a model at its start. A longer wait is `set embed.query_timeout = ''30s''`; the '
+                'worker''s log says what keeps it.';
         end if;
     end if;
     if lost > 0 then

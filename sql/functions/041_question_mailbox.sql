@@ -48,7 +48,7 @@ begin
         if clock_timestamp() - begun >= grace then
             raise exception 'no worker that answers questions is connected to this database'
                 using errcode = 'EW001',
-                detail = embed._live_workers(),
+                detail = embed._live_workers('questions'::text, null::text),
                 hint = 'Start a worker with `embedworker run`. To wait for one that restarts: set embed.worker_grace '
                 '= ''5s''.';
         end if;

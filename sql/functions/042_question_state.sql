@@ -1,29 +1,45 @@
 -- What the views and errors say of the workers that answer, and of the questions that wait.
 
--- A sentence for an error: the workers whose lock is held, or who cannot hold one and were seen.
-create or replace function embed._live_workers() returns text
-language sql stable
+-- Sentences for an error: the live workers of a lane and the models they reported, and the last error of the source,
+-- or of a source with this model. A login that may not look at embed.source_state learns only that there is one.
+drop function if exists embed._live_workers();
+create or replace function embed._live_workers(lane text, model text, source integer default null) returns text
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
-return (
-    select case count(*)
-        when 0 then 'No worker is connected to this database.'
-        when 1 then '1 worker is connected; it may be loading its model, or not serve questions.'
-        else count(*) || ' workers are connected; they may be loading their model, or not serve questions.'
+as $$
+declare
+    does constant text := case lane when 'questions' then 'answer questions' else 'embed rows' end;
+    workers text;
+    failure text;
+begin
+    select case
+            when count(*) = 0 then 'No worker is connected to this database.'
+            when count(*) filter (where x.serves) = 0 then format('Workers are connected, but none to %s.', does)
+            else format(
+                'Connected workers that %s: %s, the newest for %s s. Models loaded: %s.',
+                does, count(*) filter (where x.serves),
+                greatest(0, extract(epoch from clock_timestamp() - max(x.started_at) filter (where x.serves))::integer),
+                coalesce(string_agg(distinct x.model, ', ') filter (where x.serves), 'none yet')
+            )
+        end
+    into workers
+    from (select w.started_at, w.model, lane = any (w.lanes) as serves from embed.worker w) as x;
+    select format('embed.status says of %s: %s', s.relation, split_part(t.error, E'\n', 1)) into failure
+    from embed.source_state t
+    join embed.source s on s.id = t.source
+    where t.error is not null
+    and case when _live_workers.source is null
+        then coalesce(s.model, embed.default_model()) = _live_workers.model
+        else s.id = _live_workers.source
     end
-    from embed.worker_session w
-    where case
-        when w.lock_held then exists (
-            select
-            from pg_locks l
-            where l.locktype = 'advisory'
-            and l.classid::bigint = embed._lock_worker()
-            and l.objid = w.id::oid
-            and l.objsubid = 2
-            and l.granted and l.database = (select d.oid from pg_database d where d.datname = current_database())
-        )
-        else w.seen_at > clock_timestamp() - interval '1 minute'
-    end
-);
+    order by t.error_at desc
+    limit 1;
+    if failure is not null and not has_table_privilege(embed._login(), 'embed.source_state', 'select') then
+        failure := 'The view embed.status has an error of such a table.';
+    end if;
+    return concat_ws(' ', workers, failure);
+end
+$$;
 
 -- How many questions wait and since when, how many answers are kept, and how often one was found since the
 -- server counts. For those who may see how it goes, but not what is asked. The answers are not counted
@@ -44,6 +60,6 @@ begin atomic
 end;
 
 revoke execute on function
-    embed._live_workers(),
+    embed._live_workers(text, text, integer),
     embed._question_counts()
 from public;

@@ -33,6 +33,22 @@ return (
     limit 1
 );
 
+-- A statement with the condition that matching cannot have, to be completed at each ….
+create or replace function embed._ranged(source embed.source, column_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return format(
+    'select * from %1$s%2$s where %3$I > … order by %4$s <=> (select embed.query(…, of => %1$L)) limit 10',
+    source.relation::text,
+    case when source.into_column is null
+        then format(
+            ' join %s using (%s)', source.vectors, (select string_agg(quote_ident(k), ', ') from unnest(source.keys) k)
+        )
+    end,
+    column_name,
+    coalesce(quote_ident(source.into_column), 'embedding')
+);
+
 -- The conditions as SQL over the table called alias, and what they compare with. No value is in the SQL: they are
 -- the elements of the text array $4 of the statements, each cast to the type of its column.
 --   conditions  'article.tenant operator(pg_catalog.=) ($4[1])::integer and …'; null without conditions
@@ -92,7 +108,15 @@ begin
         if found then
             raise exception 'the column % of % has the type %; matching gives it a json %',
                 wanted.key, source.relation, wanted.type_name, unfit
-                using errcode = 'EW003', hint = 'Give a value as a json text, or a list of values.';
+                using errcode = 'EW003',
+                hint = case
+                    when unfit = 'array' then 'Give a value as a json text, or a list of values.'
+                    else format(
+                        'matching compares for equality: give a value, or a list of values. For a range, write a '
+                        'condition: %s;',
+                        embed._ranged(source, wanted.key)
+                    )
+                end;
         end if;
         first_of := cardinality(given) + 1;
         given := given || array(

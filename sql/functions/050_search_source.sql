@@ -73,6 +73,11 @@ begin
             hint = 'It is under: ' || (select string_agg(quote_literal(s.name), ', '
             '' order by s.id) from embed.source s where s.relation = a_relation) || '.';
     end if;
+    select s.relation into root from embed.source s where s.vectors = a_relation;
+    if found then
+        raise exception '% holds the vectors of %, which is the table to search', a_relation, root
+            using errcode = 'EW002', hint = format('Give null::%s.', root);
+    end if;
     select a.relid into root
     from pg_partition_ancestors(a_relation) as a join embed.source s on s.relation = a.relid
     limit 1;

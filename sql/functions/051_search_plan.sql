@@ -53,7 +53,8 @@ begin
     select t.fingerprint into active from embed.source_state t where t.source = s.id;
     if active is null then
         raise exception 'no worker has embedded % yet', s.relation
-            using errcode = 'EW001', detail = embed._live_workers(),
+            using errcode = 'EW001',
+            detail = embed._live_workers('passages'::text, null::text, s.id),
             hint = case when exists (select from embed.worker w where 'passages' = any (w.lanes))
                 then 'Try again in a moment. The view embed.status shows how far it is, and the worker''s log what '
                 'keeps it.'

@@ -38,7 +38,11 @@ begin
     if @extschema:vector@.vector_dims(question) <> dimensions then
         raise exception 'the question has % dimensions, but the vectors of % have '
         '%', @extschema:vector@.vector_dims(question), relation, dimensions
-            using errcode = 'EW005', hint = 'Make it with the same model: embed.query(text, model).';
+            using errcode = 'EW005',
+            hint = format(
+                'Make it with the model of the table: embed.query(…, of => %L). To change that model: '
+                'embed.begin_switch(%1$L, model).', relation
+            );
     end if;
     if @extschema:vector@.vector_norm(question) = 0 then
         raise exception 'the question is the zero vector, which has no direction to compare'

@@ -99,22 +99,7 @@ begin
 end
 $$;
 
--- What can be said of a source whose texts this role may not read: what waits, from our own tables. The
--- names are those of embed._count.
-create or replace function embed._count_waiting(
-    source embed.source,
-    out rows bigint, out embedded bigint, out stale bigint, out dead bigint, out removing bigint,
-    out truncated bigint, out split bigint, out rows_per_second real, out oldest timestamptz, out waiting bigint
-)
-language sql stable
-set search_path = pg_catalog, pg_temp
-begin atomic
-    select
-        null::bigint, null::bigint, null::bigint, b.dead, null::bigint, null::bigint, null::bigint, null::real,
-        clock_timestamp() - make_interval(secs => b.oldest), b.waiting
-    from embed._backlog(10000::bigint) as b
-    where b.source = (_count_waiting.source).id;
-end;
+drop function if exists embed._count_waiting(embed.source);
 
 -- Whether a source can be counted in a moment: neither its table nor its vectors have so many rows.
 create or replace function embed._is_small(source embed.source, bound integer) returns boolean

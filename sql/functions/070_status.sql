@@ -42,7 +42,6 @@ declare
     bound constant integer := 1000;
     t embed.source_state;
     n record;
-    waiting bigint;
 begin
     select * into t from embed.source_state x where x.source = s.id;
     model := coalesce(s.model, embed.default_model());
@@ -54,10 +53,9 @@ begin
     begin
         perform embed._check_structure(s);
         index_state := coalesce(embed._index_state(s), substring(t.index_state from '^(?:none|failed).*'), 'none');
-        if not embed._may_count(s) then
-            n := embed._count_waiting(s);
-            waiting := n.waiting;
-        elsif exact or (t.counted_at is null or t.recount_at > t.counted_at) and embed._is_small(s, bound) then
+        if embed._may_count(s) and (
+            exact or (t.counted_at is null or t.recount_at > t.counted_at) and embed._is_small(s, bound)
+        ) then
             n := embed._count(s, t.fingerprint);
             counted_at := clock_timestamp();
             estimated := false;
@@ -75,7 +73,7 @@ begin
         removing := n.removing;
         truncated := n.truncated;
         split := n.split;
-        pending := coalesce(rows - embedded - dead, waiting);
+        pending := rows - embedded - dead;
         -- Cut, not rounded: 1 is said only of a table that is whole.
         coverage := case rows when 0 then 1 else trunc(embedded::numeric / rows, 4) end;
         -- A sweep that was asked for may find that there is nothing to do.
@@ -152,8 +150,8 @@ comment on view embed.status is
     'embedding, incomplete (nothing waits, but rows were given up: see embed.failure), paused, stalled, no worker or '
     'error.';
 comment on column embed.status.coverage is
-    'Share of the rows with text whose vector is up to date; 1 only when nothing is pending or dead. Null, like rows '
-    'and embedded, where this role may not read the texts.';
+    'Share of the rows with text whose vector is up to date; 1 only when nothing is pending or dead. Where this role '
+    'may not read the table, each entry that waits counts as a row without a vector.';
 comment on column embed.status.pending is 'Rows with text that wait to be embedded, stale ones among them.';
 comment on column embed.status.stale is
     'Pending rows that are still found by the vector of an older text, or have one of another model.';
@@ -167,7 +165,7 @@ comment on column embed.status.counted_at is
     'looked at. Null: never.';
 comment on column embed.status.estimated is
     'Whether the numbers may be off: a sweep is under way or asked for, no worker has counted yet, or more than 1,000 '
-    'entries wait. embed.status_exact counts.';
+    'entries wait. Where this role may not read the table: whether any waits. embed.status_exact counts.';
 comment on column embed.status.words is
     'Whether words count in searches; false after embed.enable(…, words => false).';
 comment on column embed.status.index_state is

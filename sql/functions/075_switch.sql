@@ -176,7 +176,11 @@ begin
         return;
     end if;
     raise notice 'new vectors are being filled for: %', array_to_string(begun, ', ')
-        using hint = format('When embed.switch says ready for all: select embed.cut_over(%L).', begun[1]);
+        using hint = format(
+            'When embed.switch says ready for all: select embed.cut_over(%L). It cuts all of these tables over, and '
+            'changes the default model.',
+            begun[1]
+        );
 end
 $$;
 

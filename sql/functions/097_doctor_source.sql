@@ -121,6 +121,25 @@ begin
     end if;
     return next;
 
+    -- Of other dimensions, the server refuses to compare them.
+    select d.name, d.dimensions into s from embed.model d where d.name = embed.default_model();
+    if source.model <> s.name and source.dimensions = s.dimensions and not embed._is_standby(source.id) then
+        "check" := 'questions';
+        state := 'warning';
+        detail := format('embed.query(…) without of gives vectors of %s, which cannot be compared with these', s.name);
+        advice := format(
+            'Wherever a statement compares vectors of %s, write embed.query(…, of => %L). embed.search does so by '
+            'itself.',
+            source.relation,
+            (
+                select case c.relname when source.name then c.oid::regclass::text else source.vectors::text end
+                from pg_class c
+                where c.oid = source.relation
+            )
+        );
+        return next;
+    end if;
+
     select * into s
     from embed._status(source, (select exists (select from embed.worker w where 'passages' = any (w.lanes))), false);
 
@@ -153,9 +172,9 @@ begin
     if not embed._may_count(source) then
         "check" := 'vectors';
         detail := format(
-            'not looked at, because the role %s may not read %s', quote_ident(current_user), source.relation
+            'not seen, because the role %s may not read %s', quote_ident(current_user), source.relation
         );
-        state := 'ok';
+        state := 'skipped';
         advice := null;
         return next;
         return;

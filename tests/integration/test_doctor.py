@@ -43,6 +43,28 @@ def test_a_table_that_is_well(article: Connection) -> None:
     assert troubles(article, "database") == {}
 
 
+@pytest.mark.parametrize("name", [None, "second"])
+def test_a_table_of_another_model_than_the_default_one(
+    article: Connection, name: str | None
+) -> None:
+    """embed.query without ``of`` gives a vector that the server compares without an error."""
+    article.execute("create table note (id int primary key, body text)")
+    article.execute("select embed.add_model('equal', 384), embed.add_model('wide', 512)")
+    enable = "select embed.enable('note', '{body}', name => %s, model => %s)"
+    subject = "shop.note" + (f" ({name})" if name else "")
+    article.execute(enable, [name, "equal"])
+    state, found, advice = findings(article, subject)["questions"]
+    assert (state, found.endswith("cannot be compared with these")) == ("warning", True)
+    named = re.search(r"of => '(.+?)'\)", advice or "")
+    assert named
+    asked = article.execute("select embed._model_of(%s)", [named[1]]).fetchone()
+    assert asked == ("equal",)
+    article.execute("select embed.disable('note', drop_vectors => true, name => %s)", [name])
+    article.execute(enable, [name, "wide"])
+    assert "questions" not in findings(article, subject), "the server refuses to compare these"
+    assert "questions" not in findings(article)
+
+
 @pytest.mark.parametrize(
     ("statement", "check", "state", "advice"),
     [

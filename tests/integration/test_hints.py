@@ -222,9 +222,16 @@ CASES = {
         "{command}; select embed.enable('article', array['body'], chunk => false)",
     ),
     "enabled with other dimensions": Case(
-        "Call embed.disable(%L, drop_vectors => true) first, then enable it with the new model",
+        "To change the model while the old vectors answer: select embed.begin_switch(%L, %L); with",
         "select embed.enable('article', array['body'], model => 'wide')",
-        "{command}; select embed.enable('article', array['body'], model => 'wide')",
+        "select embed.disable('article', drop_vectors => true);"
+        "select embed.enable('article', array['body'], model => 'wide')",
+        "select embed.add_model('wide', 512)",
+    ),
+    "enabled with other dimensions, by a switch": Case(
+        "To change the model while the old vectors answer: select embed.begin_switch(%L, %L); with",
+        "select embed.enable('article', array['body'], model => 'wide')",
+        "select embed.begin_switch('article', 'wide')",
         "select embed.add_model('wide', 512)",
     ),
     "another table of that name": Case(
@@ -538,9 +545,15 @@ ASKED = {
         f"select embed.search(null::one, {VECTOR.format(384)})",
     ),
     "dimensions": Case(
-        "Make it with the same model: embed.query(text, model)",
+        "Make it with the model of the table: embed.query(…, of => %L). To change that",
         f"select embed.search(null::one, {VECTOR.format(3)})",
-        "select embed.search(null::one, embed.query('x', embed.default_model()))",
+        "select embed.search(null::one, embed.query('x', of => 'one'))",
+    ),
+    "dimensions, another model": Case(
+        "Make it with the model of the table: embed.query(…, of => %L). To change that",
+        f"select embed.search(null::one, {VECTOR.format(3)})",
+        "select embed.begin_switch('one', 'small')",
+        "select embed.add_model('small', 3)",
     ),
     "zero": Case(
         "Give the vector of a text, as embed.query makes it",
@@ -581,10 +594,34 @@ ASKED = {
         """select embed.search(null::one, 'x', matching => '{"id": 1}')""",
         "alter table one add column place json",
     ),
-    "matching, an object": Case(
+    "matching, a list in a list": Case(
         "Give a value as a json text, or a list of values",
-        """select embed.search(null::one, 'x', matching => '{"body": {"a": 1}}')""",
+        """select embed.search(null::one, 'x', matching => '{"body": [["first"]]}')""",
         """select embed.search(null::one, 'x', matching => '{"body": ["first", "second"]}')""",
+    ),
+    "matching, a range": Case(
+        "matching compares for equality: give a value, or a list of values. For a range, write a",
+        """select embed.search(null::one, 'x', matching => '{"id": {"gt": 5}}')""",
+        "{range}",
+    ),
+    "matching, a range of a table with a column of vectors": Case(
+        "matching compares for equality: give a value, or a list of values. For a range, write a",
+        """select embed.search(null::inside, 'x', matching => '{"n": {"gt": 5}}')""",
+        "{range}",
+        "create table inside (a int, b int, body text, n int, v vector(384), primary key (a, b));"
+        "select embed.enable('inside', array['body'], into_column => 'v');"
+        "update embed.source_state set fingerprint = (select min(id) from embed.fingerprint)"
+        " where fingerprint is null",
+    ),
+    "matching, a range of a table with a key of two": Case(
+        "matching compares for equality: give a value, or a list of values. For a range, write a",
+        """select embed.search(null::pair, 'x', matching => '{"a": {"between": [1, 3]}}')""",
+        "{range}",
+    ),
+    "the table of vectors": Case(
+        "Give null::%s",
+        "select embed.search(null::one_embedding, 'x')",
+        "select embed.search(null::one, 'x')",
     ),
     "matching, another type": Case(
         "Give a value of the type %s",
@@ -656,6 +693,9 @@ def follow(connection: Connection, case: Case, lane: Lane | None = None) -> None
     )
     command = found[1] if found and found.groups() else found and f"select {found[0]}"
     right = case.right.replace("{command}", command or "").replace("…", "'x'")
+    if right == "{range}":
+        assert command is not None
+        right = command.replace("> …", "> 2").replace("…", "'x'")
     for place, part in enumerate(right.split("{drain};")):
         if place:
             assert lane is not None
@@ -716,10 +756,10 @@ ELSEWHERE = {
         "test_switch::test_a_dropped_side_is_named_and_the_switch_can_be_ended"
     ),
     "Before you cut over, write embed.query(": "test_switch::test_the_whole_way_and_back",
-    "When embed.switch says ready for all: select embed.cut_over(": (
+    "When embed.switch says ready for all: select embed.cut_over(%L). It cuts all of these": (
         "test_switch_together::test_tables_that_follow_the_default_model_are_cut_over_together"
     ),
-    "embed.use_model(name, switch => true) fills the new vectors": (
+    "embed.use_model(name, switch => true) fills the new vectors while the old ones answer. One": (
         "test_switch_together::test_tables_that_follow_the_default_model_are_cut_over_together"
     ),
     "Repeat the transaction": "test_switch::test_an_old_transaction_gets_an_error_and_no_mixture",
@@ -815,6 +855,9 @@ ELSEWHERE = {
     "What the owner of a table has put on it": (
         "test_doctor::test_a_superuser_works_on_tables_of_others"
     ),
+    "Wherever a statement compares vectors of %s, write embed.query(": (
+        "test_doctor::test_a_table_of_another_model_than_the_default_one"
+    ),
     "A running worker puts them back": "test_ddl::test_what_no_trigger_saw_between_two_looks",
     "Search does not show those": "test_hints::test_vectors_of_another_model",
     "The view embed.status shows how many are left": "test_hints::test_vectors_of_another_model",
@@ -837,7 +880,7 @@ NOT_FOLLOWED = {
     "Try again.": "a patience",
     "% belongs to %": "a pattern, no advice",
     "Call embed.disable and embed.enable for another one": "the server refuses it before",
-    "A longer wait is": "embed.query_timeout is set in test_query",
+    "A worker loads a model at its start. A longer": "embed.query_timeout is set in test_query",
     "The first time a worker loads the model": "embed.rerank_timeout is set in test_rerank",
     "Ask with the part that matters, at its beginning": "a notice of what was left out",
     "A worker sweeps them all the same": "a notice; the sweep comes in any case",

@@ -352,7 +352,8 @@ def test_worker_is_there_but_does_not_answer(questions: QuestionRunner, owner: C
     owner.execute("set embed.query_timeout = '0.2'")
     said = refused(owner, "EW001", "select embed.query('anyone?')")
     assert "no worker answered the question within 0.2" in said.message_primary
-    assert "1 worker is connected" in said.message_detail
+    assert "Connected workers that answer questions: 1, the newest for " in said.message_detail
+    assert "Models loaded: none yet." in said.message_detail
     owner.execute(
         "update embed.worker_session set lock_held = false, seen_at = now() - '1h'::interval"
     )
@@ -361,7 +362,7 @@ def test_worker_is_there_but_does_not_answer(questions: QuestionRunner, owner: C
     owner.execute("update embed.worker_session set seen_at = now(), lanes = '{passages}'")
     said = refused(owner, "EW001", "select embed.query('anyone?')")
     assert "no worker that answers questions" in said.message_primary
-    assert "1 worker is connected" in said.message_detail
+    assert said.message_detail == "Workers are connected, but none to answer questions."
 
 
 @pytest.mark.parametrize("text", [None, "", "  \n\t", "\u3000\u200b"])

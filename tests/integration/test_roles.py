@@ -22,10 +22,13 @@ from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.loopback import set_up_loopback
 from embedworker.database.migrate import migrate
 from embedworker.database.statements import statement
+from embedworker.errors import NoWorker
 from embedworker.model.catalog import TESTING_MODEL
 from embedworker.queue import compact
 from embedworker.queue.compact import Compactor
 from embedworker.queue.source import Connection
+from embedworker.search.client import Client
+from embedworker.service.counting import count
 
 LOGINS = {
     "owner": "embed_admin",
@@ -228,11 +231,77 @@ def test_stranger_sees_nothing_but_may_ask(url: str, owner: Connection) -> None:
 
 @pytest.mark.usefixtures("lane", "owner")
 def test_who_looks_may_use_the_command_line(url: str) -> None:
-    """What is not known to it is a dash, and null in JSON."""
     cli = Cli(as_login(url, "monitor"))
     assert "shop.person" in cli.ok("status")
     (person,) = [s for s in cli.json("status")["sources"] if s["source"] == "shop.person"]
-    assert (person["rows"], person["coverage"], person["rows_per_second"]) == (None, None, None)
+    assert (person["rows"], person["embedded"], person["coverage"]) == (2, 2, 1)
+
+
+def test_who_looks_sees_the_counts_of_the_owner(url: str, owner: Connection, lane: Lane) -> None:
+    """While rows wait, each counts as one without a vector: to see more it would read keys."""
+    counts = (
+        "select rows, embedded, pending, stale, dead, removing, coverage from embed.status"
+        " where name = 'person'"
+    )
+    estimated = "select estimated from embed.status where name = 'person'"
+    assert count(lane.connection, source_of(owner, "shop.person"))
+    with connect(as_login(url, "monitor")) as monitor:
+
+        def same() -> tuple[int, ...]:
+            seen = monitor.execute(counts).fetchone()
+            assert seen == owner.execute(counts).fetchone()
+            assert seen is not None
+            return seen
+
+        assert same()[:3] == (2, 2, 0)
+        assert monitor.execute(estimated).fetchone() == (False,)
+        owner.execute(
+            "insert into shop.person select n, 'more', true, 1 from generate_series(3, 8) n"
+        )
+        assert same()[:3] == (8, 2, 6)
+        assert monitor.execute(estimated).fetchone() == (True,)
+        assert lane.drain() == []
+        assert same()[:3] == (8, 8, 0)
+        owner.execute("update shop.person set bio = 'less' where id = 8")
+        assert monitor.execute(counts).fetchone() == (9, 8, 1, 0, 0, 0, pytest.approx(0.8888))
+
+
+@pytest.mark.usefixtures("owner")
+def test_who_searches_too_early_learns_what_keeps_the_worker(url: str) -> None:
+    """The error may quote a row, so that only those see it who see embed.status."""
+    with connect(url) as superuser:
+        superuser.execute(
+            "insert into embed.worker_session (id, host, pid, lanes, backend, lock_held)"
+            " values (1, 'test', 0, '{passages}', 0, false)"
+        )
+        superuser.execute(
+            "update embed.source_state set error = 'the model is not here', error_at = now()"
+        )
+        try:
+            for login, said in {
+                "owner": "embed.status says of shop.person: the model is not here",
+                "clerk": "The view embed.status has an error of such a table.",
+            }.items():
+                with Client(as_login(url, login)) as client, pytest.raises(NoWorker) as caught:
+                    client.search("shop.person", "x")
+                found = str(caught.value)
+                assert "Connected workers that embed rows: 1, the newest for " in found
+                assert "Models loaded: none yet." in found
+                assert said.rstrip(".") in found
+                assert ("is not here" in found) == (login == "owner")
+        finally:
+            superuser.execute("delete from embed.worker_session")
+            superuser.execute("update embed.source_state set error = null")
+
+
+@pytest.mark.usefixtures("lane")
+def test_the_doctor_of_a_reader_says_what_it_needs_and_no_problem(url: str) -> None:
+    """A right that a reader lacks is nothing that is broken."""
+    seen = Cli(as_login(url, "stranger")).json("doctor")
+    assert {f["state"] for f in seen} <= {"ok", "skipped", "warning"}, seen
+    (missing,) = [f for f in seen if f["check"] == "embed.doctor()"]
+    assert missing["state"] == "skipped"
+    assert missing["advice"] == "Have a superuser run: grant embed_monitor to t_stranger;"
 
 
 @pytest.mark.usefixtures("lane")
@@ -252,7 +321,7 @@ def test_who_looks_sees_how_it_goes_and_no_text(url: str, owner: Connection, log
             "select state, rows, pending, dead, coverage, error from embed.status "
             "where name = 'person'"
         ).fetchall()
-        assert status == [("embedding", None, 1, 1, None, None)]
+        assert status == [("embedding", 4, 1, 1, 0.5, None)]
         failure = connection.execute("select key, attempts, error, dead from embed.failure")
         ((key, attempts, error, dead),) = failure.fetchall()
         assert (key, attempts, dead) == (None, 5, True)

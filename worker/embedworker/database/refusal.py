@@ -63,17 +63,20 @@ def refusal(error: BaseException) -> EmbedworkerError | None:
     if kind is None:
         found: EmbedworkerError = DatabaseError(f"the server refused it with SQLSTATE {code}")
     else:
-        message, hint = _said(error)
+        message, detail, hint = _said(error)
         if kind is NotMigrated:
             hint = _NO_SCHEMA
+        if kind is NoWorker and detail:  # what workers do; other details may quote a value
+            message = f"{message}. {detail.removesuffix('.')}"
         found = kind(f"{message}. {hint}" if hint else message)
     found.sqlstate = code
     return found
 
 
-def _said(error: BaseException) -> tuple[str, str | None]:
+def _said(error: BaseException) -> tuple[str, str | None, str | None]:
     diag = getattr(error, "diag", None)
     if diag is not None:
-        return diag.message_primary or "", diag.message_hint
+        return diag.message_primary or "", diag.message_detail, diag.message_hint
     said: Any = error.__cause__ or error  # SQLAlchemy wraps asyncpg's own
-    return getattr(said, "message", None) or str(said), getattr(said, "hint", None)
+    message = getattr(said, "message", None) or str(said)
+    return message, getattr(said, "detail", None), getattr(said, "hint", None)

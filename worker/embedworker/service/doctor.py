@@ -68,12 +68,23 @@ def examine(url: str, settings: Settings) -> Iterator[Finding]:
                 "Run `embedworker migrate`.",
             )
         else:
-            yield from _tried("schema", lambda: [_schema(connection)])
-            yield from _inside(connection)
+            try:
+                found = _inside(connection)
+            except psycopg.errors.InsufficientPrivilege as error:
+                yield Finding(
+                    "database",
+                    "embed.doctor()",
+                    "skipped",
+                    "schema, tables, workers and models are not seen: that needs embed_monitor",
+                    error.diag.message_hint,
+                )
+            else:
+                yield from _tried("schema", lambda: [_schema(connection)])
+                yield from found
+                yield from _tried("models", lambda: _models(connection, settings))
             yield from _tried(
                 "notifications", lambda: [_notifications(connection, settings.listen_url or url)]
             )
-            yield from _tried("models", lambda: _models(connection, settings))
         yield from _disks(settings)
 
 
@@ -123,19 +134,23 @@ def _tried(check: str, examine: Callable[[], Iterable[Finding]]) -> list[Finding
         return [Finding("database", check, "problem", said, "Mend what it names, and try again.")]
 
 
-def _inside(connection: Connection) -> Iterator[Finding]:
+def _inside(connection: Connection) -> list[Finding]:
     try:
         with connection.cursor(row_factory=class_row(Finding)) as cursor:
-            yield from cursor.execute(statement("doctor_findings")).fetchall()
+            return cursor.execute(statement("doctor_findings")).fetchall()
     except psycopg.Error as error:
-        yield Finding(
-            "database",
-            "embed.doctor()",
-            "problem",
-            str(error).strip().splitlines()[0],
-            advice(connection, error)
-            or "Run this as the role of the workers, or as the owner of the schema embed.",
-        )
+        if "embed_monitor" in (error.diag.message_hint or ""):
+            raise
+        return [
+            Finding(
+                "database",
+                "embed.doctor()",
+                "problem",
+                str(error).strip().splitlines()[0],
+                advice(connection, error)
+                or "Run this as the role of the workers, or as the owner of the schema embed.",
+            )
+        ]
 
 
 def _notifications(connection: Connection, url: str) -> Finding:
