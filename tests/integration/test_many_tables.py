@@ -123,12 +123,12 @@ def test_looks_for_news_take_a_bounded_share_of_the_time(
         return []
 
     monkeypatch.setattr(scan, "fresh", slow)
-    assert looks.urgent_due(woken=True)
+    assert looks.fresh_due(woken=True)
     with looks.fresh([]):
         pass
     pause = min(took / FRESH_SHARE, LONGEST_PAUSE)
     clock.now += pause - 0.001
-    assert not looks.urgent_due(woken=True)
+    assert not looks.fresh_due(woken=True)
     clock.now += 0.002
-    assert looks.urgent_due(woken=True)
-    assert looks.urgent_due(woken=False) is (pause >= FRESH_LOOK)
+    assert looks.fresh_due(woken=True)
+    assert looks.fresh_due(woken=False) is (pause >= FRESH_LOOK)

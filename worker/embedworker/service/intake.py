@@ -74,7 +74,7 @@ class Intake:
         it must not take its neighbours with it. Unless ``alone``, other rows are held at the
         moment: then nothing is claimed beside retries, nor while retries wait for their turn.
         """
-        if not alone and (self._apart or self._suspects_wait(ready)):
+        if not alone and (self._apart or self._retries_wait(ready)):
             return False
         self._backlog = self._apart = False
         if not alone:
@@ -91,7 +91,7 @@ class Intake:
         ]
         return any(worked)
 
-    def _suspects_wait(self, ready: Sequence[Source]) -> bool:
+    def _retries_wait(self, ready: Sequence[Source]) -> bool:
         waiting = [
             self._registry.attempt(source, Step.RETRIES, self._first_suspects, source)
             for source in ready
@@ -107,7 +107,7 @@ class Intake:
         if self._backlog and self._pool and not self._pool.only_long:
             self._wake.clear()  # the next refill finds them
             return
-        if not self._scan.urgent_due(woken=self._wake.is_set()):
+        if not self._scan.fresh_due(woken=self._wake.is_set()):
             return
         self._wake.clear()
         with self._scan.fresh(self._registry.active()) as found:

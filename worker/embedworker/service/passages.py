@@ -176,7 +176,7 @@ class PassageLane:
             return
         until = time.monotonic() + FRESH_LOOK
         while time.monotonic() <= until:
-            woken = self._wake.is_set() and self._scan.urgent_due(woken=True)
+            woken = self._wake.is_set() and self._scan.fresh_due(woken=True)
             if woken or self._ended.wait(TICK):
                 break
         self._ended.clear()

@@ -32,8 +32,8 @@ class QueueScan:
         self._looking = 0.0  # seconds that this look and its claims have taken
         self._whole_look_at = 0.0
         self._front_at = 0.0
-        self._urgent_at = 0.0
-        self._urgent_pause = 0.0
+        self._fresh_at = 0.0
+        self._fresh_pause = 0.0
 
     def poll(self) -> list[Polled]:
         """Look at every source: where there is work, and what it is."""
@@ -48,7 +48,7 @@ class QueueScan:
 
     def over(self) -> None:
         """Plan the next look at everything, after a look and its claims."""
-        self._urgent_at = time.monotonic()
+        self._fresh_at = time.monotonic()
         if self.whole:
             self._plan(self._looking)
 
@@ -69,10 +69,10 @@ class QueueScan:
         if whole:  # it belongs to the last whole look, though it may not have been its turn then
             self._plan(time.monotonic() - started)
 
-    def urgent_due(self, *, woken: bool) -> bool:
+    def fresh_due(self, *, woken: bool) -> bool:
         """Whether to look for fresh rows between two batches."""
-        pause = self._urgent_pause if woken else max(FRESH_LOOK, self._urgent_pause)
-        return time.monotonic() - self._urgent_at >= pause
+        pause = self._fresh_pause if woken else max(FRESH_LOOK, self._fresh_pause)
+        return time.monotonic() - self._fresh_at >= pause
 
     @contextmanager
     def fresh(self, sources: Iterable[Source]) -> Iterator[list[Source]]:
@@ -83,9 +83,9 @@ class QueueScan:
             for cursor in self.cursors.values():
                 cursor.place = FRONT
         found = fresh(self._connection, sources, self.cursors)
-        self._urgent_at = time.monotonic()
-        self._looking = self._urgent_at - started
-        self._urgent_pause = min(self._looking / FRESH_SHARE, LONGEST_PAUSE)
+        self._fresh_at = time.monotonic()
+        self._looking = self._fresh_at - started
+        self._fresh_pause = min(self._looking / FRESH_SHARE, LONGEST_PAUSE)
         yield found
         if front:
             self._front_at = time.monotonic() + min(self._looking / FULL_LOOK, LONGEST_LOOK)
