@@ -17,7 +17,7 @@ import psycopg
 import typer.main
 
 from embedworker.cli.app import app
-from embedworker.service import metrics
+from embedworker.service.monitoring import metrics
 from embedworker.settings.reference import describe
 
 HERE = Path(__file__).parent

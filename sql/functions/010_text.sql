@@ -127,6 +127,65 @@ return (
     where a.attrelid = relation and a.attnum = _column_sql.attnum and not a.attisdropped
 );
 
+-- What the text of a row called alias is put together from, in order: SQL expressions for columns, and words around
+-- them, which have no column. A column without a template is '' where there is nothing to read in it, and a line break
+-- stands before it where a column before it has text. No row where a column was dropped.
+create or replace function embed._text_pieces(
+    source embed.source, alias text, out "column" text, out expression text
+) returns setof record
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given text;
+    rest text := source.template;
+    names constant text[] := array(
+        select embed._column_name(source.relation, c.attnum)
+        from unnest(source.column_attnums) with ordinality as c (attnum, place)
+        order by c.place
+    );
+    columns constant text[] := array(
+        select embed._column_sql(source.relation, c.attnum, alias)
+        from unnest(source.column_attnums) with ordinality as c (attnum, place)
+        order by c.place
+    );
+    piece text;
+    earlier text;
+begin
+    if array_position(columns, null) is not null then
+        return;
+    end if;
+    if rest is null then
+        for i in 1 .. cardinality(columns) loop
+            given := format('embed.nonblank(%s) is not null', columns[i]);
+            if earlier is not null then
+                "column" := null;
+                expression := format('case when %s and (%s) then E''\n'' else '''' end', given, earlier);
+                return next;
+            end if;
+            "column" := names[i];
+            expression := format('coalesce(embed.nonblank(%s), '''')', columns[i]);
+            return next;
+            earlier := concat_ws(' or ', earlier, given);
+        end loop;
+        return;
+    end if;
+    while rest <> '' loop
+        piece := coalesce(substring(rest from '^[^{}]+'), substring(rest from '^(\{\{|\}\})'));
+        if piece is not null then
+            "column" := null;
+            expression := quote_literal(case when piece in ('{{', '}}') then left(piece, 1) else piece end);
+        else
+            piece := substring(rest from '^\{\d+\}');
+            "column" := names[btrim(piece, '{}')::integer];
+            expression := columns[btrim(piece, '{}')::integer];
+        end if;
+        return next;
+        rest := substr(rest, length(piece) + 1);
+    end loop;
+end
+$$;
+
 -- An SQL expression for the text of a row of the source called alias; null where there is nothing
 -- to embed. NFC, since Korean typed on one system is decomposed on another and must still be found.
 create or replace function embed._text_sql(source embed.source, alias text) returns text
@@ -134,9 +193,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    parts text[] := '{}';
-    rest text := source.template;
-    piece text;
+    parts text[];
     composed text;
     names text[] := array(
         select embed._column_sql(source.relation, c.attnum, alias)
@@ -147,7 +204,7 @@ begin
     if array_position(names, null) is not null then
         return null;
     end if;
-    if rest is null then
+    if source.template is null then
         if cardinality(names) = 1 then
             composed := format('embed.nonblank(%s)', names[1]);
         else
@@ -158,20 +215,11 @@ begin
             );
         end if;
     else
-        while rest <> '' loop
-            piece := substring(rest from '^[^{}]+');
-            if piece is not null then
-                parts := parts || quote_literal(piece);
-                rest := substr(rest, length(piece) + 1);
-            elsif rest like '{{%' or rest like '}}%' then
-                parts := parts || quote_literal(left(rest, 1));
-                rest := substr(rest, 3);
-            else
-                piece := substring(rest from '^\{(\d+)\}');
-                parts := parts || names[piece::integer];
-                rest := substr(rest, length(piece) + 3);
-            end if;
-        end loop;
+        parts := array(
+            select p.expression
+            from embed._text_pieces(source, alias) with ordinality as p ("column", expression, n)
+            order by p.n
+        );
         -- The words around the columns are no text of the row's: all columns blank is blank.
         composed := format(
             'case when %s then pg_catalog.concat(%s) end',

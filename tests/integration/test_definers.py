@@ -112,6 +112,9 @@ CALLS = {
     "embed._name_of_vectors(integer)": "select embed._name_of_vectors({})",
     "embed._model_of(regclass)": "select embed._model_of('public.article'::regclass)",
     "embed._count_degraded()": "select embed._count_degraded()",
+    "embed._passage_columns_sql(regtype,text)": (
+        "select embed._passage_columns_sql('public.article'::regtype, null::text)"
+    ),
     "embed._keys_shown(regtype,text)": (
         "select * from embed._keys_shown('public.article'::regtype, null::text)"
     ),
