@@ -178,6 +178,18 @@ def refused(c: Connection, state: str, statement: str, *values: Any) -> Any:
     return caught.value.diag
 
 
+def grant_dblink(owner: Connection) -> None:
+    """As in a database where dblink was there before us: everybody may use it."""
+    functions = owner.execute(
+        "select d.objid::regprocedure::text from pg_depend d"
+        " join pg_extension e on e.oid = refobjid"
+        " where extname = 'dblink' and deptype = 'e' and classid = 'pg_proc'::regclass"
+    ).fetchall()
+    for (function,) in functions:
+        if "dblink_connect_u" not in function:
+            owner.execute(f"grant execute on function {function} to public")
+
+
 def loopback_backends(c: Connection) -> list[int]:
     rows = c.execute(
         "select pid from pg_stat_activity where datname = current_database()"

@@ -178,11 +178,11 @@ declare
     made_for text;
     problem text;
 begin
-    if pg_is_in_recovery() then
+    if pg_is_in_recovery() and not exists (select from pg_foreign_server s where s.srvname = 'embed_primary') then
         raise exception 'a standby cannot ask a worker for a question''s vector'
             using errcode = 'EW007',
-            hint = 'Ask on the primary, and search here with the vector that it returns. A question that was asked '
-            'there before is answered here, too, while its vector is kept.';
+            hint = 'Run `embedworker migrate --primary-host HOST` on the primary: standbys then ask there. Or ask '
+            'there yourself, and search here with the vector. A question is answered here while its vector is kept.';
     end if;
     select s.value into made_for from embed.setting s where s.name = 'loopback';
     select s.value into problem from embed.setting s where s.name = 'loopback_problem';

@@ -81,8 +81,8 @@ begin
         state := 'warning';
         detail := detail || ', a standby';
         advice :=
-            'Workers, embed.enable and new questions need the primary. Searches with a vector work here, and so do '
-            'questions whose vector is kept.';
+            'Workers and embed.enable need the primary. Searches with a vector work here, and so do questions whose '
+            'vector is kept. Other questions are asked there, after embedworker migrate --primary-host.';
     elsif current_setting('default_transaction_read_only') = 'on' then
         state := 'problem';
         detail := detail || ', default_transaction_read_only is on';

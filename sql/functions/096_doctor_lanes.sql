@@ -10,9 +10,9 @@ declare
     oldest interval;
 begin
     "check" := 'embed.query';
-    if pg_is_in_recovery() then -- which cannot read embed.question either, an unlogged table
+    if pg_is_in_recovery() and not exists (select from pg_foreign_server s where s.srvname = 'embed_primary') then
         state := 'skipped';
-        detail := 'a standby asks no worker';
+        detail := 'a standby asks no worker without embedworker migrate --primary-host';
         return next;
         return;
     end if;
@@ -20,8 +20,14 @@ begin
         perform embed._require_loopback();
         problem := embed._loopback_check();
         if problem is not null then
-            advice :=
-                'Run embedworker migrate, which sets the loopback up again; EMBEDWORKER_LOOPBACK_HOST names the host.';
+            advice := case when pg_is_in_recovery()
+                then
+                    'See that this server reaches the primary, and that its pg_hba.conf lets embed_loopback_* in from '
+                    'here. On the primary, embedworker migrate --primary-host names its hosts.'
+                else
+                    'Run embedworker migrate, which sets the loopback up again; EMBEDWORKER_LOOPBACK_HOST names the '
+                    'host.'
+                end;
         end if;
     exception
         when insufficient_privilege then
@@ -34,7 +40,10 @@ begin
             get stacked diagnostics problem = message_text, advice = pg_exception_hint;
     end;
     state := case when problem is null then 'ok' else 'problem' end;
-    detail := coalesce(problem, 'the server reaches itself');
+    detail := coalesce(
+        problem,
+        case when pg_is_in_recovery() then 'this standby reaches the primary' else 'the server reaches itself' end
+    );
     if problem is null and not has_function_privilege('embed._loopback_check()', 'execute') then
         state := 'skipped';
         detail := format('the role %I may not try it', current_user);
@@ -62,7 +71,8 @@ begin
     end if;
     return next;
 
-    if has_function_privilege('embed._question_counts()', 'execute') then
+    -- A standby cannot read embed.question, an unlogged table.
+    if has_function_privilege('embed._question_counts()', 'execute') and not pg_is_in_recovery() then
         "check" := 'waiting questions';
         select q.waiting, clock_timestamp() - q.oldest into waiting, oldest from embed._question_counts() as q;
         detail := waiting::text;

@@ -17,8 +17,8 @@ select
     pg_catalog.host(pg_catalog.inet_server_addr()) as address;
 
 -- loopback_login
--- Make or renew the role, its password, the foreign server and the user mapping.
-select embed._loopback_login(%(host)s);
+-- Make or renew the role, its password, the foreign servers and the user mappings.
+select embed._loopback_login(%(host)s, %(primary)s::jsonb);
 
 -- loopback_try
 -- Point the foreign server to a host and connect through it; null when that works.
@@ -27,6 +27,10 @@ select embed._loopback_try(%(host)s);
 -- loopback_check
 -- Connect through the foreign server as it is; null when that works.
 select embed._loopback_check();
+
+-- loopback_check_primary
+-- Connect through the foreign server that standbys use; null when that works.
+select embed._loopback_check_primary();
 
 -- loopback_renewable
 -- Whether this role may renew the connection; the function is there where dblink is.

@@ -213,6 +213,7 @@ def test_wrong_use_exits_with_2(cli: Cli) -> None:
         ["enable", "article"],
         ["status", "--watch", "--json"],
         ["migrate", "--down", "--loopback-host", "x"],
+        ["migrate", "--down", "--primary-host", "x"],
         ["no-such-command"],
     ):
         cli.refused(*arguments, code=2)

@@ -94,6 +94,7 @@ CALLS = {
         "'z'::text, 'testing:hash'::text, 'query'::text, '5s'::interval, null::text[])).embedding"
     ),
     "embed._loopback_check()": "select embed._loopback_check()",
+    "embed._loopback_check_primary()": "select embed._loopback_check_primary()",
     "embed._loopback_renew()": "select problem from embed._loopback_renew()",
     "embed.ask(uuid,text,text,text,text[],oid)": (
         "select embed.ask(pg_catalog.gen_random_uuid(), "

@@ -821,10 +821,16 @@ ELSEWHERE = {
     "Restart a worker, or run `embedworker migrate`": (
         "test_standby::test_after_a_failover_questions_lead_to_the_new_server"
     ),
-    "Ask on the primary, and search here": "test_standby::test_searches_on_a_standby",
-    "Workers, embed.enable and new questions need the primary": (
-        "test_standby::test_the_doctor_on_a_standby"
+    "Run `embedworker migrate --primary-host HOST` on the primary": (
+        "test_standby_asks::test_a_standby_that_was_not_told_says_how"
     ),
+    "The primary must be reached from this standby": (
+        "test_standby_asks::test_without_the_primary_the_words_rank"
+    ),
+    "See that this server reaches the primary": (
+        "test_standby_asks::test_without_the_primary_the_words_rank"
+    ),
+    "Workers and embed.enable need the primary": ("test_standby::test_the_doctor_on_a_standby"),
     "Workers cannot write. ": "test_doctor::test_a_database_that_takes_no_writes_is_no_standby",
     "Start a worker with `embedworker run`. To wait for one": (
         "test_query::test_a_worker_that_is_back_within_the_grace_answers"

@@ -6,6 +6,7 @@ import pytest
 from fix_questions import (
     QuestionRunner,
     ask,
+    grant_dblink,
     question_vector,
     refused,
     waiting,
@@ -16,18 +17,6 @@ from embedworker.database.connect import connect
 from embedworker.queue.source import Connection
 
 SECRET = "비밀 질문 4711"
-
-
-def grant_dblink(owner: Connection) -> None:
-    """As in a database where dblink was there before us: everybody may use it."""
-    functions = owner.execute(
-        "select d.objid::regprocedure::text from pg_depend d"
-        " join pg_extension e on e.oid = refobjid"
-        " where extname = 'dblink' and deptype = 'e' and classid = 'pg_proc'::regclass"
-    ).fetchall()
-    for (function,) in functions:
-        if "dblink_connect_u" not in function:
-            owner.execute(f"grant execute on function {function} to public")
 
 
 @pytest.mark.usefixtures("questions")

@@ -3,7 +3,6 @@
 The last test promotes it.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,13 +13,13 @@ import pytest
 from fix_cli import Cli
 from fix_drain import Lane
 from fix_questions import QuestionRunner, ask, question_vector, refused
+from fix_standby import copy_cluster
 from fix_worker import Workers
 from psycopg.conninfo import make_conninfo
 from waiting import wait_until
 
 from embedworker import settings
 from embedworker.database.connect import connect
-from embedworker.database.embedded.account import Account
 from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.migrate import migrate
 from embedworker.model.catalog import TESTING_MODEL
@@ -56,35 +55,8 @@ def pair(new_cluster: Callable[..., Cluster]) -> Iterator[Pair]:
                 with connect(primary.url()) as connection:
                     ask(connection, "kept")
                 standby = new_cluster(fsync="off")
-                copy(primary, standby)
+                copy_cluster(primary, standby)
                 yield Pair(primary, standby)
-
-
-def copy(primary: Cluster, standby: Cluster) -> None:
-    """Make the standby and wait until it has what the primary has now."""
-    account = Account.unprivileged()
-    standby.data.mkdir(mode=0o700)
-    account.own(standby.data)
-    source = ["-d", primary.url("postgres"), "-D", str(standby.data)]
-    how = ["--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf", "--no-sync"]
-    said = standby.installation.run(account, "pg_basebackup", *source, *how, folder=standby.data)
-    assert said.returncode == 0, said.stderr
-    shutil.copy(primary.passfile, standby.passfile)
-    assert standby._pg_ctl_start() is None
-    with connect(primary.url()) as connection:
-        # What workers write is flushed late, and a standby gets what is flushed.
-        connection.execute("checkpoint")
-        (written,) = connection.execute("select pg_current_wal_flush_lsn()").fetchone() or ()
-    with connect(standby.url()) as connection:
-        wait_until(
-            lambda: (
-                connection.execute(
-                    "select pg_last_wal_replay_lsn() >= %s::pg_lsn", [written]
-                ).fetchone()
-                == (True,)
-            ),
-            what="the standby",
-        )
 
 
 def findings(url: str) -> dict[tuple[str, str], Finding]:
@@ -131,7 +103,7 @@ def test_searches_on_a_standby(pair: Pair) -> None:
     search = 'select (s."row").id from embed.search(null::article, {}, k => 1) s'
     with connect(pair.primary.url()) as primary, connect(pair.standby.url()) as standby:
         said = refused(standby, "EW007", "select embed.query('never asked')")
-        assert said.message_hint.startswith("Ask on the primary")
+        assert said.message_hint.startswith("Run `embedworker migrate --primary-host HOST`")
         (vector,) = primary.execute("select embed.query('never asked')").fetchone() or ()
         found = standby.execute(search.format("%s::vector"), [vector]).fetchall()
         assert found == primary.execute(search.format("%s::vector"), [vector]).fetchall()

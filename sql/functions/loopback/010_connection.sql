@@ -1,4 +1,5 @@
--- The loopback: a kept connection of the session to its own server, through dblink.
+-- The loopback: a kept connection of the session to its own server, through dblink. On a standby it leads to the
+-- primary, see 015_primary.sql.
 --
 -- A kept dblink connection can be used by any SQL of the same session. It is therefore logged in as
 -- a role that can do nothing but call embed.ask and embed.await (see 020_login.sql).
@@ -70,10 +71,13 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    name constant text := 'embedworker';
+    away constant boolean := pg_is_in_recovery(); -- the workers are those of another server
+    -- Not one name: a kept connection to the old primary must not be used after a promotion.
+    name constant text := case when away then 'embed_primary' else 'embedworker' end;
     slice constant interval := '200 ms';
     deadline timestamptz := clock_timestamp() + patience;
-    blanks text := repeat(' ', pg_size_bytes(current_setting('track_activity_query_size'))::integer);
+    shown integer := pg_size_bytes(current_setting('track_activity_query_size'));
+    here boolean;
     id uuid := gen_random_uuid();
     asker oid := embed._login();
     kept boolean;
@@ -100,11 +104,17 @@ begin
                 perform @extschema:dblink@.dblink_disconnect(name);
                 kept := false;
             end if;
+            connected := kept;
             if not kept then
-                perform @extschema:dblink@.dblink_connect(name, 'embed_loopback');
-                if not embed._loopback_here(name) then
-                    raise exception 'another server or database answered' using errcode = '08001';
-                end if;
+                perform @extschema:dblink@.dblink_connect(name, embed._loopback_server());
+            end if;
+            if away then
+                select p.here, p.shown into here, shown from embed._loopback_primary(name) as p;
+            else
+                here := kept or embed._loopback_here(name);
+            end if;
+            if not here then
+                raise exception 'another server or database answered' using errcode = '08001';
             end if;
             connected := true;
             ask := format(
@@ -118,7 +128,7 @@ begin
                 into embedding, terms, shares, lost, scores, failure
                 from @extschema:dblink@.dblink(
                     name,
-                    blanks || ask || format(
+                    repeat(' ', shown) || ask || format(
                         'select * from embed.await(%L::uuid, %L::interval, %L::boolean)',
                         id, least(rest, slice), rest <= slice
                     )
@@ -160,6 +170,10 @@ begin
                         then
                             'Every session that asks keeps a second connection: raise max_connections, or ask through '
                             'a pool of fewer sessions.'
+                        when away
+                        then
+                            'The primary must be reached from this standby, and let the role of the loopback in '
+                            '(pg_hba.conf). `embedworker migrate --primary-host HOST` on the primary names its hosts.'
                         else
                             'Restart a worker, or run `embedworker migrate`: both renew the connection, and migrate '
                             'says what prevents it. EMBEDWORKER_LOOPBACK_HOST names the host.'
@@ -184,9 +198,9 @@ begin
 end
 $$;
 
--- Whether the loopback leads here: null, or the reason why not. Opens a connection and closes it again.
-create or replace function embed._loopback_check() returns text
-language plpgsql security definer
+-- Connects over a foreign server and closes the connection again: null, or the reason why it leads nowhere.
+create or replace function embed._loopback_trial(server text) returns text
+language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -196,8 +210,11 @@ declare
     here boolean;
 begin
     perform embed._loopback_close(name);
-    perform @extschema:dblink@.dblink_connect(name, 'embed_loopback');
-    here := embed._loopback_here(name);
+    perform @extschema:dblink@.dblink_connect(name, server);
+    here := case server
+        when 'embed_primary' then (select p.here from embed._loopback_primary(name) as p)
+        else embed._loopback_here(name)
+    end;
     perform embed._loopback_close(name);
     return case when here then null else 'another server or database answered' end;
 exception when others then
@@ -207,10 +224,17 @@ exception when others then
 end
 $$;
 
+-- Whether the loopback leads here, and on a standby to the primary: null, or the reason why not.
+create or replace function embed._loopback_check() returns text
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return embed._loopback_trial(embed._loopback_server()); end $$;
+
 revoke execute on function
     embed._loopback_close(text),
     embed._loopback_here(text),
     embed._loopback_withdraw(text, uuid),
     embed._loopback(text, text, text, interval, text[]),
+    embed._loopback_trial(text),
     embed._loopback_check()
 from public;

@@ -1,25 +1,28 @@
 -- The login of the loopback: a role of this database that can do nothing but ask and await, and a
--- foreign server with a user mapping that holds its password, so that no function body does.
+-- foreign server with a user mapping that holds its password, so that no function body does. Standbys have a second
+-- such server, see 015_primary.sql.
 --
 -- Called by `embedworker migrate` every time. The password is made here and not by the caller, so
 -- that it never stands in a statement that log_statement would write down. The role and the mapping
 -- change in one transaction: no question finds one without the other.
-create or replace function embed._loopback_login(host text) returns void
+-- primary_options: see embed._loopback_make_primary.
+drop function if exists embed._loopback_login(text);
+create or replace function embed._loopback_login(host text, primary_options jsonb) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set password_encryption = 'scram-sha-256'
 as $$
 declare
-    login text := embed._loopback_role();
+    login constant text := embed._loopback_role();
     -- Twice 122 random bits; the beginning is for servers that ask for every kind of character.
-    password text := 'Ew1!' || replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
+    password constant text := 'Ew1!' || replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
     -- dblink looks for the mapping of whom the function runs as.
-    owner text := (
+    owner constant text := (
         select quote_ident(pg_get_userbyid(p.proowner))
         from pg_proc p
         where p.oid = 'embed._loopback(text, text, text, interval, text[])'::regprocedure
     );
-    connections integer := current_setting('max_connections')::integer / 2;
+    connections constant integer := current_setting('max_connections')::integer / 2;
 begin
     if to_regrole(login) is null then
         execute format('create role %I', login);
@@ -30,23 +33,12 @@ begin
     perform embed._grant_usage(quote_ident(login));
     execute format('grant execute on function embed.ask(uuid, text, text, text, text[], oid) to %I', login);
     execute format('grant execute on function embed.await(uuid, interval, boolean) to %I', login);
-
-    -- Created again, so that nothing of a database this one was copied from remains.
-    drop server if exists embed_loopback cascade;
-    execute format(
-        'create server embed_loopback foreign data wrapper dblink_fdw options (host %L, port %L, dbname %L, '
-        'connect_timeout ''3'', gssencmode ''disable'', application_name ''embedworker question'', options %L)',
-        host, current_setting('port'), current_database(),
-        -- Given at the start of a session, these win over what the role or the database has set.
-        -- READ COMMITTED gives each look of await a new snapshot. lock_timeout ends a wait for the
-        -- asking transaction itself, which no deadlock detector could see.
-        '-c default_transaction_isolation=read\ committed -c default_transaction_read_only=off '
-        '-c statement_timeout=0 -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s -c jit=off'
+    perform embed._loopback_make(
+        'embed_loopback'::text,
+        jsonb_build_object('host', host, 'port', current_setting('port'), 'connect_timeout', '3'),
+        owner, login, password
     );
-    execute format('alter server embed_loopback owner to %s', owner);
-    execute format(
-        'create user mapping for %s server embed_loopback options (user %L, password %L)', owner, login, password
-    );
+    perform embed._loopback_make_primary(primary_options, owner, login, password);
 end
 $$;
 
@@ -153,6 +145,7 @@ declare
     login text := embed._loopback_role();
 begin
     drop server if exists embed_loopback cascade;
+    drop server if exists embed_primary cascade;
     if to_regrole(login) is not null then
         execute format('revoke connect on database %I from %I', current_database(), login);
         execute format('revoke usage on schema embed from %I', login);
@@ -165,7 +158,7 @@ $$;
 
 revoke execute on function
     embed._loopback_take_down(),
-    embed._loopback_login(text),
+    embed._loopback_login(text, jsonb),
     embed._loopback_role(),
     embed._loopback_renew(),
     embed._loopback_try(text),

@@ -35,10 +35,19 @@ def migrate(
             metavar="HOST", help="Host under which the server reaches itself, for embed.query."
         ),
     ] = None,
+    primary_host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOSTS",
+            help="Hosts under which standbys reach the primary, for embed.query there: "
+            "db1,db2:5433?sslmode=verify-full. Not given: as before; '': none.",
+        ),
+    ] = None,
 ) -> None:
     """Set the database up for embedworker, or upgrade it; safe to repeat."""
-    if down and loopback_host is not None:
-        raise ConfigurationError("--down and --loopback-host exclude each other")
+    for flag, value in (("--loopback-host", loopback_host), ("--primary-host", primary_host)):
+        if down and value is not None:
+            raise ConfigurationError(f"--down and {flag} exclude each other")
     from psycopg.conninfo import conninfo_to_dict
 
     from embedworker.cli.database import explained
@@ -58,7 +67,10 @@ def migrate(
                 downgrade(url)
             else:
                 remarks = upgrade(
-                    url, model=model, loopback_host=loopback_host or chosen.loopback_host
+                    url,
+                    model=model,
+                    loopback_host=loopback_host or chosen.loopback_host,
+                    primary_host=chosen.primary_host if primary_host is None else primary_host,
                 )
     except BaseException:
         typer.echo("FAILED")

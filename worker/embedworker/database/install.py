@@ -34,7 +34,7 @@ def migrate(database: Database | None = None, *, model: str | None = None) -> li
     the rest works, a sentence each.
 
     Raises:
-        ConfigurationError: no database is named.
+        ConfigurationError: no database is named, or EMBEDWORKER_PRIMARY_HOST cannot be read.
         ServerUnavailable: no connection could be made.
         UnsupportedServer: PostgreSQL or pgvector is missing or too old.
         DatabaseError: this role may not create what is needed, or a transaction is in the way.
@@ -46,7 +46,11 @@ def migrate(database: Database | None = None, *, model: str | None = None) -> li
     try:
         with _own_alembic():
             return upgrade(
-                url, model=model, loopback_host=settings.loopback_host, lock_timeout=LOCK_TIMEOUT
+                url,
+                model=model,
+                loopback_host=settings.loopback_host,
+                primary_host=settings.primary_host,
+                lock_timeout=LOCK_TIMEOUT,
             )
     except psycopg.errors.LockNotAvailable as error:
         raise DatabaseError(

@@ -1,35 +1,82 @@
-"""The loopback of ``embed.query``: a connection from the server to itself, through dblink."""
+"""The loopback of ``embed.query``: a connection from the server to itself, through dblink.
 
+A standby has one to its primary instead.
+"""
+
+import json
 from contextlib import suppress
 from typing import Any
 
 import psycopg
 from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 
 from embedworker.database.rows import fetch_one
 from embedworker.database.scripts import as_owner, extension_schema, run_files
 from embedworker.database.statements import statement
+from embedworker.errors import ConfigurationError
 
-__all__ = ["renew_loopback", "set_up_loopback", "take_down_loopback"]
+__all__ = ["primary_options", "renew_loopback", "set_up_loopback", "take_down_loopback"]
 
 FIRST_HOSTS = ("127.0.0.1", "localhost")
+
+# What may follow the hosts of a primary; user, password and database are the loopback's own.
+_ALLOWED = {
+    "host",
+    "port",
+    "connect_timeout",
+    "channel_binding",
+    "require_auth",
+    "sslmode",
+    "sslrootcert",
+}
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
-def set_up_loopback(connection: Connection, host: str | None = None) -> list[str]:
+def primary_options(hosts: str) -> dict[str, str]:
+    """Return the libpq options that ``hosts`` stands for: ``db1,db2:5433?sslmode=verify-full``.
+
+    It is written as the part of a URL behind ``postgresql://``. A blank one gives no options.
+
+    Raises:
+        ConfigurationError: it is no such part, or names a user, a password or a database.
+    """
+    if not hosts.strip():
+        return {}
+    wanted = "expected HOST[:PORT],… and perhaps ?sslmode=…, as in a database URL"
+    try:
+        options = {
+            key: str(value)
+            for key, value in conninfo_to_dict("postgresql://" + hosts.strip()).items()
+        }
+    except psycopg.ProgrammingError:  # its words may repeat a password
+        raise ConfigurationError(f"the primary host cannot be read; {wanted}") from None
+    foreign = sorted(set(options) - _ALLOWED)
+    if foreign or "host" not in options:
+        named = f"names {', '.join(foreign)}" if foreign else "names no host"
+        raise ConfigurationError(f"the primary host {named}; {wanted}")
+    return options
+
+
+def set_up_loopback(
+    connection: Connection, host: str | None = None, primary: dict[str, str] | None = None
+) -> list[str]:
     """Make or renew the loopback on an autocommit connection; every migrate calls it.
 
     The first host that works is kept: the given one, 127.0.0.1, localhost, the socket folder, and
-    the address of this connection. Returns a sentence for whatever does not work; ``embed.query``
-    then raises EW007 with it as the hint.
+    the address of this connection. Standbys find this server by ``primary``, see
+    ``primary_options``: None keeps what was given before, no options take it away. Returns a
+    sentence for whatever does not work; ``embed.query`` then raises EW007 with it as the hint.
     """
     try:
-        remarks, problem = _set_up(connection, host)
+        remarks, problem = _set_up(connection, host, primary)
     except errors.InsufficientPrivilege as error:
         # Somebody with more rights may have set it up before: what works is left alone.
         if _works(connection):
             remarks, problem = [], None
+            if primary is not None:
+                remarks = [f"the primary host is not stored: {_explain(connection, error)}"]
         else:
             remarks, problem = [], _explain(connection, error)
     if problem is None:
@@ -61,14 +108,17 @@ def take_down_loopback(connection: Connection) -> None:
         connection.execute(statement("loopback_take_down"))
 
 
-def _set_up(connection: Connection, host: str | None) -> tuple[list[str], str | None]:
+def _set_up(
+    connection: Connection, host: str | None, primary: dict[str, str] | None
+) -> tuple[list[str], str | None]:
     problem = _install_dblink(connection)
     if problem is not None:
         return [], problem
     hosts = _hosts(connection, host)
     with connection.transaction(), as_owner(connection):
         run_files(connection, "functions/loopback/*.sql")
-    connection.execute(statement("loopback_login"), {"host": hosts[0]})
+    given = None if primary is None else json.dumps(primary)
+    connection.execute(statement("loopback_login"), {"host": hosts[0], "primary": given})
     # The password had to be committed first: the server looks at it in a session of its own.
     failures = []
     for candidate in hosts:
@@ -79,18 +129,32 @@ def _set_up(connection: Connection, host: str | None) -> tuple[list[str], str | 
                 failures.append(f"{candidate}: {' '.join(failure.split())}")
                 raise psycopg.Rollback(attempt)
         if failure is None:
-            given_failed = [
+            remarks = [
                 f"the loopback host {failures[0]}; embed.query uses {candidate} instead"
                 for _ in failures[:1]
                 if host
             ]
-            return given_failed, None
+            return [*remarks, *_check_primary(connection, primary)], None
     return [], (
         "the server cannot connect to itself as the role of the loopback "
         f"({'; '.join(failures)}). Set EMBEDWORKER_LOOPBACK_HOST to the host under which the "
         "server reaches itself, allow embed_loopback_* by scram-sha-256 in pg_hba.conf, and run "
         "`embedworker migrate` again."
     )
+
+
+def _check_primary(connection: Connection, primary: dict[str, str] | None) -> list[str]:
+    """Return a sentence where this server does not find itself as its standbys would."""
+    if not primary:
+        return []
+    failure = fetch_one(connection.execute(statement("loopback_check_primary")))[0]
+    if failure is None:
+        return []
+    return [
+        f"this server does not reach itself as the primary host {primary['host']}: "
+        f"{' '.join(failure.split())}. It is stored; run `embedworker doctor` on a standby to see "
+        "whether questions reach the primary from there"
+    ]
 
 
 def _install_dblink(connection: Connection) -> str | None:

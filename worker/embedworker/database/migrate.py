@@ -14,7 +14,11 @@ from sqlalchemy.pool import StaticPool
 from embedworker.database import revision
 from embedworker.database.connect import connect
 from embedworker.database.connection import Connection, advisory_lock
-from embedworker.database.loopback import set_up_loopback, take_down_loopback
+from embedworker.database.loopback import (
+    primary_options,
+    set_up_loopback,
+    take_down_loopback,
+)
 from embedworker.database.requirements import check_schema, check_server
 from embedworker.database.rows import fetch_one
 from embedworker.database.scripts import as_owner, extension_schema, run_file, run_files
@@ -45,20 +49,24 @@ def migrate(
     *,
     model: str | None = None,
     loopback_host: str | None = None,
+    primary_host: str | None = None,
     lock_timeout: float = 0,
 ) -> list[str]:
     """Create or upgrade the schema ``embed``; safe to repeat, and to run twice at once.
 
     ``model`` becomes the default of the database; None keeps what it has, or takes the catalog's
-    default on a new one. Returns what could not be set up although the rest works, a sentence each
-    (no dblink: no ``embed.query``). ``lock_timeout`` bounds each wait for a lock, in seconds; 0 is
-    for ever.
+    default on a new one. ``primary_host`` is where standbys find this server, see
+    ``primary_options``; None keeps what was stored. Returns what could not be set up although
+    the rest works, a sentence each (no dblink: no ``embed.query``). ``lock_timeout`` bounds each
+    wait for a lock, in seconds; 0 is for ever.
 
     Raises:
+        ConfigurationError: ``primary_host`` cannot be read.
         ServerUnavailable: no connection could be made.
         UnsupportedServer: PostgreSQL or pgvector is missing or too old.
         DatabaseError: this role may not create what is needed, or the schema is of a newer version.
     """
+    primary = None if primary_host is None else primary_options(primary_host)
     with connect(
         url, vectors=False, lock_timeout=lock_timeout, application_name="embedworker migrate"
     ) as c:
@@ -71,7 +79,8 @@ def migrate(
                 remarks = _upgrade(c)
                 c.execute(statement("migrate_filters"))
                 _seed(c, model)
-                remarks += _set_up_scans(c) + set_up_loopback(c, host=loopback_host)
+                remarks += _set_up_scans(c)
+                remarks += set_up_loopback(c, host=loopback_host, primary=primary)
                 remarks += _refresh_sources(c) + _finish(c)
                 c.execute(statement("migrate_document"))
         except psycopg.errors.QueryCanceled as error:

@@ -26,6 +26,11 @@ class DatabaseSettings(BaseModel):
         description="Host under which the database server reaches itself for embed.query; not set: "
         "found by `migrate`",
     )
+    primary_host: str | None = Field(
+        default=None,
+        description="Hosts under which standbys reach the primary for embed.query, as in a URL: "
+        "db1,db2:5433?sslmode=verify-full; not set: as `migrate` stored before",
+    )
     data_dir: Folder | None = Field(
         default=None,
         description="Folder of the embedded server; not set: embedworker in the user's data folder "
