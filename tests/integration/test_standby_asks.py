@@ -159,7 +159,7 @@ def test_a_question_without_an_answer_says_that_a_worker_lives(pair: Pair) -> No
         with connect(pair.standby.url()) as connection:
             connection.execute("set embed.query_timeout = '500ms'")
             said = refused(connection, "EW001", "select embed.query('not in time')")
-            assert said.message_detail.startswith("1 worker is connected")
+            assert said.message_detail.startswith("Connected workers that answer questions: 1")
     finally:
         pair.runner.gate.set()
 
