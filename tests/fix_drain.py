@@ -67,7 +67,8 @@ class Lane:
 
     def a_minute_later(self) -> None:
         """Look at the form of the tables again, as a worker does from time to time."""
-        self.registry._refreshed_at = None
+        for source in self.registry.all:
+            self.registry.tables.soon(source.id)
 
     def close(self) -> None:
         deregister(self.connection, self.worker.id)

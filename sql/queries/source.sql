@@ -1,5 +1,6 @@
 -- source_list
--- Every source with what its statements are made of: names as they are now, quoted by the server.
+-- These sources, or all for null, with what their statements are made of: names as they are now, quoted by the
+-- server.
 select
     s.id,
     s.name,
@@ -43,6 +44,7 @@ from embed.source s
 join embed.source_state t on t.source = s.id
 left join pg_catalog.pg_class c on c.oid = s.relation
 left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where %(sources)s::integer[] is null or s.id = any (%(sources)s::integer[])
 order by s.id;
 
 -- source_known

@@ -2,6 +2,7 @@
 
 import logging
 from types import SimpleNamespace
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,7 +12,8 @@ from psycopg import sql
 
 from embedworker.queue.claim import fresh, move
 from embedworker.queue.source import Source
-from embedworker.service import intake, pace, scan
+from embedworker.queue.statistics import Statistics
+from embedworker.service import intake, pace, scan, table_checks, walk
 from embedworker.service.scan import FRESH_LOOK, FRESH_SHARE, LONGEST_PAUSE, QueueScan
 from embedworker.service.table_checks import TableChecks
 
@@ -51,17 +53,23 @@ def test_only_tables_with_news_are_visited_between_two_batches(
     assert many.execute("select count(*) from t3_embedding").fetchone() == (1,)
 
 
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sources whose tables are checked from now on, in this order."""
+    seen: list[int] = []
+    check = TableChecks._check
+
+    def noted(self: TableChecks, number: int, label: object) -> None:
+        seen.append(number)
+        check(self, number, label)
+
+    monkeypatch.setattr(TableChecks, "_check", noted)
+    return seen
+
+
 def test_a_table_that_is_enabled_has_no_other_checked_anew(
-    many: Connection, lane: Lane, monkeypatch: pytest.MonkeyPatch
+    many: Connection, lane: Lane, checked: list[int]
 ) -> None:
-    checked: list[int] = []
-    check = TableChecks.check
-
-    def noted(self: TableChecks, number: int, label: object) -> bool:
-        checked.append(number)
-        return check(self, number, label)
-
-    monkeypatch.setattr(TableChecks, "check", noted)
     many.execute(
         "create table later (id integer primary key, content text);"
         "select embed.enable('later', array['content'])"
@@ -74,8 +82,77 @@ def test_a_table_that_is_enabled_has_no_other_checked_anew(
     assert checked == []
     assert "later" not in {source.name for source in lane.registry.all}
     lane.a_minute_later()
-    lane.lane.look()
+    assert lane.drain() == []
     assert len(set(checked)) >= TABLES
+
+
+def test_the_tables_are_checked_a_few_at_each_look(
+    many: Connection, lane: Lane, checked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check of 300 in one go kept a new row waiting for seconds, once a minute."""
+    monkeypatch.setattr(table_checks, "STRETCH", 0.0)
+    many.execute("alter table t5 rename to renamed")
+    lane.a_minute_later()
+    count = len(lane.registry.all)
+    for number in range(count):
+        lane.lane.look()
+        assert len(checked) == number + 1
+        assert lane.registry.tables.checked is (number + 1 == count)
+    assert sorted(checked) == sorted(source.id for source in lane.registry.all)
+    assert "shop.renamed" in {source.relation for source in lane.registry.all}
+    lane.lane.look()
+    assert len(checked) == count
+
+
+@pytest.mark.usefixtures("many")
+def test_what_is_done_for_idle_tables_gives_way_to_a_change(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visited: list[int] = []
+    step = Statistics.step
+
+    def noted(self: Statistics, source: Source) -> bool:
+        visited.append(source.id)
+        return step(self, source)
+
+    monkeypatch.setattr(Statistics, "step", noted)
+    numbers = [source.id for source in lane.registry.active()]
+    lane.wake.set()
+    for number in numbers[:-1]:
+        assert lane.lane.maintenance.step(), "there is more"
+        assert visited[-1] == number
+    lane.wake.clear()
+    assert not lane.lane.maintenance.step()
+    assert visited == numbers
+    monkeypatch.setattr(walk, "STRETCH", 0.0)
+    visited.clear()
+    assert lane.lane.maintenance.step()
+    assert visited == numbers[:1]
+
+
+def test_rows_of_a_large_table_are_claimed_without_looks_at_the_others(
+    many: Connection, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at 300 tables took as long as a window of one."""
+    looks: list[object] = []
+    poll = scan.poll
+
+    def noted(*arguments: Any) -> object:
+        looks.append(arguments)
+        return poll(*arguments)
+
+    monkeypatch.setattr(scan, "poll", noted)
+    monkeypatch.setattr(scan, "LOOK_SHARE", 1e-9)
+    many.execute("insert into t0 select n, '글 ' || n from generate_series(1, 500) n")
+    lane.lane.step()
+    lane.lane._refill()
+    lane.lane._refill()
+    assert len(lane.lane.claimed) == 500
+    assert len(looks) == 1
+    lane.lane._refill()
+    lane.lane._refill()
+    assert len(looks) == 2, "nothing more was found, so the next look came at once"
+    assert lane.drain() == []
 
 
 def test_a_table_that_is_done_is_not_said_again_and_again(

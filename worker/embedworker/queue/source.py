@@ -1,6 +1,6 @@
 """A table whose rows are kept embedded, and the statements made for it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -136,13 +136,14 @@ class Source:
         }
 
 
-def load_sources(connection: Connection) -> list[Source]:
-    """Return all sources, by id."""
+def load_sources(connection: Connection, numbers: Iterable[int] | None = None) -> list[Source]:
+    """Return all sources, or those of these numbers that are there, by id."""
     schema = extension_schema(connection, "vector")
     if schema is None:
         raise DatabaseError("the extension vector is gone; run `embedworker migrate`")
     with connection.cursor(row_factory=class_row(Source)) as cursor:
-        rows = cursor.execute(statement("source_list"), {}).fetchall()
+        wanted = None if numbers is None else list(numbers)
+        rows = cursor.execute(statement("source_list"), {"sources": wanted}).fetchall()
     for row in rows:
         object.__setattr__(row, "vector_schema", schema)
     return rows

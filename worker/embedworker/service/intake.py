@@ -105,7 +105,8 @@ class Intake:
     def take_fresh(self) -> None:
         """Claim fresh rows between two batches, unless the pool holds a backlog of them."""
         if self._backlog and self._pool and not self._pool.only_long:
-            self._wake.clear()  # the next refill finds them
+            self._wake.clear()
+            self._scan.expect(set())  # the next refill looks for them
             return
         if not self._scan.fresh_due(woken=self._wake.is_set()):
             return

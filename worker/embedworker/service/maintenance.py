@@ -10,6 +10,7 @@ from embedworker.service.pace import Pace
 from embedworker.service.registry import Registry
 from embedworker.service.steps import Step
 from embedworker.service.sweeps import Sweeps
+from embedworker.service.walk import Walk
 
 __all__ = ["Maintenance"]
 
@@ -34,6 +35,8 @@ class Maintenance:
         self._counting = counting
         self._pace = pace
         self.trimmer = Trimmer()
+        self._walk = Walk(sweeps.wake)
+        self._counts = False  # whether statistics of a source of this walk go on
         self.chores = ((Step.INDEX, indexer), (Step.COMPACT, Compactor()))
 
     def between_batches(self) -> None:
@@ -51,16 +54,17 @@ class Maintenance:
         self._counting.consider(self._connection, whole)
 
     def step(self) -> bool:
-        """Do what is due for sources that have nothing else to do; whether there is more."""
+        """Do what is due for some sources that have nothing else to do; whether there is more."""
         quiet = [source for source in self._registry.active() if not self._sweeps.runs(source)]
-        for source in quiet:
+        for source in self._walk.stretch(quiet):
             for step, chore in self.chores:
                 self._registry.attempt(source, step, chore.run_if_due, self._connection, source)
-        counted = [
-            self._registry.attempt(source, Step.STATISTICS, self._statistics.step, source)
-            for source in quiet
-        ]
-        if any(counted):
+            if self._registry.attempt(source, Step.STATISTICS, self._statistics.step, source):
+                self._counts = True
+        if not self._walk.ended:
+            return True
+        if self._counts:
+            self._counts = False
             return True
         self._settle(quiet)
         return False

@@ -5,7 +5,7 @@ import threading
 import time
 
 from embedworker.queue.lease import Identity
-from embedworker.queue.source import Connection, Source
+from embedworker.queue.source import Connection
 from embedworker.queue.statistics import Statistics
 from embedworker.service.claimed import ClaimedRows
 from embedworker.service.counting import Counting
@@ -159,14 +159,19 @@ class PassageLane:
 
     def _refill(self) -> bool:
         """Look for work, and fill the pool or sweep a page; False: there was nothing to do."""
-        self._wake.clear()
         alone = not (self._pool or self.busy)
-        worked = self._intake.fill(self.look(), alone=alone)
+        if looked := alone or self._scan.due:
+            self._wake.clear()
+            self.look()
+        worked = self._intake.fill(self._scan.ready(self._registry.active()), alone=alone)
         worked = self.reader.split_on() or worked
-        self._scan.over()
+        if looked:
+            self._scan.over()
         if self._ended is None:
             self._writer.finish()
-        worked = worked or self.sweeps.step()
+        if not worked:
+            worked = self.sweeps.step()
+            self._scan.expect(self.sweeps.queued)
         self.returns.let_go()
         return worked
 
@@ -181,8 +186,8 @@ class PassageLane:
                 break
         self._ended.clear()
 
-    def look(self) -> list[Source]:
-        """Return the sources that have rows to claim, after bringing the list up to date."""
+    def look(self) -> None:
+        """Look for work at all sources, and bring the list of them up to date."""
         rows = self._scan.poll()
         self._registry.follow({row.source: row.version for row in rows})
         self._progress.sources = self._registry.all
@@ -190,8 +195,6 @@ class PassageLane:
         self.returns.let_go()
         self.returns.step()
         self.maintenance.look()
-        working = {row.source for row in rows if row.work}
-        return [source for source in self._registry.active() if source.id in working]
 
     def prepare(self) -> None:
         """Have the models of all sources loaded, before there are rows for them.

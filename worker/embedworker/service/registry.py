@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
@@ -22,10 +21,6 @@ from embedworker.service.table_checks import TableChecks
 __all__ = ["Registry"]
 
 log = logging.getLogger("embedworker.sources")
-
-REFRESH = 60.0  # seconds between looks at whether tables have changed
-RETRY = 2.0  # seconds until the next look where one failed
-
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,10 +44,8 @@ class Registry:
         self._loads = SourceModels(connection, models, wake)
         self._sources: dict[int, Source] = {}
         self._model: str | None = None
-        self._versions: dict[int, int] = {}
         self._errors = SourceErrors(connection)
-        self._tables = TableChecks(connection, self._errors)
-        self._refreshed_at: float | None = None
+        self.tables = TableChecks(connection, self._errors)
         self.quarantine = Quarantine()
 
     @property
@@ -85,7 +78,7 @@ class Registry:
         ]
 
     def _well(self, source: Source) -> bool:
-        return source.usable and not source.paused and self._tables.well(source.id)
+        return source.usable and not source.paused and self.tables.well(source.id)
 
     def troubles(self) -> list[str]:
         """Return what stops sources at the moment, a sentence each."""
@@ -99,7 +92,7 @@ class Registry:
 
     def _reasons(self, troubles: Mapping[int, str]) -> dict[int, tuple[str, str]]:
         # A check of the table is nearer to the cause than the statement that failed.
-        reasons = {**troubles, **self._tables.reasons()}
+        reasons = {**troubles, **self.tables.reasons()}
         return {n: (str(self._sources[n]), why) for n, why in reasons.items() if n in self._sources}
 
     def follow(self, versions: dict[int, int]) -> None:
@@ -108,26 +101,32 @@ class Registry:
         self._loads.look({s.model for s in self._sources.values() if self._well(s)})
 
     def _renew(self, versions: dict[int, int]) -> None:
-        now = time.monotonic()
-        recent = self._refreshed_at is not None and now - self._refreshed_at < REFRESH
-        if recent and versions == self._versions and self._tables.cover(versions.keys()):
+        # A look leaves out a source whose inbox is gone, too.
+        lost = self._sources.keys() - versions.keys()
+        looked = self.tables.look(
+            {n: self._sources.get(n, n) for n in versions},
+            {n for n in versions if self._is_new(n, versions[n])},
+        )
+        if not looked | lost:
             return
-        before = self._versions
-        # Do not check hundreds of tables because one more was enabled.
-        due = [n for n in versions if not recent or self._is_new(n, versions[n])]
-        looked = [self._tables.check(n, self._sources.get(n, n)) for n in due]
-        self._sources = {source.id: source for source in load_sources(self._connection)}
-        self._versions = {number: source.version for number, source in self._sources.items()}
-        if not all(looked):
-            self._refreshed_at = now - REFRESH + RETRY
-        elif not recent:
-            self._refreshed_at = now
-        for number in before.keys() | self._versions.keys():
-            if number in self.quarantine and before.get(number) != self._versions.get(number):
-                self._forget(number)
+        first = not self._sources
+        found = load_sources(self._connection, None if first else looked | lost)
+        loaded = {source.id: source for source in found}
+        for number in looked | lost | loaded.keys():
+            self._replace(number, loaded.get(number))
+        self._sources = dict(sorted(self._sources.items()))
+
+    def _replace(self, number: int, source: Source | None) -> None:
+        before = self._sources.pop(number, None)
+        if source is not None:
+            self._sources[number] = source
+        same = before is not None and source is not None and before.version == source.version
+        if number in self.quarantine and not same:
+            self._forget(number)
 
     def _is_new(self, number: int, version: int) -> bool:
-        return self._versions.get(number) != version or not self._tables.cover({number})
+        known = self._sources.get(number)
+        return known is None or known.version != version or not self.tables.cover({number})
 
     def attempt(
         self,
@@ -178,7 +177,7 @@ class Registry:
             # Not a failed load: the next row needs the same model.
             if self.quarantine.settled(source.id):
                 self._errors.clear(source.id)
-        elif self._tables.well(source.id):
+        elif self.tables.well(source.id):
             self._errors.clear_once(source.id)
 
     def load(self, source: Source) -> Loaded:
@@ -224,5 +223,5 @@ class Registry:
     def _trouble(self, source: Source, step: Step, error: Exception) -> None:
         said, fault = self._models.has_said(error), is_fault(error)
         self.quarantine.add(source.id, str(source), step, error, fault=fault, said=said)
-        self._refreshed_at = None  # the table may have changed: look before the next try
+        self.tables.soon(source.id)  # it may have changed: look before the next try
         self._errors.set(source.id, error)

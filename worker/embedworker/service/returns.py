@@ -11,6 +11,7 @@ from embedworker.queue.source import Connection, Source
 from embedworker.service.claimed import ClaimedRows
 from embedworker.service.registry import Registry
 from embedworker.service.steps import Step
+from embedworker.service.walk import Walk
 from embedworker.settings import Settings
 
 __all__ = ["Returns"]
@@ -35,6 +36,7 @@ class Returns:
         self._claimed = claimed
         self._backoff_max = settings.backoff_max
         self.interval = IdleInterval(settings.lease / 3)
+        self._walk = Walk()
 
     def let_go(self) -> None:
         """Hand back what is held of sources that were stopped by a failure."""
@@ -52,9 +54,11 @@ class Returns:
         for number in self._claimed.sources():
             if number not in known:
                 self._claimed.forget(number)
-        for source in self._registry.active():
+        active = self._registry.active()
+        for source in active:
             if self._claimed.given_up(source.id):
                 self._registry.attempt(source, Step.RELEASE, self._release, source.id)
+        for source in self._walk.stretch(active):
             if not self._claimed.any_of(source.id) and self.interval.due(source.id):
                 self._registry.attempt(source, Step.FORGOTTEN, self._free_forgotten, source)
                 self._registry.attempt(source, Step.MEND, self.mend, source)

@@ -11,6 +11,7 @@ from embedworker.service.counting import Counting
 from embedworker.service.registry import Registry
 from embedworker.service.returns import Returns
 from embedworker.service.steps import Step
+from embedworker.service.walk import Walk
 from embedworker.settings import Settings
 
 __all__ = ["Sweeps"]
@@ -37,17 +38,25 @@ class Sweeps:
         self._statistics = statistics
         self._counting = counting
         self._window = settings.window
-        self._wake = wake
+        self.wake = wake
+        self._begins, self._pages = Walk(wake), Walk(wake)
         self._running: set[int] = set()  # sources whose sweep is not through yet
         self._requested: set[int] = set()
+        self.queued: set[int] = set()
+        """Sources of which the last step queued rows."""
         self._scheduled_at: float | None = None
         # Jitter, so that many workers and sources do not all sweep at one moment of the night.
         self._interval = settings.sweep_interval * random.uniform(0.9, 1.0)  # noqa: S311
 
     @property
     def pending(self) -> bool:
-        """Whether a sweep is asked for, or under way at a source that can be worked on."""
-        return bool(self._requested) or any(self.runs(s) for s in self._registry.active())
+        """Whether a sweep is asked for, or under way at a source that can be worked on.
+
+        The check of a table may ask for one.
+        """
+        if self._requested or not self._registry.tables.checked:
+            return True
+        return any(self.runs(s) for s in self._registry.active())
 
     def runs(self, source: Source) -> bool:
         """Whether a sweep of the source is under way."""
@@ -58,17 +67,18 @@ class Sweeps:
         self._requested = requested
         self._running &= {source.id for source in self._registry.all}
         self._schedule()
-        for source in self._registry.active():
-            if source.id in self._requested:
-                self._registry.attempt(source, Step.BEGIN_SWEEP, self._begin, source)
+        active = self._registry.active()
+        for source in self._begins.stretch([s for s in active if s.id in requested]):
+            self._registry.attempt(source, Step.BEGIN_SWEEP, self._begin, source)
 
     def step(self) -> bool:
-        """Look at pages of each sweep until a window of rows is queued; whether there were any."""
+        """Look at pages of some sweeps until a window of rows is queued; whether there were any."""
+        self.queued.clear()
         pages = [
             self._registry.attempt(source, Step.SWEEP, self._sweep, source)
-            for source in self._registry.active()
+            for source in self._pages.stretch([s for s in self._registry.active() if self.runs(s)])
         ]
-        return any(pages)
+        return any(pages) or not self._pages.ended
 
     def _schedule(self) -> None:
         now = time.monotonic()
@@ -102,11 +112,9 @@ class Sweeps:
 
     def _sweep(self, source: Source) -> int:
         """Return how many pages were looked at."""
-        if not self.runs(source):
-            return 0
         fingerprint = self._registry.load(source).fingerprint
         queued = pages = 0
-        while queued < self._window and not (pages and self._wake.is_set()):
+        while queued < self._window and not (pages and self.wake.is_set()):
             with Sweep.turn(self._connection, source) as ours:
                 if not ours:
                     return pages
@@ -117,6 +125,8 @@ class Sweeps:
                     if not page.held:
                         return pages  # the next look reads the source again
                     queued += page.queued
+                    if page.queued:
+                        self.queued.add(source.id)
             pages += 1
             if sweep.done:
                 self._running.discard(source.id)

@@ -1,7 +1,8 @@
 """Checks whether the table of a source still fits it, and remembers the verdicts."""
 
 import logging
-from collections.abc import Set
+import time
+from collections.abc import Iterable, Mapping, Set
 
 import psycopg
 
@@ -9,10 +10,14 @@ from embedworker.database.rows import fetch_one
 from embedworker.database.statements import statement
 from embedworker.queue.source import Connection
 from embedworker.service.source_errors import SourceErrors, explained
+from embedworker.service.walk import STRETCH
 
 __all__ = ["TableChecks"]
 
 log = logging.getLogger("embedworker.sources")
+
+REFRESH = 60.0  # seconds between looks at whether a table has changed
+RETRY = 2.0  # seconds until the next look where one failed
 
 WELL = ("same", "changed")  # verdicts without trouble
 
@@ -24,9 +29,39 @@ class TableChecks:
         self._connection = connection
         self._errors = errors
         self._verdicts: dict[int, str] = {}
+        self._due_at: dict[int, float] = {}
+        self.checked = False
+        """Whether no table is due to be checked after the last look."""
 
-    def check(self, number: int, label: object) -> bool:
-        """Check one table; False when even the check failed. The log calls it ``label``."""
+    def look(self, sources: Mapping[int, object], new: Set[int]) -> set[int]:
+        """Check the ``new`` tables, and those that are due in a stretch; return which.
+
+        ``sources`` are all of them by number, each with its name in the log.
+        """
+        looked = set(new)
+        for number in new:
+            self._check(number, sources[number])
+        until = time.monotonic() + STRETCH
+        due = self._due(sources.keys() - new)
+        for number in due:
+            self._check(number, sources[number])
+            looked.add(number)
+            if time.monotonic() > until:
+                break
+        self.checked = not self._due(sources)
+        return looked
+
+    def _due(self, numbers: Iterable[int]) -> list[int]:
+        """Return the tables that are to be checked, the one due first first."""
+        now = time.monotonic()
+        due = [(at, n) for n in numbers if (at := self._due_at.get(n, 0.0)) <= now]
+        return [n for _, n in sorted(due)]
+
+    def soon(self, number: int) -> None:
+        """Have a table checked at the next look."""
+        self._due_at[number] = 0.0
+
+    def _check(self, number: int, label: object) -> None:
         checked = True
         try:
             (verdict,) = fetch_one(
@@ -37,6 +72,7 @@ class TableChecks:
                 raise
             verdict = explained(error)
             checked = False
+        self._due_at[number] = time.monotonic() + (REFRESH if checked else RETRY)
         before = self._verdicts.get(number)
         self._verdicts[number] = verdict
         if verdict == "gone":
@@ -49,7 +85,6 @@ class TableChecks:
         elif verdict != before:
             log.error("source %s: %s", label, verdict)
             self._errors.set(number, verdict)
-        return checked
 
     def well(self, number: int) -> bool:
         """Whether the last check of a table found no trouble."""
