@@ -45,7 +45,7 @@ demo: $(STAMP)
 	$(BIN)/embedworker demo
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP)
 	$(BIN)/pytest
@@ -53,7 +53,7 @@ test-all: $(STAMP)
 # With TEST_POSTGRES=/path/to/bin on that server alone, such as $(.ci/postgresql 16).
 test-compat: $(STAMP)
 ifdef TEST_POSTGRES
-	TEST_POSTGRES=$(TEST_POSTGRES) $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(COMPAT_TESTS)
+	TEST_POSTGRES=$(TEST_POSTGRES) $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(COMPAT_TESTS)
 else
 	for version in 15 17; do \
 		programs=$$(.ci/postgresql $$version $(COMPAT_FOLDER)) && $(MAKE) test-compat TEST_POSTGRES=$$programs || exit 1; \

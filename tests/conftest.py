@@ -53,3 +53,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         many = "acceptance" in item.path.parts or item.path.stem in BROAD
         if many and item.get_closest_marker("smoke") is None:
             item.add_marker("slow")
+    _begin_with_the_longest(items)
+
+
+def _begin_with_the_longest(items: list[pytest.Item]) -> None:
+    """Sort files by the time-out of their longest test, then by their number of tests.
+
+    pytest-xdist hands whole files out in this order. A file of minutes that began last would leave
+    the other processors idle.
+    """
+    sizes: dict[Path, list[float]] = {}
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        size = sizes.setdefault(item.path, [0, 0])
+        size[0] = max(size[0], mark.args[0] if mark else 0)
+        size[1] += 1
+    items.sort(key=lambda item: sizes[item.path], reverse=True)
