@@ -20,8 +20,16 @@ on conflict (id) do update set title = excluded.title, content = excluded.conten
 
 -- A worker embeds the rows. An application would not wait: a row without a vector is just not found.
 do $$
+declare
+    found record;
 begin
-    while exists (select from embed.status where source = 'manual'::regclass and embedded < rows) loop
+    loop
+        select * into found from embed.status where source = 'manual'::regclass;
+        exit when found.embedded = found.rows;
+        if found.state not in ('embedding', 'ready') then
+            raise exception 'rows of manual wait: %', coalesce(found.error, found.state)
+                using hint = 'Start a worker in another terminal, `embedworker run`, and run this file again.';
+        end if;
         perform pg_sleep(0.1);
     end loop;
 end
@@ -37,5 +45,5 @@ select title
 from manual
 join manual_embedding using (id)
 where length(content) < 200
-order by embedding <=> (select embed.query('noise behind the fridge'))
+order by embedding <=> (select embed.query('noise behind the fridge', of => 'manual'))
 limit 1;

@@ -25,6 +25,14 @@ and (n.nspname <> 'embed' or c.relname = 'document')
 and not c.relispartition
 order by 1;
 
+-- search_tables
+-- The tables that are enabled, by their triggers: a reader of them may not read embed.source.
+select c.oid::pg_catalog.regclass::text as shown, c.relname::text as name
+from pg_catalog.pg_class c
+where c.relkind in ('r', 'p') and not c.relispartition
+and exists (select from pg_catalog.pg_trigger g where g.tgrelid = c.oid and g.tgname ~ '^embed_[0-9]+_(insert|row)$')
+order by 1;
+
 -- cli_enable
 -- Make a table searchable; the table that holds its vectors, and what became of the rows' number.
 select embed.enable(

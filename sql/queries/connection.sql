@@ -102,3 +102,13 @@ select
   pg_catalog.current_setting(%(name)s, true),
   pg_catalog.quote_ident(current_user),
   pg_catalog.quote_ident(pg_catalog.current_database());
+
+-- server_used
+-- Whether other sessions are connected to this server, in any database. Loopbacks end with their sessions.
+select exists (
+    select
+    from pg_catalog.pg_stat_activity a
+    where a.backend_type = 'client backend'
+    and a.pid <> pg_catalog.pg_backend_pid()
+    and a.application_name <> 'embedworker question'
+);

@@ -16,6 +16,15 @@ select embed.roll_back(%(relation)s::bigint::oid::regclass, name => %(name)s);
 -- Drop the vectors that do not answer.
 select embed.end_switch(%(relation)s::bigint::oid::regclass, name => %(name)s);
 
+-- switch_model
+-- The model of a table that answers now.
+select coalesce(s.model, embed.default_model())
+from embed.source s
+join pg_catalog.pg_class c on c.oid = s.relation
+where s.relation = %(relation)s::bigint::oid::regclass and not embed._is_standby(s.id)
+order by s.name = %(name)s desc nulls last, s.name = c.relname desc, s.id
+limit 1;
+
 -- switch_status
 -- Every change of a model that is under way.
 select

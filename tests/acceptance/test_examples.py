@@ -69,6 +69,21 @@ def test_psql(url: str, installation: Installation) -> None:
         assert said.stdout.rstrip().endswith("(1 row)")
 
 
+def test_psql_without_a_worker_says_what_to_start(
+    hash_database: str, installation: Installation
+) -> None:
+    said = subprocess.run(
+        [installation.program("psql"), hash_database, "-X", "-f", EXAMPLES / "search.sql"],
+        capture_output=True,
+        text=True,
+        timeout=LONGEST,
+        check=False,
+    )
+    assert said.returncode != 0
+    assert "rows of manual wait: no worker" in said.stderr
+    assert "`embedworker run`" in said.stderr
+
+
 @pytest.mark.usefixtures("worker")
 def test_psycopg(url: str) -> None:
     for _ in range(2):

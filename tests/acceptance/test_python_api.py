@@ -222,6 +222,22 @@ def test_errors_have_a_type_and_quote_no_question(
         assert len(str(caught.value)) > 40  # what to do, too
 
 
+def test_a_table_that_is_not_there_is_told_with_those_like_it(url: str, table: Connection) -> None:
+    """Also to a reader, who may not read embed.source."""
+    assert table.execute("select to_regclass('article')").fetchone() != (None,)
+    table.execute("create role somebody login password 'x'")
+    try:
+        with Client(psycopg.conninfo.make_conninfo(url, user="somebody", password="x")) as client:
+            for wrong in ("articel", "shop.articles"):
+                with pytest.raises(SourceError, match=r"did you mean .*article") as caught:
+                    client.search(wrong, SECRET)
+                assert SECRET not in "".join(traceback.format_exception(caught.value))
+            with pytest.raises(SourceError, match=r"can be searched, there are: .*embed\.document"):
+                client.similar("qqq", 1)
+    finally:
+        table.execute("drop role somebody")
+
+
 def test_a_question_that_the_model_cannot_embed(url: str) -> None:
     with Worker(url, lanes=["questions"]) as worker, Client(url, timeout=30) as client:
         assert worker.wait_ready(READY)

@@ -83,6 +83,29 @@ def test_the_page_about_it(embeddings_server: ServerProcess) -> None:
     exec(code.replace(DEFAULT_MODEL, TESTING_MODEL), {"openai": openai})  # noqa: S102 -- what is tested
 
 
+def test_a_role_for_clients_that_name_none_and_a_second_name(serving: Serving) -> None:
+    """LangChain's client has one model for questions and documents, and sends no input_type."""
+    with (
+        serving("--default-role", "passage", "--alias", "text-embedding-3-small") as server,
+        client_of(server) as client,
+    ):
+        assert "a text without a role is a passage" in server.output()
+        for name in (TESTING_MODEL, "text-embedding-3-small"):
+            found = embed(client, "글", name)
+            assert found.model == name
+            assert_vector(found.data[0].embedding, "passage: 글")
+            assert_vector(embed(client, "글", f"{name}:query").data[0].embedding, "query: 글")
+            asked = embed(client, "글", name, extra_body={"input_type": "query"})
+            assert_vector(asked.data[0].embedding, "query: 글")
+            assert client.models.retrieve(f"{name}:passage").id == f"{name}:passage"
+        assert len(client.models.list().data) == 6
+        refused(
+            openai.NotFoundError,
+            "'text-embedding-3-small:passage'",
+            lambda: embed(client, "글", "another"),
+        )
+
+
 def test_base64_is_little_endian_float32(embeddings_server: ServerProcess) -> None:
     status, body = embeddings_server.get(
         "/v1/embeddings",

@@ -2,13 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
 import pytest
 from fix_database import Connection
-from fix_worker import START, Workers, failpoint, wait_reached
+from fix_worker import ENVIRONMENT, START, Workers, failpoint, wait_reached
 from oracle import inbox_of, judge, queue_of, wait_settled
 from psycopg import sql
 from waiting import wait_until
@@ -515,6 +517,50 @@ def test_sigterm_while_models_are_loaded(shop: Connection, workers: Workers, gat
     wait_until(lambda: shop.execute(lanes).fetchone() == (2,), START)
     wait_reached(gate)
     assert worker.terminate() == 0, worker
+    assert shop.execute("select count(*) from embed.worker_session").fetchone() == (0,)
+    assert not gate.exists()
+
+
+def test_sigterm_of_once_while_the_model_is_loaded(
+    shop: Connection, workers: Workers, gate: Path
+) -> None:
+    article(shop, ["하나"])
+    worker = workers.start("--once", up=False, **failpoint("model-load", gate))
+    wait_reached(gate)
+    assert worker.terminate() == 0, worker
+    assert shop.execute("select count(*) from embed.worker_session").fetchone() == (0,)
+    assert "nothing is due" not in worker.output()
+    assert not gate.exists()
+
+
+def test_a_program_with_a_worker_ends_while_models_are_loaded(
+    shop: Connection, hash_database: str, gate: Path, tmp_path: Path
+) -> None:
+    """Python waits for every thread at its end, and so for a model: minutes for a download."""
+    article(shop, ["하나"])
+    program = "import time; from embedworker import Worker\nwith Worker(): time.sleep(600)"
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={
+                **os.environ,
+                **ENVIRONMENT,
+                "EMBEDWORKER_DATABASE_URL": hash_database,
+                "EMBEDWORKER_FAILPOINT": "model-load:hang",
+                "EMBEDWORKER_FAILPOINT_GATE": str(gate),
+            },
+            stdin=subprocess.DEVNULL,
+            stderr=file,
+        )
+    try:
+        wait_reached(gate)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == -signal.SIGINT, said.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert said.read_text().rstrip().endswith("KeyboardInterrupt")
     assert shop.execute("select count(*) from embed.worker_session").fetchone() == (0,)
     assert not gate.exists()
 

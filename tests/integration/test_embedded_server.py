@@ -69,6 +69,20 @@ def test_keeps_data_and_address_between_runs(chosen: Settings) -> None:
         assert connection.execute("select x from kept").fetchone() == (42,)
 
 
+@pytest.mark.slow
+def test_a_server_that_somebody_is_connected_to_goes_on(
+    chosen: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "LEAVING", 0.2)
+    url = server.start(chosen)
+    with connect(url, vectors=False) as user:
+        assert not server.stop_unused(chosen)
+        assert user.execute("select 1").fetchone() == (1,)
+    monkeypatch.undo()
+    assert server.stop_unused(chosen)
+    assert not server.status(chosen).running
+
+
 def test_named_database_is_left_alone(server_folder: Path) -> None:
     folder = server_folder / "never made"
     named = load(data_dir=folder, database_url="postgresql://elsewhere/x")

@@ -1015,6 +1015,43 @@ def test_the_command_line_without_rights(shop: Connection) -> None:
         raise psycopg.Rollback(attempt)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "command"),
+    [
+        ("select embed.cut_over('article')", "with `embedworker switch start TABLE MODEL`"),
+        (SWITCH + ";" + "select embed.cut_over('article')", "`embedworker switch status` says"),
+        (
+            SWITCH + ";" + SWITCH.replace("mine", "other"),
+            "End that with `embedworker switch end TABLE` first",
+        ),
+        (
+            SWITCH + "; select embed.enable('article', '{title,body}')",
+            "Run `embedworker switch end TABLE` first; `embedworker switch status` shows",
+        ),
+        (
+            "select embed.enable('article', '{body}', model => 'wide')",
+            "answer: `embedworker switch start shop.article wide`; without that: run `embedworker "
+            "disable shop.article --drop-vectors` first",
+        ),
+        (
+            "select embed.enable('article', '{title}', name => 'article_next');" + SWITCH,
+            "Run `embedworker disable shop.article --name article_next` first",
+        ),
+    ],
+)
+def test_the_command_line_names_commands(shop: Connection, wrong: str, command: str) -> None:
+    with shop.transaction() as attempt:
+        shop.execute(
+            "select embed.add_model('mine', 384), embed.add_model('other', 384),"
+            " embed.add_model('wide', 9)"
+        )
+        with pytest.raises(DatabaseError) as said, explained(shop), shop.transaction():
+            shop.execute(wrong.encode())
+        assert command in str(said.value)
+        assert "embed." not in str(said.value).partition("hint:")[2].replace("embed.failure", "")
+        raise psycopg.Rollback(attempt)
+
+
 def test_a_command_that_somebody_cancelled(shop: Connection) -> None:
     cancel = "select pg_cancel_backend(pg_backend_pid()), pg_sleep(60)"
     with (

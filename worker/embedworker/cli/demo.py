@@ -107,13 +107,20 @@ def _server(chosen: "Settings", screen: "Screen", cleanup: ExitStack) -> tuple[s
         return chosen.database_url, chosen.cache_dir / LOG
     ran = server.status(chosen).running
     if not ran:
-        cleanup.callback(server.stop, chosen)
+        cleanup.callback(_stop, chosen, screen)
     with screen.doing("PostgreSQL", "starting the embedded server") as say:
         url = server.start(chosen)
         found = server.status(chosen)
         how = "already running" if ran else "started"
         say(f"{found.version}, embedded, {how} on 127.0.0.1:{found.port}")
     return url, server.data_folder(chosen) / LOG
+
+
+def _stop(chosen: "Settings", screen: "Screen") -> None:
+    from embedworker.database.embedded import server
+
+    if not server.stop_unused(chosen):
+        screen.fact("kept", "the server goes on, because another process is connected to it")
 
 
 def _migrate(
@@ -257,7 +264,12 @@ def _say_ready(screen: "Screen") -> None:
 def _say_more(context: typer.Context, screen: "Screen") -> None:
     screen.gap()
     screen.fact("done", "worker stopped, articles removed; to go on yourself:")
-    screen.fact("", f"{_command(context)} demo --keep")
+    command = _command(context)
+    activate = Path(sys.argv[0]).with_name("activate")
+    if command != "embedworker" and activate.is_file():
+        screen.fact("", f". {os.path.relpath(activate)}")
+        command = command.replace(command.split()[0], "embedworker", 1)
+    screen.fact("", f"{command} demo --keep")
 
 
 def _command(context: typer.Context) -> str:

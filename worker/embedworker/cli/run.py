@@ -19,7 +19,7 @@ from embedworker.extras import require
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from embedworker.service.worker import Lane
+    from embedworker.service.worker import Lane, Worker
     from embedworker.settings import Settings
 
 __all__ = ["register"]
@@ -115,6 +115,7 @@ def _run_once(url: str, chosen: "Settings") -> None:
     _stop_on_signals(worker.stop)
     with _faults_logged(), explained():
         troubles = worker.run_once()
+    _end_while_loading(worker)
     if troubles:
         fail("\n".join(troubles))
     log.info("nothing is due any more")
@@ -173,8 +174,12 @@ def _serve(
             stack.enter_context(reported_to_systemd())
         with _faults_logged():
             worker.run()
-    if worker.loading:
-        # Everything is handed back. A model takes seconds to load, and minutes to download.
+    _end_while_loading(worker)
+
+
+def _end_while_loading(worker: "Worker") -> None:
+    """End without the models: one takes seconds to load, and minutes to download."""
+    if worker.loading:  # then the worker was stopped, and has handed everything back
         logging.shutdown()
         os._exit(0)
 

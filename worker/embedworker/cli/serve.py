@@ -46,6 +46,23 @@ def serve(
         str | None,
         typer.Option(envvar="EMBEDWORKER_PASSAGE_PREFIX", help="Prefix of a passage, likewise."),
     ] = None,
+    default_role: Annotated[
+        str | None,
+        typer.Option(
+            envvar="EMBEDWORKER_SERVE_DEFAULT_ROLE",
+            metavar="query|passage",
+            help="What a text is where the request does not say: a client that cannot, such as "
+            "LangChain's, embeds documents as questions otherwise. [default: query]",
+        ),
+    ] = None,
+    alias: Annotated[
+        str | None,
+        typer.Option(
+            envvar="EMBEDWORKER_SERVE_ALIAS",
+            metavar="NAME",
+            help="Second name of the model, for a client that insists on one.",
+        ),
+    ] = None,
 ) -> None:
     """Answer POST /v1/embeddings as OpenAI's API does, with a model in this process.
 
@@ -60,6 +77,8 @@ def serve(
         model=model,
         query_prefix=query_prefix,
         passage_prefix=passage_prefix,
+        serve_default_role=default_role,
+        serve_alias=alias,
     )
     require("`embedworker serve`", "worker", "serve")
     from embedworker.service.logs import set_up_logs

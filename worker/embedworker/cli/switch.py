@@ -227,24 +227,36 @@ def cut_over(
     name: NameOption = None,
 ) -> None:
     """Have the new vectors answer, under the names of the old ones."""
-    _call(context, table, f"cutting {table} over", "switch_cut_over", force=force, name=name)
+    model = _model_after(
+        context, table, f"cutting {table} over", "switch_cut_over", force=force, name=name
+    )
+    typer.echo(f"{table}: {model} answers; `embedworker switch roll-back {table}` is the way back")
 
 
 @group.command("roll-back")
 def roll_back(context: typer.Context, table: TableArgument, name: NameOption = None) -> None:
     """Have the old vectors answer again; they were kept current."""
-    _call(context, table, f"rolling {table} back", "switch_roll_back", name=name)
+    model = _model_after(context, table, f"rolling {table} back", "switch_roll_back", name=name)
+    typer.echo(f"{table}: {model} answers again")
 
 
 @group.command()
 def end(context: typer.Context, table: TableArgument, name: NameOption = None) -> None:
     """Drop the vectors that do not answer; there is no way back then."""
-    _call(context, table, f"ending the switch of {table}", "switch_end", name=name)
+    model = _model_after(context, table, f"ending the switch of {table}", "switch_end", name=name)
+    typer.echo(f"{table}: {model} answers; the other vectors are dropped")
+
+
+def _model_after(
+    context: typer.Context, table: str, doing: str, query: str, **arguments: Any
+) -> str:
+    return str(_call(context, table, doing, query, "switch_model", **arguments)[0])
 
 
 def _call(
-    context: typer.Context, table: str, doing: str, query: str, **arguments: Any
+    context: typer.Context, table: str, doing: str, *queries: str, **arguments: Any
 ) -> tuple[Any, ...]:
+    """Run the queries and return the first row of the last one."""
     from embedworker.cli.database import connected, find_table
     from embedworker.database.rows import fetch_one
     from embedworker.database.statements import statement
@@ -256,9 +268,10 @@ def _call(
         )
         found = find_table(connection, table)
         with step(doing):
-            row = fetch_one(
-                connection.execute(statement(query), {"relation": found.oid, **arguments})
-            )
+            for query in queries:
+                row = fetch_one(
+                    connection.execute(statement(query), {"relation": found.oid, **arguments})
+                )
         for remark in remarks:
             note(remark.strip())
         return row

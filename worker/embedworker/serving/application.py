@@ -58,6 +58,8 @@ class _Service:
         self._active = 0
         self._body = settings.serve_body
         self._limits = Limits(settings.serve_inputs, settings.serve_characters)
+        self._default_role = settings.serve_default_role
+        self._alias = settings.serve_alias
         self._started = int(time.time())
         self._merged = Merged(lambda: [*families(registry), build_info()])
         self._log = RequestLog(registry)
@@ -150,7 +152,8 @@ class _Service:
         asked = await run_in_threadpool(
             parse,
             body,
-            model=encoder.fingerprint.model,
+            models=self._names(encoder),
+            default_role=self._default_role,
             dimensions=encoder.dimensions,
             limits=self._limits,
         )
@@ -166,13 +169,19 @@ class _Service:
         return Response(content, media_type="application/json")
 
     async def _models(self, _: HttpRequest) -> Response:
-        name = self._encoder().fingerprint.model
-        names = [name, f"{name}:query", f"{name}:passage"]
+        names = [
+            name + role
+            for name in self._names(self._encoder())
+            for role in ("", ":query", ":passage")
+        ]
         return JSONResponse({"object": "list", "data": [self._card(each) for each in names]})
 
     async def _model(self, request: HttpRequest) -> Response:
-        name, _ = model_and_role(request.path_params["name"], self._encoder().fingerprint.model)
+        name, _ = model_and_role(request.path_params["name"], self._names(self._encoder()))
         return JSONResponse(self._card(name))
+
+    def _names(self, encoder: Encoder) -> list[str]:
+        return [encoder.fingerprint.model, *([self._alias] if self._alias else [])]
 
     def _card(self, name: str) -> dict[str, Any]:
         return {

@@ -5,13 +5,13 @@ vectors of the wrong prefix.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from embedworker.serving.refusal import Refusal
 
-__all__ = ["ROLES", "Limits", "Request", "model_and_role", "parse"]
+__all__ = ["ROLES", "Limits", "Request", "Role", "model_and_role", "parse"]
 
 Role = Literal["query", "passage"]
 
@@ -45,11 +45,12 @@ class Request:
     base64: bool
 
 
-def parse(body: bytes, *, model: str, dimensions: int, limits: Limits) -> Request:
-    """Read a body for the one ``model`` that is served.
+def parse(
+    body: bytes, *, models: Sequence[str], default_role: Role, dimensions: int, limits: Limits
+) -> Request:
+    """Read a body for the one model that is served, under any of its names.
 
-    Without ``input_type`` and suffix an input is a question: passages are the worker's business,
-    and the query prefix is the one for comparing texts of equal kind.
+    Without ``input_type`` and suffix an input has the ``default_role``.
 
     Raises Refusal.
     """
@@ -68,7 +69,7 @@ def parse(body: bytes, *, model: str, dimensions: int, limits: Limits) -> Reques
     for name in ("model", "encoding_format", "user", "input_type"):
         if not isinstance(sent.get(name), str | None):
             raise _bad(f"{name} is not a text", name)
-    name, role = model_and_role(sent.get("model") or "", model)
+    name, role = model_and_role(sent.get("model") or "", models)
     role = _role(sent.get("input_type"), role)
     encoding = sent.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
@@ -76,29 +77,30 @@ def parse(body: bytes, *, model: str, dimensions: int, limits: Limits) -> Reques
     wanted = sent.get("dimensions")
     if wanted is not None and wanted != dimensions:
         raise _bad(
-            f"the model {model!r} makes vectors of {dimensions} dimensions and no others; leave"
+            f"the model {models[0]!r} makes vectors of {dimensions} dimensions and no others; leave"
             " dimensions out",
             "dimensions",
         )
-    return Request(name, role or "query", _inputs(sent.get("input"), limits), encoding == "base64")
+    inputs = _inputs(sent.get("input"), limits)
+    return Request(name, role or default_role, inputs, encoding == "base64")
 
 
-def model_and_role(name: str, model: str) -> tuple[str, Role | None]:
+def model_and_role(name: str, models: Sequence[str]) -> tuple[str, Role | None]:
     """Split a model's name from the role behind it: ``NAME``, ``NAME:query``, ``NAME:passage``.
 
-    Raises Refusal unless it is the model that is served.
+    Raises Refusal unless it is one of the names of the model that is served.
     """
-    if name == model:
+    if name in models:
         return name, None
     base, _, suffix = name.rpartition(":")
-    if base == model and suffix in ROLES:
+    if base in models and suffix in ROLES:
         return name, ROLES[suffix]
+    there = " and ".join(f"{m!r}, '{m}:query', '{m}:passage'" for m in models)
     raise Refusal(
         404 if name else 400,
-        f"the model {name[:200]!r} is not served here; there are {model!r}, '{model}:query' and"
-        f" '{model}:passage'"
+        f"the model {name[:200]!r} is not served here; there are {there}"
         if name
-        else f"model is missing; expected {model!r}",
+        else f"model is missing; expected {models[0]!r}",
         param="model",
         code="model_not_found" if name else None,
     )

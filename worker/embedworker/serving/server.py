@@ -84,7 +84,12 @@ def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     engine.start()
-    log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+    log.info(
+        "listening on http://%s:%s; a text without a role is a %s",
+        f"[{host}]" if ":" in host else host,
+        port,
+        settings.serve_default_role,
+    )
     server.run(sockets=[listening])
     if engine.error is not None:
         raise engine.error

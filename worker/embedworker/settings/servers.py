@@ -52,6 +52,15 @@ class ServeSettings(BaseModel):
     passage_prefix: str | None = Field(
         default=None, description="Prefix of a passage in `serve`; not set: from the catalogue"
     )
+    serve_default_role: Annotated[Literal["query", "passage"], Word] = Field(
+        default="query",
+        description="What `serve` takes a text for where the request does not say: query, passage",
+    )
+    serve_alias: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Second name under which `serve` answers for its model",
+    )
     serve_host: str = Field(
         default="127.0.0.1",
         min_length=1,

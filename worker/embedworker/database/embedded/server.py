@@ -3,21 +3,28 @@
 import hashlib
 import os
 import pwd
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
+from embedworker.database.connect import connect
 from embedworker.database.embedded.account import Account
 from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.embedded.installation import require_package, unpack, unpacked
+from embedworker.database.rows import fetch_one
+from embedworker.database.statements import statement
 from embedworker.errors import EmbeddedServerError
 from embedworker.settings import Settings
 
-__all__ = ["Status", "data_folder", "database_url", "start", "status", "stop", "url"]
+__all__ = ["Status", "data_folder", "database_url", "start", "status", "stop", "stop_unused", "url"]
 
 _ROOT_DATA = Path("/var/lib/embedworker")
+
+LEAVING = 3.0  # seconds in which the server ends sessions whose process has gone
+LOOK = 0.05  # seconds between looks at whether they have
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,29 @@ def stop(settings: Settings) -> bool:
         ran = cluster.pid is not None
         cluster.stop()
         return ran
+
+
+def stop_unused(settings: Settings) -> bool:
+    """Stop the server unless another process is connected; return whether it does not run now."""
+    folder = data_folder(settings)
+    if not _exists(folder):
+        return True
+    with _locked(folder):
+        cluster = _cluster(folder)
+        if cluster.pid is not None and _used(cluster.url()):
+            return False
+        cluster.stop()
+    return True
+
+
+def _used(url: str) -> bool:
+    deadline = time.monotonic() + LEAVING
+    with connect(url, vectors=False) as connection:
+        while fetch_one(connection.execute(statement("server_used")))[0]:
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(LOOK)
+    return False
 
 
 def url(settings: Settings, *, password: bool = True) -> str:
