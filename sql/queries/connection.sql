@@ -4,7 +4,8 @@
 -- that they can be read back, since keys travel as text, and a backslash in a pattern of our
 -- functions means what it says, whatever the database has set. Nor does what it has set for idle or
 -- long sessions of applications end ours, which wait for work, build indexes and migrate; PostgreSQL 15
--- and 16 know no transaction_timeout. Where it is serializable, two workers at the questions undid each other's claims.
+-- and 16 know no transaction_timeout. Only a process that is suspended leaves a transaction idle for a minute: its
+-- session is ended, or it kept its locks, such as that of a sweep, until it wakes. Where it is serializable, two workers at the questions undid each other's claims.
 -- Row security is off where every row must be seen: an error then, instead of rows that are missing in
 -- silence. Not for members of embed_worker, whom policies let see all; where one does not,
 -- embed._hidden_rows says so.
@@ -40,7 +41,7 @@ settled as materialized (
     case when own and %(patient)s then pg_catalog.set_config('statement_timeout', '0', false) end as one_statement,
     case when own then pg_catalog.set_config('idle_session_timeout', '0', false) end as idle_session,
     case
-        when own then pg_catalog.set_config('idle_in_transaction_session_timeout', '0', false)
+        when own then pg_catalog.set_config('idle_in_transaction_session_timeout', '60s', false)
     end as idle_in_transaction,
     case when own and pg_catalog.current_setting('transaction_timeout', true) is not null
       then pg_catalog.set_config('transaction_timeout', '0', false) end as whole_transaction,
@@ -74,7 +75,7 @@ select
   pg_catalog.set_config('extra_float_digits', '1', true),
   pg_catalog.set_config('standard_conforming_strings', 'on', true),
   case when %(patient)s then pg_catalog.set_config('statement_timeout', '0', true) end,
-  pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
+  pg_catalog.set_config('idle_in_transaction_session_timeout', '60s', true),
   case when pg_catalog.current_setting('transaction_timeout', true) is not null
     then pg_catalog.set_config('transaction_timeout', '0', true) end;
 

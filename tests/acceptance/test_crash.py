@@ -144,6 +144,38 @@ def test_a_worker_that_slept_through_its_lease(
     assert judge(shop, "article").good
 
 
+def test_a_worker_that_sleeps_within_a_sweep_lets_another_sweep(
+    shop: Connection, workers: Workers, gate: Path, tmp_path: Path
+) -> None:
+    """The server ends its session, and with it the lock; when it wakes, it connects again."""
+    shop.execute("select embed.pause('embed.document')")
+    articles(shop)
+    quick = Path(shutil.copytree(sql_folder(), tmp_path / "sql"))
+    file = quick / "queries" / "connection.sql"
+    minute = "'idle_in_transaction_session_timeout', '60s'"
+    assert file.read_text().count(minute) == 2
+    file.write_text(file.read_text().replace(minute, minute.replace("60s", "2s")))
+    sleeper = workers.start(sql_folder=quick, lease="1", **failpoint("in-sweep", gate))
+    wait_reached(gate)
+    sleeper.signal(SIGSTOP)
+    workers.start(lease="1")
+    wait_settled(shop, "article", timeout=30)
+    (asleep,) = shop.execute("select clock_timestamp()").fetchone() or (None,)
+    gate.touch()
+    sleeper.signal(SIGCONT)
+    back = "select from embed.worker where pid = %s and started_at > %s"
+    wait_until(
+        lambda: shop.execute(back, [sleeper.pid, asleep]).fetchone() is not None,
+        30,
+        f"the return of {sleeper}",
+    )
+    assert "Traceback" not in sleeper.output()
+    shop.execute("update article set content = '새 ' || content")
+    wait_settled(shop, "article")
+    assert judge(shop, "article").good
+    assert sleeper.terminate() == 0, sleeper
+
+
 @pytest.mark.parametrize("asked_to_end", [False, True])
 def test_a_long_batch_keeps_its_lease(
     shop: Connection, workers: Workers, gate: Path, asked_to_end: bool

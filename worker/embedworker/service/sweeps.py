@@ -8,6 +8,7 @@ from embedworker.queue.source import Connection, Source
 from embedworker.queue.statistics import Statistics
 from embedworker.queue.sweep import Sweep, due_sweeps, request
 from embedworker.service.counting import Counting
+from embedworker.service.failpoints import failpoint
 from embedworker.service.registry import Registry
 from embedworker.service.returns import Returns
 from embedworker.service.steps import Step
@@ -122,6 +123,7 @@ class Sweeps:
                 sweep = Sweep(self._connection, source, fingerprint)
                 if not sweep.done:
                     page = sweep.page()
+                    failpoint("in-sweep")
                     if not page.held:
                         return pages  # the next look reads the source again
                     queued += page.queued
