@@ -106,8 +106,9 @@ def test_idle(
     assert found["polls of the passage lane"] > 0
 
 
-def test_words_alone(benchmark: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    folder = tmp_path / "fruit"
+def _fruit(parent: Path) -> Path:
+    """A set of three documents."""
+    folder = parent / "fruit"
     folder.mkdir()
     for name, texts in (
         ("corpus", ["사과 나무", "배 나무", "바다 물고기"]),
@@ -117,4 +118,18 @@ def test_words_alone(benchmark: Callable[..., dict[str, Any]], tmp_path: Path) -
             "".join(json.dumps({"_id": str(n), "text": t}) + "\n" for n, t in enumerate(texts))
         )
     (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n0\t0\t1\n1\t2\t1\n")
+    return folder
+
+
+def test_words_alone(benchmark: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    folder = _fruit(tmp_path)
     assert benchmark("words_alone", folder)["fruit, nDCG@10"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_storage(benchmark: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    folder = _fruit(tmp_path)
+    found = benchmark("storage", folder, model=TESTING_MODEL, vectors=300, questions=2, bits=40)
+    assert found["fruit, default, vector"] == found["fruit, default, halfvec"]
+    assert found["halfvec, recall@10"] > 0.9

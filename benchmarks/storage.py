@@ -1,0 +1,208 @@
+"""What smaller vectors cost: quality on sets, and size and recall of indexes over 100,000 vectors.
+
+    python benchmarks/storage.py sets/*/ --json storage.json
+
+Quality: a worker embeds each folder in BEIR's format, embed.search is asked, the column becomes a
+halfvec with the same numbers, the index is built again, and the same questions are asked.
+
+Size: mixtures of the last set's vectors (see search.py) are stored as vector and as halfvec, each
+with the index that the worker builds. Recall is of the nearest ten by float32. The last index has
+one bit for each number, and its nearest --bits rows are ordered by their whole vectors.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from harness import Connection, Measure, cluster, database, fetch_value, machine, options, report
+from pgvector import Vector
+from search import mixtures
+
+from embedworker.cli.evaluation import Evaluation
+from embedworker.database.connect import connect
+from embedworker.model.catalog import BUNDLED_MODEL
+from embedworker.queue.source import load_sources
+from embedworker.search.collection import analyze, find_source
+from embedworker.search.evaluate import Setting, settings_of
+from embedworker.search.measures import compared
+from embedworker.service.indexing import Indexer
+from embedworker.settings import load
+from embedworker.settings.worker import index_memory
+
+Floats = npt.NDArray[np.float32]
+
+K = 10
+SETTINGS = "exact+lexical=0,hnsw+lexical=0,default"
+TABLE = "embedworker_eval.document"
+INDEX = "select x.index::regclass::text from embed.source s, embed._vector_indexes(s) x"
+INDEX += " where s.relation = %s::regclass"
+NEAREST = "select array(select id from {table} order by embedding <=> %s limit 10)"
+BITS = (
+    "select array(select id from (select id, embedding from {table}"
+    " order by binary_quantize(embedding)::bit({dimensions})"
+    " <~> binary_quantize(%s)::bit({dimensions}) limit {count}) x"
+    " order by embedding <=> %s limit 10)"
+)
+
+
+def build(connection: Connection, url: str, relation: str) -> float:
+    """Have the index built as a worker builds it; the seconds that it took."""
+    oid = fetch_value(connection, "select %s::regclass::oid::bigint", [relation])
+    wanted = find_source(connection, oid).id
+    source = next(one for one in load_sources(connection) if one.id == wanted)
+    begun = time.perf_counter()
+    indexer = Indexer(url, after_rows=0, memory=index_memory())
+    indexer.run_if_due(connection, source)
+    indexer.wait()
+    return time.perf_counter() - begun
+
+
+def quality(
+    connection: Connection, url: str, folder: Path, model: str, details: dict[str, Any]
+) -> Iterator[Measure]:
+    """Ask a set twice, and yield nDCG@10 by vector and what is different by halfvec."""
+    asked = settings_of(SETTINGS, Setting())
+    with ExitStack() as cleanup:
+        evaluation = Evaluation(connection, url, load(), cleanup)
+        cleanup.pop_all()  # the table and the connection go on
+        evaluation.load(folder, asked, model=model, chunk=False, keep=True)
+        whole = evaluation.run(asked, K, quick=True)
+        index = fetch_value(connection, INDEX, [TABLE])
+        size = fetch_value(connection, "select pg_relation_size(%s)", [index])
+        dimensions = whole["fingerprint"]["dimensions"]
+        connection.execute(
+            f"drop index {index}; alter table {TABLE}_embedding"
+            f" alter embedding type halfvec({dimensions})".encode()
+        )
+        build(connection, url, TABLE)
+        evaluation.source = find_source(connection, evaluation.source.relation)
+        analyze(connection, evaluation.source)
+        half = evaluation.run(asked, K, quick=True)
+    name = whole["collection"]
+    half_size = fetch_value(connection, "select pg_relation_size(%s)", [index])
+    for before, after in zip(whole["settings"], half["settings"], strict=True):
+        first, second = ({"nDCG@10": one["by_question"]} for one in (before, after))
+        found = compared(second, first)["nDCG@10"]
+        which = f"{name}, {before['setting']}"
+        yield Measure(f"{which}, vector", before["measures"]["nDCG@10"])
+        yield Measure(f"{which}, halfvec", after["measures"]["nDCG@10"])
+        yield Measure(f"{which}, difference", found.difference, "", ">= -0.001")
+        yield Measure(f"{which}, its standard error", found.standard_error)
+    yield Measure(f"{name}, index by halfvec : vector", half_size / size)
+    details[name] = {"vector": whole, "halfvec": half}
+
+
+def fill(connection: Connection, table: str, storage: str, vectors: Floats) -> None:
+    """Enable a table and leave the vectors as a worker would."""
+    connection.execute(f"create table {table} (id integer primary key, content text)".encode())
+    connection.execute("select embed.enable(%s, array['content'], storage => %s)", [table, storage])
+    connection.execute(
+        "update embed.source_state set fingerprint = (select max(id) from embed.fingerprint)"
+    )
+    connection.execute("set session_replication_role = replica")
+    columns = "id, passage_start, passage_end, embedding, fingerprint, hash, checksum, seq"
+    with connection.cursor().copy(
+        f"copy {table}_embedding ({columns}) from stdin".encode()
+    ) as copying:
+        for key, vector in enumerate(vectors):
+            copying.write_row((key, 0, 5, Vector(vector), 1, b"", b"", 0))
+    connection.execute("reset session_replication_role")
+    connection.execute(f"vacuum analyze {table}_embedding".encode())
+
+
+def recall(
+    connection: Connection, statement: str, asked: Floats, expected: list[set[int]], times: int
+) -> tuple[float, float]:
+    """The share of the nearest ten that is found, and the median time in ms."""
+    shares, took = [], []
+    for question, wanted in zip(asked, expected, strict=True):
+        begun = time.perf_counter()
+        found = fetch_value(connection, statement, [Vector(question)] * times)
+        took.append(1000 * (time.perf_counter() - begun))
+        shares.append(len(wanted & set(found)) / K)
+    return statistics.mean(shares), statistics.median(took)
+
+
+def sizes(
+    connection: Connection, url: str, vectors: Floats, asked: Floats, bits: list[int]
+) -> Iterator[Measure]:
+    """Yield size, time and recall of each form."""
+    expected = [set(np.argpartition(-(vectors @ question), K)[:K].tolist()) for question in asked]
+    connection.execute("set enable_seqscan = off; set hnsw.ef_search = 200")
+    index_bytes = {}
+    for storage in ("vector", "halfvec"):
+        table = f"by_{storage}"
+        fill(connection, table, storage, vectors)
+        seconds = build(connection, url, table)
+        index = fetch_value(connection, INDEX, [table])
+        index_bytes[storage] = fetch_value(connection, "select pg_relation_size(%s)", [index])
+        whole = fetch_value(connection, f"select pg_table_size('{table}_embedding')")
+        statement = NEAREST.format(table=f"{table}_embedding")
+        found, p50 = recall(connection, statement, asked, expected, 1)
+        yield Measure(f"{storage}, table", whole / 1e6, "MB")
+        yield Measure(f"{storage}, index", index_bytes[storage] / 1e6, "MB")
+        yield Measure(f"{storage}, build", seconds, "s")
+        yield Measure(f"{storage}, recall@10", found, "", ">= 0.98")
+        yield Measure(f"{storage}, p50", p50, "ms")
+    yield Measure("index by halfvec : vector", index_bytes["halfvec"] / index_bytes["vector"])
+    dimensions = vectors.shape[1]
+    begun = time.perf_counter()
+    connection.execute(
+        "set maintenance_work_mem = '1GB'; create index by_bits on by_vector_embedding using hnsw"
+        f" ((binary_quantize(embedding)::bit({dimensions})) bit_hamming_ops)"
+        " with (m = 24, ef_construction = 128)".encode()
+    )
+    yield Measure("bits, build", time.perf_counter() - begun, "s")
+    size = fetch_value(connection, "select pg_relation_size('by_bits')")
+    yield Measure("bits, index", size / 1e6, "MB")
+    for count in bits:
+        statement = BITS.format(table="by_vector_embedding", dimensions=dimensions, count=count)
+        for path, setting in (("index", "on"), ("all bits compared", "off")):
+            connection.execute(
+                f"set enable_indexscan = {setting}; set enable_seqscan = on;"
+                f" set hnsw.ef_search = {min(count, 1000)}".encode()
+            )
+            found, p50 = recall(connection, statement, asked, expected, 2)
+            yield Measure(f"bits, {count} rescored, {path}, recall@10", found, "", ">= 0.98")
+            yield Measure(f"bits, {count} rescored, {path}, p50", p50, "ms")
+
+
+def main() -> None:
+    """Measure every set, then the sizes."""
+    parser = options(
+        __doc__, vectors=100_000, questions=200, model=BUNDLED_MODEL, seed=3, bits="40,100,400,1000"
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+    given = parser.parse_args()
+    started = machine()
+    measures: list[Measure] = []
+    details: dict[str, Any] = {}
+    with cluster(maintenance_work_mem="512MB", shared_buffers="1GB") as server:
+        url = database(server, "storage", given.model)
+        for folder in given.folders:
+            with connect(url) as connection:
+                measures += list(quality(connection, url, folder, given.model, details))
+                report("storage", given, started, measures, **details)
+        with connect(url) as connection:
+            base, asked = (
+                np.array([vector.to_numpy() for (vector,) in connection.execute(query)])
+                for query in (
+                    f"select embedding::vector from {TABLE}_embedding".encode(),
+                    f"select embedding from embed.question_cache limit {given.questions}".encode(),
+                )
+            )
+            vectors = mixtures(base.astype(np.float32), given.vectors, given.seed)
+            counts = [int(count) for count in given.bits.split(",")]
+            for measure in sizes(connection, url, vectors, asked, counts):
+                print(measure.name, measure.shown, flush=True)
+                measures.append(measure)
+    report("storage", given, started, measures, **details)
+
+
+if __name__ == "__main__":
+    main()
