@@ -2,8 +2,9 @@
 
     python benchmarks/storage.py sets/*/ --json storage.json
 
-Quality: a worker embeds each folder in BEIR's format, embed.search is asked, the column becomes a
-halfvec with the same numbers, the index is built again, and the same questions are asked.
+Quality: a worker embeds each folder in BEIR's format, and embed.search is asked: exact and hnsw by
+meaning alone, default by words, too. Then the column becomes a halfvec with the same numbers, the
+index is built again, and the same questions are asked.
 
 Size: mixtures of the last set's vectors (see search.py) are stored as vector and as halfvec, each
 with the index that the worker builds. Recall is of the nearest ten by float32. The last index has
@@ -13,32 +14,46 @@ one bit for each number, and its nearest --bits rows are ordered by their whole 
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from harness import Connection, Measure, cluster, database, fetch_value, machine, options, report
+import words_alone
+from harness import (
+    Connection,
+    Measure,
+    cluster,
+    database,
+    fetch_value,
+    machine,
+    options,
+    report,
+    worker,
+)
 from pgvector import Vector
 from search import mixtures
 
-from embedworker.cli.evaluation import Evaluation
 from embedworker.database.connect import connect
 from embedworker.model.catalog import BUNDLED_MODEL
 from embedworker.queue.source import load_sources
-from embedworker.search.collection import analyze, find_source
-from embedworker.search.evaluate import Setting, settings_of
-from embedworker.search.measures import compared
+from embedworker.search.beir import Collection, read_beir
+from embedworker.search.collection import find_source
+from embedworker.search.measures import PerQuestion, compared, means, measured
 from embedworker.service.indexing import Indexer
-from embedworker.settings import load
 from embedworker.settings.worker import index_memory
 
 Floats = npt.NDArray[np.float32]
 
 K = 10
-SETTINGS = "exact+lexical=0,hnsw+lexical=0,default"
-TABLE = "embedworker_eval.document"
+PATHS = {
+    "exact": "set enable_indexscan = off; set enable_seqscan = on; set enable_sort = on",
+    "hnsw": "set enable_indexscan = on; set enable_seqscan = off; set enable_sort = off",
+    "default": "reset enable_indexscan; reset enable_seqscan; reset enable_sort",
+}
+SEARCH = (
+    'select (s."row").number, s.score from embed.search(null::{}, %s, k => %s, lexical => %s) s'
+)
 INDEX = "select x.index::regclass::text from embed.source s, embed._vector_indexes(s) x"
 INDEX += " where s.relation = %s::regclass"
 NEAREST = "select array(select id from {table} order by embedding <=> %s limit 10)"
@@ -62,39 +77,53 @@ def build(connection: Connection, url: str, relation: str) -> float:
     return time.perf_counter() - begun
 
 
+def ask(connection: Connection, table: str, collection: Collection, setting: str) -> PerQuestion:
+    """Measure one setting; the vectors of the questions are kept, so nobody needs to answer."""
+    connection.execute(PATHS[setting].encode())
+    weight = None if setting == "default" else 0
+    search = SEARCH.format(table).encode()
+    run = {
+        number: dict(connection.execute(search, [question, K, weight]).fetchall())
+        for number, question in collection.questions.items()
+    }
+    return measured(collection.relevance, run, {}, K)
+
+
 def quality(
-    connection: Connection, url: str, folder: Path, model: str, details: dict[str, Any]
+    connection: Connection, url: str, table: str, folder: Path, details: dict[str, Any]
 ) -> Iterator[Measure]:
     """Ask a set twice, and yield nDCG@10 by vector and what is different by halfvec."""
-    asked = settings_of(SETTINGS, Setting())
-    with ExitStack() as cleanup:
-        evaluation = Evaluation(connection, url, load(), cleanup)
-        cleanup.pop_all()  # the table and the connection go on
-        evaluation.load(folder, asked, model=model, chunk=False, keep=True)
-        whole = evaluation.run(asked, K, quick=True)
-        index = fetch_value(connection, INDEX, [TABLE])
-        size = fetch_value(connection, "select pg_relation_size(%s)", [index])
-        dimensions = whole["fingerprint"]["dimensions"]
-        connection.execute(
-            f"drop index {index}; alter table {TABLE}_embedding"
-            f" alter embedding type halfvec({dimensions})".encode()
-        )
-        build(connection, url, TABLE)
-        evaluation.source = find_source(connection, evaluation.source.relation)
-        analyze(connection, evaluation.source)
-        half = evaluation.run(asked, K, quick=True)
-    name = whole["collection"]
-    half_size = fetch_value(connection, "select pg_relation_size(%s)", [index])
-    for before, after in zip(whole["settings"], half["settings"], strict=True):
-        first, second = ({"nDCG@10": one["by_question"]} for one in (before, after))
-        found = compared(second, first)["nDCG@10"]
-        which = f"{name}, {before['setting']}"
-        yield Measure(f"{which}, vector", before["measures"]["nDCG@10"])
-        yield Measure(f"{which}, halfvec", after["measures"]["nDCG@10"])
-        yield Measure(f"{which}, difference", found.difference, "", ">= -0.001")
-        yield Measure(f"{which}, its standard error", found.standard_error)
-    yield Measure(f"{name}, index by halfvec : vector", half_size / size)
-    details[name] = {"vector": whole, "halfvec": half}
+    collection = read_beir(folder)
+    words_alone.fill(connection, url, table, collection)
+    with worker(url):
+        connection.execute("set embed.query_timeout = '60s'; set embed.worker_grace = '60s'")
+        for question in collection.questions.values():
+            connection.execute("select embed.query(%s)", [question])
+    found: dict[str, dict[str, PerQuestion]] = {}
+    index_bytes = []
+    for storage in ("vector", "halfvec"):
+        if storage == "halfvec":
+            index = fetch_value(connection, INDEX, [table])
+            dimensions = fetch_value(connection, "select max(dimensions) from embed.source")
+            connection.execute(
+                f"drop index {index}; alter table {table}_embedding"
+                f" alter embedding type halfvec({dimensions})".encode()
+            )
+        build(connection, url, table)
+        connection.execute(f"vacuum analyze {table}_embedding".encode())
+        index = fetch_value(connection, INDEX, [table])
+        index_bytes.append(fetch_value(connection, "select pg_relation_size(%s)", [index]))
+        found[storage] = {one: ask(connection, table, collection, one) for one in PATHS}
+    for setting in PATHS:
+        before, after = found["vector"][setting], found["halfvec"][setting]
+        difference = compared(after, before)["nDCG@10"]
+        which = f"{collection.name}, {setting}"
+        yield Measure(f"{which}, vector", round(means(before)["nDCG@10"], 4))
+        yield Measure(f"{which}, halfvec", round(means(after)["nDCG@10"], 4))
+        yield Measure(f"{which}, difference", difference.difference, "", ">= -0.001")
+        yield Measure(f"{which}, its standard error", difference.standard_error)
+    yield Measure(f"{collection.name}, index by halfvec : vector", index_bytes[1] / index_bytes[0])
+    details[collection.name] = found
 
 
 def fill(connection: Connection, table: str, storage: str, vectors: Floats) -> None:
@@ -184,15 +213,15 @@ def main() -> None:
     details: dict[str, Any] = {}
     with cluster(maintenance_work_mem="512MB", shared_buffers="1GB") as server:
         url = database(server, "storage", given.model)
-        for folder in given.folders:
+        for place, folder in enumerate(given.folders):
             with connect(url) as connection:
-                measures += list(quality(connection, url, folder, given.model, details))
+                measures += quality(connection, url, f"set_{place}", folder, details)
                 report("storage", given, started, measures, **details)
         with connect(url) as connection:
             base, asked = (
                 np.array([vector.to_numpy() for (vector,) in connection.execute(query)])
                 for query in (
-                    f"select embedding::vector from {TABLE}_embedding".encode(),
+                    f"select embedding::vector from set_{place}_embedding".encode(),
                     f"select embedding from embed.question_cache limit {given.questions}".encode(),
                 )
             )

@@ -63,7 +63,8 @@ return (
     where t.type is not null
 );
 
--- Every index by cosine distance over the vectors of a source, the most useful first. Until a concurrent
+-- Every index by cosine distance over the vectors of a source, the most useful first: of pgvector, or of another
+-- extension whose operator class orders by <=> (VectorChord, pgvectorscale and ScaNN do). Until a concurrent
 -- build is through, its index is not valid either. In PL/pgSQL, which keeps the plan: before PostgreSQL 18 a
 -- function in SQL is planned at every call, and embed.status of 300 sources took three times as long.
 -- A plan for every source would be made again and again: to plan it takes 0.9 ms of a search, to run it 0.2 ms.
@@ -78,7 +79,7 @@ begin
     select
         i.indexrelid,
         m.amname::text,
-        case o.opcname when 'vector_cosine_ops' then 'vector' else 'halfvec' end,
+        t.typname::text,
         i.indisvalid,
         -- A role without the right to statistics sees of another's build no more than its process.
         not i.indisvalid and exists (
@@ -91,8 +92,11 @@ begin
         )
     from pg_index i
     join pg_class c on c.oid = i.indexrelid
-    join pg_am m on m.oid = c.relam and m.amname in ('hnsw', 'ivfflat')
-    join pg_opclass o on o.oid = i.indclass[0] and o.opcname in ('vector_cosine_ops', 'halfvec_cosine_ops')
+    join pg_am m on m.oid = c.relam
+    join pg_opclass o on o.oid = i.indclass[0]
+    join pg_amop w on w.amopfamily = o.opcfamily and w.amoplefttype = o.opcintype and w.amoppurpose = 'o'
+    join pg_operator e on e.oid = w.amopopr and e.oprname = '<=>'
+    join pg_type t on t.oid = e.oprleft and t.oid = e.oprright and t.typname in ('vector', 'halfvec')
     join pg_attribute a on a.attrelid = i.indrelid
         and case when source.into_column is null then a.attname = 'embedding' else a.attnum = source.into_attnum end
     where i.indrelid = case when source.into_column is null then source.vectors else source.relation end
@@ -103,6 +107,6 @@ begin
             where d.classid = 'pg_class'::regclass and d.objid = i.indexrelid
             and d.refclassid = 'pg_class'::regclass and d.refobjid = i.indrelid and d.refobjsubid = a.attnum
         ) end
-    order by i.indisvalid desc, m.amname, i.indexrelid;
+    order by i.indisvalid desc, m.amname = 'ivfflat', m.amname, i.indexrelid;
 end;
 $$;

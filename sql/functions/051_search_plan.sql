@@ -1,5 +1,5 @@
 -- The statements of a search: how to search a source, for the caller to run.
---   by_index   the nearest passages through HNSW; null where there is no index
+--   by_index   the nearest passages through an index; null where there is none, or only an ivfflat
 --   by_scan    the same by comparing all, with ties in the order of the key
 --   by_words   the passages with most of the question's words; of these $1 is the idf of the terms
 --   by_stage   places of the passages with most of the words by the index over terms: $1 token of the source, $2 places
@@ -166,7 +166,7 @@ from ranked$q$,
         candidates, distance, looked,
         format('(%s) operator(pg_catalog.+) 0, %s, chunk', distance, words ->> 'keys'), best_first
     );
-    select x.type into index_type from embed._vector_indexes(s) as x where x.method = 'hnsw' and x.valid limit 1;
+    select x.type into index_type from embed._vector_indexes(s) as x where x.method <> 'ivfflat' and x.valid limit 1;
     if found then
         -- The distance alone: before PostgreSQL 17 a second sort key keeps the index from being used.
         by_index := concat(

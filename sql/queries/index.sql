@@ -1,13 +1,13 @@
 -- index_facts
--- The HNSW indexes over a source's vectors, the best first: whether each can be used, and whether
--- somebody builds it.
+-- The indexes over a source's vectors that take the place of HNSW, the best first: whether each can be used, and
+-- whether somebody builds it.
 select format('%%I.%%I', n.nspname, c.relname) as index, c.relname, x.valid, x.building
 from embed.source s
 cross join lateral embed._vector_indexes(s) as x
 join pg_catalog.pg_class c on c.oid = x.index
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where s.id = %(source)s
-and x.method = 'hnsw';
+and x.method <> 'ivfflat';
 
 -- index_definition
 -- What the index is over, null where there can be none, as what type it holds a vector, and in what

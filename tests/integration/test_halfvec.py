@@ -111,6 +111,34 @@ def test_halfvec_is_searched_with_the_index_and_without(
         assert [n for (n,) in asking.execute(NEAREST)] == expected[:5]
 
 
+def test_an_index_of_another_extension_is_used(note: Connection, shared_database: str) -> None:
+    """As VectorChord and pgvectorscale declare theirs, with the handler of pgvector behind it."""
+    asked = hash_vector("query: text 7").tolist()
+    note.execute("create access method vchordrq type index handler hnswhandler")
+    try:
+        note.execute(
+            "create operator class halfvec_cosine_ops for type halfvec using vchordrq as"
+            " operator 1 <=> (halfvec, halfvec) for order by float_ops,"
+            " function 1 halfvec_negative_inner_product(halfvec, halfvec),"
+            " function 2 l2_norm(halfvec), function 3 hnsw_halfvec_support(internal);"
+            "create index mine on note_embedding using vchordrq (embedding halfvec_cosine_ops);"
+            "analyze note_embedding; set enable_seqscan = off; set enable_sort = off"
+        )
+        # A worker builds none beside it.
+        assert "USING vchordrq" in index(note, shared_database)
+        used = "select pg_stat_get_xact_numscans('mine'::regclass)"
+        with note.transaction():
+            found = [n for (n,) in note.execute(SEARCHED, [asked])]
+            assert value(note, used) > 0
+        assert found == nearest(note, "text 7")[:10]
+        ((state, said),) = note.execute(
+            "select state, detail from embed.doctor() where subject = 'note' and \"check\" = 'index'"
+        )
+        assert (state, said) == ("ok", "valid")
+    finally:
+        note.execute("drop access method vchordrq cascade")
+
+
 def test_a_column_of_halfvec_holds_the_vector(app: Connection, drain: Drain) -> None:
     app.execute("create table note (id integer primary key, content text, v halfvec(384))")
     app.execute("insert into note values (1, 'one'), (2, 'two'), (3, null)")
