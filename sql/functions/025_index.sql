@@ -13,6 +13,14 @@ language sql immutable
 set search_path = pg_catalog, pg_temp
 return case storage when 'halfvec' then 2 else 4 end * dimensions + 8;
 
+-- The memory that pgvector's graph of so many vectors needs: each, 2 * m = 48 neighbours of 16 bytes on the lowest
+-- level, and about 330 bytes more (0.8.5, m = 24). What does not fit takes five times as long to build. Of the
+-- memory that processes share, three MB are not the graph's.
+create or replace function embed._graph_bytes(vectors bigint, dimensions integer, type text) returns bigint
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return vectors * (embed._vector_bytes(type, dimensions) + 2 * 24 * 16 + 392) + 8 * 1024 * 1024;
+
 -- Refuses a storage that there is not. Null is left to what is there.
 create or replace function embed._check_storage(storage text) returns void
 language plpgsql immutable
@@ -109,4 +117,34 @@ begin
         ) end
     order by i.indisvalid desc, m.amname = 'ivfflat', m.amname, i.indexrelid;
 end;
+$$;
+
+-- What the vectors of a source take: as what type, bytes of a row of their table, and bytes of their indexes. By the
+-- pages that the last vacuum, analyze or build has counted: to ask the files waits for who locks the table.
+create or replace function embed._sizes(
+    source embed.source, out storage text, out row_bytes integer, out index_bytes bigint
+)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    page constant bigint := current_setting('block_size');
+begin
+    storage := embed._storage(source);
+    row_bytes := (
+        select (c.relpages + coalesce(o.relpages, 0)) * page / c.reltuples
+        from pg_class c
+        left join pg_class o on o.oid = c.reltoastrelid
+        where c.oid = source.vectors and c.reltuples > 0
+    );
+    if source.into_attnum is not null then
+        row_bytes := row_bytes + embed._vector_bytes(storage, source.dimensions);
+    end if;
+    index_bytes := (
+        select coalesce(sum(c.relpages), 0) * page
+        from embed._vector_indexes(source) as x
+        join pg_class c on c.oid = x.index
+        where x.valid
+    );
+end
 $$;

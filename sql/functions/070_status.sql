@@ -107,11 +107,13 @@ select
     x.rows, x.embedded, x.pending, x.stale, x.dead, x.removing,
     x.oldest_wait, x.rows_per_second, x.eta,
     x.truncated, x.split, s.paused, x.index_state, x.error, x.counted_at, x.estimated,
-    s.words
+    s.words,
+    z.storage, z.row_bytes, z.index_bytes
 from embed._watched_sources() as s
 cross join lateral embed._status(
     s, (select exists (select from embed.worker w where 'passages' = any (w.lanes))), false
 ) as x
+cross join lateral embed._sizes(s) as z
 order by s.id
 $view$);
 
@@ -168,5 +170,11 @@ comment on column embed.status.estimated is
     'entries wait. Where this role may not read the table: whether any waits. embed.status_exact counts.';
 comment on column embed.status.words is
     'Whether words count in searches; false after embed.enable(…, words => false).';
+comment on column embed.status.storage is 'The type of the vectors: vector, or halfvec with half the bytes.';
+comment on column embed.status.row_bytes is
+    'Bytes of a row in the table of vectors, without its indexes, by the last vacuum or analyze. A text has a row for '
+    'each of its passages.';
+comment on column embed.status.index_bytes is
+    'Bytes of the indexes over the vectors, by the last build, vacuum or analyze.';
 comment on column embed.status.index_state is
     'none (all vectors are compared), building, valid, or invalid (drop it; a worker builds it again).';

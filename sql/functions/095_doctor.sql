@@ -147,6 +147,12 @@ begin
         state := 'problem';
         detail := format('%s, and the functions of embed look for it in %s', detail, embed._vector_schema());
         advice := 'Run embedworker migrate, which writes them again; until then searches and embed.enable fail.';
+    elsif string_to_array(substring(e.installed from '^[0-9.]+'), '.')::integer[] < array[0, 8, 4] then
+        state := 'warning';
+        detail := detail || ', in which a vacuum can damage an HNSW index';
+        advice :=
+            'Versions 0.8.3 and 0.8.4 mended that. Install the package of the newest, then as a superuser: alter '
+            'extension vector update; then reindex index concurrently each index over vectors.';
     elsif e.available <> e.installed then
         state := 'warning';
         detail := format('%s, and %s is there', detail, e.available);

@@ -240,7 +240,12 @@ begin
                     embed._index_definition(source)
                 )
             else format(
-                'A worker that owns the table builds one by itself. As the owner: create index concurrently %s;',
+                'A worker that owns the table builds one by itself. As the owner: set maintenance_work_mem = %L; '
+                'create index concurrently %s;',
+                greatest(
+                    pg_size_bytes(current_setting('maintenance_work_mem')) / 1024,
+                    embed._graph_bytes(largest, source.dimensions, embed._index_type(source)) / 1024
+                ) || 'kB',
                 embed._index_definition(source)
             )
         end;
@@ -255,6 +260,8 @@ begin
         detail := case built when 'none' then 'none needed for so few rows' else built end;
     end if;
     return next;
+
+    return query select d.* from embed._doctor_size(source) as d;
 
     "check" := 'sweep';
     select w.phase, w.finished_at into s from embed.sweep_state w where w.source = _doctor_source.source.id;

@@ -85,7 +85,8 @@ select pg_catalog.count(*) from embed.worker where 'passages' = any (lanes);
 -- Every source and how far it is, by the counters of the workers.
 select
     source::text, name, model, state, coverage::text, rows, embedded, pending, stale, dead, removing,
-    oldest_wait, rows_per_second, eta, truncated, split, paused, index_state, error, counted_at, estimated, words
+    oldest_wait, rows_per_second, eta, truncated, split, paused, index_state, error, counted_at, estimated, words,
+    storage, row_bytes, index_bytes
 from embed.status;
 
 -- cli_status_exact
@@ -93,9 +94,10 @@ from embed.status;
 select
     x.source::text, x.name, x.model, x.state, x.coverage::text, x.rows, x.embedded, x.pending, x.stale, x.dead,
     x.removing, x.oldest_wait, x.rows_per_second, x.eta, x.truncated, x.split, x.paused, x.index_state, x.error,
-    x.counted_at, x.estimated, s.words
+    x.counted_at, x.estimated, s.words, z.storage, z.row_bytes, z.index_bytes
 from embed.status_exact() as x
-join embed._watched_sources() as s on s.relation = x.source and s.name = x.name;
+join embed._watched_sources() as s on s.relation = x.source and s.name = x.name
+cross join lateral embed._sizes(s) as z;
 
 -- cli_failures
 -- The rows that could not be embedded, the oldest first.

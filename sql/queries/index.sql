@@ -23,8 +23,8 @@ where s.id = %(source)s;
 select count(*) from (select from {table} where {column} is not null limit %(enough)s) as counted;
 
 -- index_size
--- How many vectors there are.
-select count({column}) from {table};
+-- How many vectors there are, and the memory that a build needs, in bytes.
+select count({column}), embed._graph_bytes(count({column}), %(dimensions)s, %(type)s) from {table};
 
 -- index_memory
 -- Give the session the memory of a build, but never less than the server gives to every other, and

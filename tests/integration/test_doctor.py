@@ -36,7 +36,15 @@ def troubles(connection: Connection, subject: str = "shop.article") -> dict[str,
 def test_a_table_that_is_well(article: Connection) -> None:
     found = findings(article)
     assert {check: state for check, (state, _, _) in found.items()} == dict.fromkeys(
-        ["table", "triggers", "model", "queue", "dead rows", "fingerprints", "index", "sweep"], "ok"
+        [
+            *["table", "triggers", "model", "queue"],
+            "dead rows",
+            "fingerprints",
+            "index",
+            "size",
+            "sweep",
+        ],
+        "ok",
     )
     assert found["queue"][1] == "2 of 2 rows embedded, 0 wait, the oldest for -"
     assert all(advice is None for _, _, advice in found.values())
@@ -252,6 +260,45 @@ def test_index_that_a_large_table_lacks_or_does_not_use(article: Connection) -> 
     article.execute("set enable_indexscan = off")
     assert findings(article)["index"][:2] == ("warning", "valid, but the planner does not use it")
     article.execute("reset enable_indexscan")
+
+
+def test_sizes_are_told_and_an_index_that_does_not_fit(article: Connection) -> None:
+    article.execute(
+        "create index mine on article_embedding using hnsw (embedding vector_cosine_ops)"
+    )
+    article.execute("vacuum analyze article_embedding")
+    page = 8192
+    in_status = "select storage, row_bytes, index_bytes from embed.status where name = 'article'"
+    assert article.execute(in_status.encode()).fetchone() == ("vector", page // 2, 2 * page)
+    state, found, advice = findings(article)["size"]
+    assert (state, advice) == ("ok", None)
+    assert found.startswith("vector, 4096 bytes a row; index 16 kB, shared_buffers ")
+    assert "; the next build takes 8197 kB of memory, maintenance_work_mem is 64MB" in found
+    with article.transaction() as attempt:  # as if it had 800 GB
+        article.execute("update pg_class set relpages = 100000000 where oid = 'mine'::regclass")
+        state, found, advice = findings(article)["size"]
+        assert state == "warning"
+        assert advice is not None
+        article.execute(advice[advice.index("select ") :].encode())
+        assert article.execute("select count(*) from embed.switch").fetchone() == (1,)
+        raise psycopg.Rollback(attempt)
+
+
+def test_a_pgvector_whose_vacuum_damages_an_index(app: Connection) -> None:
+    for version, state in (("0.8.3", "warning"), ("0.8.4", "ok"), ("0.9.0", "ok")):
+        with app.transaction() as attempt:
+            app.execute(
+                "update pg_extension set extversion = %s where extname = 'vector'", [version]
+            )
+            found = findings(app, "database")["pgvector"]
+            # An older one than there is to be had is a warning of its own.
+            if state == "ok":
+                assert "damage" not in found[1]
+            else:
+                assert found[0] == state
+                assert "in which a vacuum can damage an HNSW index" in found[1]
+                assert "alter extension vector update" in str(found[2])
+            raise psycopg.Rollback(attempt)
 
 
 @pytest.mark.usefixtures("restored")

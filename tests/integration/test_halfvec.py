@@ -132,7 +132,8 @@ def test_an_index_of_another_extension_is_used(note: Connection, shared_database
             assert value(note, used) > 0
         assert found == nearest(note, "text 7")[:10]
         ((state, said),) = note.execute(
-            "select state, detail from embed.doctor() where subject = 'note' and \"check\" = 'index'"
+            "select state, detail from embed.doctor()"
+            " where subject = 'shop.note' and \"check\" = 'index'"
         )
         assert (state, said) == ("ok", "valid")
     finally:

@@ -839,6 +839,12 @@ ELSEWHERE = {
         "test_question_limit::test_a_minutes_worth_at_once_and_then_evenly"
     ),
     "words is the default": ("test_degraded::test_an_error_where_it_is_wanted_or_no_words_count"),
+    "Searches read from disk what does not fit": (
+        "test_doctor::test_sizes_are_told_and_an_index_that_does_not_fit"
+    ),
+    " Vectors of half the size: select embed.begin_switch(": (
+        "test_doctor::test_sizes_are_told_and_an_index_that_does_not_fit"
+    ),
     "A build was broken off": "test_doctor::test_invalid_index",
     " create index concurrently ": "test_doctor::test_invalid_index",
     "A worker that owns the table builds one by itself": "test_doctor::test_a_build_that_fails",
@@ -914,6 +920,7 @@ NOT_FOLLOWED = {
     "The server builds none beside writers": "the statement is run in test_index_build",
     "As a superuser: alter extension vector update": "one pgvector is installed",
     "pgvector 0.8 is needed": "one pgvector is installed",
+    "Versions 0.8.3 and 0.8.4 mended that": "one pgvector is installed",
     "Upgrade to PostgreSQL 15": "one server is installed",
     "Turn autovacuum on": "a setting of the server",
     "The role %s does not exist": "roles belong to all databases of the tests",

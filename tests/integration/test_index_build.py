@@ -15,7 +15,6 @@ from waiting import wait_until
 
 from embedworker.queue.source import Source, load_sources
 from embedworker.service import building, indexing
-from embedworker.service.building import graph_bytes
 from embedworker.service.indexing import Indexer
 from embedworker.service.monitoring.metrics import Metrics
 
@@ -106,7 +105,11 @@ def test_the_memory_of_a_graph(dimensions: int, kind: str, app: Connection, fill
     ).fetchall()
     app.execute(sql.SQL("create index {}").format(sql.SQL(definition)))
     fitted = int(re.findall(r"no longer fits .* after (\d+) tuples", " ".join(said))[0])
-    estimated = graph_bytes(fitted, dimensions, kind) - graph_bytes(0, dimensions, kind)
+    ((estimated,),) = app.execute(
+        "select embed._graph_bytes(%(fitted)s, %(dimensions)s, %(kind)s)"
+        " - embed._graph_bytes(0, %(dimensions)s, %(kind)s)",
+        {"fitted": fitted, "dimensions": dimensions, "kind": kind},
+    ).fetchall()
     assert given <= estimated <= 1.3 * given
 
 

@@ -119,6 +119,9 @@ def source(name: str, coverage: str, dead: int) -> status.SourceStatus:
         counted_at=datetime.now(UTC),
         estimated=False,
         words=True,
+        storage="vector",
+        row_bytes=1700,
+        index_bytes=200_000_000,
     )
 
 

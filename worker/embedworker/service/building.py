@@ -18,24 +18,12 @@ from embedworker.errors import EmbedworkerError
 from embedworker.service.index_plan import Plan, WordsPlan
 from embedworker.service.monitoring.metrics import Metrics
 
-__all__ = ["build", "create", "drop_broken", "graph_bytes", "watched"]
+__all__ = ["build", "create", "drop_broken", "watched"]
 
 log = logging.getLogger("embedworker.indexing")
 
 TICK: Final = 1.0  # seconds between looks at a build
 SAY: Final = 10.0  # seconds between lines about it
-
-# pgvector keeps the graph in memory: a vector, 2 * m = 48 neighbours of 16 bytes on the lowest
-# level, and about 330 bytes more (0.8.5, m = 24). What does not fit takes five times as long.
-NEIGHBOURS: Final = 2 * 24 * 16  # bytes
-OVERHEAD: Final = 400  # bytes
-BESIDE: Final = 8 << 20  # bytes; of the memory that processes share, three MB are not the graph's
-_BYTES: Final = {"vector": 4, "halfvec": 2}  # of one dimension
-
-
-def graph_bytes(vectors: int, dimensions: int, kind: str) -> int:
-    """Return the memory that pgvector's graph of so many vectors needs."""
-    return vectors * (_BYTES[kind] * dimensions + NEIGHBOURS + OVERHEAD) + BESIDE
 
 
 def build(connection: Connection, plan: Plan, *, memory: int) -> None:
@@ -85,12 +73,10 @@ def create(connection: Connection, plan: Plan | WordsPlan) -> None:
 
 
 def _allow(connection: Connection, plan: Plan, memory: int) -> None:
-    (vectors,) = fetch_one(
-        connection.execute(
-            render("index_size", table=sql.SQL(plan.table), column=sql.SQL(plan.column))
-        )
-    )
-    needed = graph_bytes(vectors, plan.source.dimensions, plan.type)
+    table, column = (name.replace("%", "%%") for name in (plan.table, plan.column))
+    counted = render("index_size", table=sql.SQL(table), column=sql.SQL(column))
+    known = {"dimensions": plan.source.dimensions, "type": plan.type}
+    vectors, needed = fetch_one(connection.execute(counted, known))
     given, workers, _ = fetch_one(
         connection.execute(statement("index_memory"), {"bytes": min(needed, memory)})
     )

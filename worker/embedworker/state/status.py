@@ -32,6 +32,9 @@ class SourceStatus:
     counted_at: datetime | None
     estimated: bool | None
     words: bool
+    storage: str | None
+    row_bytes: int | None
+    index_bytes: int
 
     @property
     def title(self) -> str:
