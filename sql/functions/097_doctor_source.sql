@@ -242,10 +242,7 @@ begin
             else format(
                 'A worker that owns the table builds one by itself. As the owner: set maintenance_work_mem = %L; '
                 'create index concurrently %s;',
-                greatest(
-                    pg_size_bytes(current_setting('maintenance_work_mem')) / 1024,
-                    embed._graph_bytes(largest, source.dimensions, embed._index_type(source)) / 1024
-                ) || 'kB',
+                embed._build_memory(source, largest),
                 embed._index_definition(source)
             )
         end;
@@ -279,27 +276,3 @@ begin
     return next;
 end
 $doctor$;
-
--- The plan of a search by the nearest vector, as JSON. Volatile, since it calls EXPLAIN. With pgvector's
--- own ef_search: with more, the planner compares up to some 20,000 vectors one by one, which is right.
-create or replace function embed._plan_of_search(source embed.source) returns text
-language plpgsql
-set search_path = pg_catalog, pg_temp
-set hnsw.ef_search = 40
-as $$
-declare
-    plan json;
-    indexed constant text := (select x.type from embed._vector_indexes(source) as x where x.valid limit 1);
-begin
-    execute format(
-        'explain (format json) select from %1$s v order by %2$s operator(@extschema:vector@.<=>) %3$s limit 10',
-        case when source.into_column is null then source.vectors else source.relation end,
-        embed._index_expression(format('v.%I', coalesce(source.into_column, 'embedding')), indexed, source.dimensions),
-        embed._index_expression(
-            format('array_fill(0.1::real, array[%s])::@extschema:vector@.vector', source.dimensions), indexed,
-            source.dimensions
-        )
-    ) into plan;
-    return plan;
-end
-$$;

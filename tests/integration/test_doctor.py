@@ -273,7 +273,7 @@ def test_sizes_are_told_and_an_index_that_does_not_fit(article: Connection) -> N
     state, found, advice = findings(article)["size"]
     assert (state, advice) == ("ok", None)
     assert found.startswith("vector, 4096 bytes a row; index 16 kB, shared_buffers ")
-    assert "; the next build takes 8197 kB of memory, maintenance_work_mem is 64MB" in found
+    assert "; the next build takes 8197 kB of memory, maintenance_work_mem is " in found
     with article.transaction() as attempt:  # as if it had 800 GB
         article.execute("update pg_class set relpages = 100000000 where oid = 'mine'::regclass")
         state, found, advice = findings(article)["size"]
