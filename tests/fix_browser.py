@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,17 @@ class Browser:
         """Texts with less contrast than 4.5 to 1."""
         found: list[str] = self.evaluate(_FAINT)
         return found
+
+    def violations(self) -> list[str]:
+        """What axe-core finds: each broken rule with the elements that break it."""
+        source = resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8")
+        self._call("Runtime.evaluate", expression=source)
+        found = self.evaluate("axe.run().then(r => JSON.stringify(r.violations))")
+        return [
+            f"{broken['id']}: {node['html']} {node['failureSummary']}"
+            for broken in json.loads(found)
+            for node in broken["nodes"]
+        ]
 
     def blocked(self) -> list[str]:
         """What the browser has complained of since the page was opened."""

@@ -101,7 +101,7 @@ def test_in_a_browser(
 ) -> None:
     """Nothing is wider than the screen, everything has a name, and all texts can be read."""
     base = web.url.partition("?")[0].rstrip("/")
-    pictures = os.environ.get("PICTURES")  # a folder, to look at them
+    pictures = os.environ.get("PICTURES")  # a folder such as docs/pictures
     browser.size(width, height, scheme)
     browser.open(web.url)
     wait_until(lambda: "dead rows" in browser.text(), SLOW, "what the doctor says")
@@ -113,13 +113,13 @@ def test_in_a_browser(
         assert browser.evaluate("document.documentElement.scrollWidth") <= width, path
         assert browser.unnamed() == [], path
         assert browser.faint() == [], path
+        assert browser.violations() == [], path
         assert browser.evaluate("document.querySelectorAll('h1').length") == 1, path
         assert browser.blocked() == [], path
-        if pictures:
-            name = urlsplit(path).path.strip("/").partition("/")
-            browser.picture(
-                Path(pictures) / f"{name[0] or 'overview'}{name[1] and '-one'}-{width}-{scheme}.png"
-            )
+        if pictures and path in SCREENS:
+            name = urlsplit(path).path.strip("/") or "overview"
+            which = "" if (width, scheme) == (1280, "light") else f"-{width}-{scheme}"
+            browser.picture(Path(pictures) / f"{name}{which}.png")
     browser.open(base + SCREENS[-1])
     assert browser.evaluate("document.querySelectorAll('.hits').length") == 2
 
