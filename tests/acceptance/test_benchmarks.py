@@ -133,3 +133,10 @@ def test_storage(benchmark: Callable[..., dict[str, Any]], tmp_path: Path) -> No
     found = benchmark("storage", folder, model=TESTING_MODEL, vectors=300, questions=2, bits=40)
     assert found["fruit, default, vector"] == found["fruit, default, halfvec"]
     assert found["halfvec, recall@10"] > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # Ray is started twice
+def test_fleet(benchmark: Callable[..., dict[str, Any]]) -> None:
+    found = benchmark("fleet", rows=120, rounds=1)
+    assert found["two workers : one worker"] > 0

@@ -10,7 +10,7 @@ FILE = 350  # lines, at most
 # from each other.
 FLOORS = [
     ["cli", "integrations", "testing", "__init__"],
-    ["demo", "serving", "web", "assistant"],
+    ["demo", "serving", "web", "assistant", "fleet"],
     ["state", "service", "adapt"],
     ["search"],
     ["queue"],

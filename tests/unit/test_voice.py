@@ -32,6 +32,7 @@ PAGES = [
     "docs/assistants.md",
     "docs/comparison.md",
     "docs/data.md",
+    "docs/fleet.md",
     "docs/how-to.md",
     "docs/http.md",
     "docs/index.md",

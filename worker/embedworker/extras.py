@@ -29,6 +29,7 @@ EXTRAS: Final = {
     "django": ("django",),
     "openvino": ("openvino",),
     "remote": ("httpx",),
+    "ray": ("ray",),
 }
 """By extra, the modules that it brings and the code of this package imports."""
 

@@ -2,22 +2,20 @@
 
 import logging
 import os
-import signal
 import sys
-import time
 from contextlib import ExitStack, contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from embedworker.cli.console import database_url, fail, settings
 from embedworker.cli.database import explained
+from embedworker.cli.signals import stop_on_signals
 from embedworker.errors import ConfigurationError, EmbedworkerError
 from embedworker.extras import require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from embedworker.service.worker import Lane, Worker
     from embedworker.settings import Settings
@@ -25,10 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 log = logging.getLogger("embedworker")
-
-# Seconds in which a second signal is the first one again: timeout(1) sends SIGTERM to the process
-# and then to its group, within a millisecond.
-SAME_SIGNAL = 0.5
 
 
 def register(app: typer.Typer) -> None:
@@ -112,7 +106,7 @@ def _run_once(url: str, chosen: "Settings") -> None:
     from embedworker.service.worker import Worker
 
     worker = Worker(url, chosen, lanes=("passages",), exit_when_hung=True)
-    _stop_on_signals(worker.stop)
+    stop_on_signals(worker.stop)
     with _faults_logged(), explained():
         troubles = worker.run_once()
     _end_while_loading(worker)
@@ -166,7 +160,7 @@ def _serve(
             for child in children:  # now: this process may be loading its model for a while yet
                 child.ask_to_end()
 
-        _stop_on_signals(stop, is_child=is_child)
+        stop_on_signals(stop, is_child=is_child)
         for child in children:
             child.start()
             stack.callback(child.stop)
@@ -182,32 +176,6 @@ def _end_while_loading(worker: "Worker") -> None:
     if worker.loading:  # then the worker was stopped, and has handed everything back
         logging.shutdown()
         os._exit(0)
-
-
-def _stop_on_signals(stop: "Callable[[], None]", *, is_child: bool = False) -> None:
-    """End in order at the first signal, and at once at a second one that comes later.
-
-    A child never ends at once: its parent does, and the child follows it (``end_with_parent``). A
-    signal for the whole process group reaches the child twice, from the group and from its parent.
-    """
-    first: float | None = None
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        nonlocal first
-        if first is None:
-            first = time.monotonic()
-            if not is_child:  # the parent has logged it
-                log.info("%s: ending in order", signal.Signals(number).name)
-            stop()
-        elif not is_child and time.monotonic() - first > SAME_SIGNAL:
-            os._exit(1)
-
-    terminal = [signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-        terminal.append(signal.SIGHUP)
-    signal.signal(signal.SIGTERM, on_signal)
-    for number in terminal:
-        signal.signal(number, signal.SIG_IGN if is_child else on_signal)
 
 
 @contextmanager

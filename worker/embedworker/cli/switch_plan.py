@@ -2,15 +2,14 @@
 
 import math
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedworker import figures
 from embedworker.cli.database import Connection, Table
+from embedworker.cli.sampling import sample as sample_of
 from embedworker.database.rows import fetch_one
 from embedworker.database.statements import statement
-from embedworker.errors import SourceError
 from embedworker.extras import require
 from embedworker.queue.source import load_sources
 from embedworker.search.collection import find_source
@@ -18,7 +17,7 @@ from embedworker.search.collection import find_source
 if TYPE_CHECKING:
     from embedworker.settings import Settings
 
-__all__ = ["estimate"]
+__all__ = ["COPIES", "REAL", "estimate", "hours"]
 
 REAL = 4  # bytes of a dimension
 COPIES = 2  # a vector stands in the table and in its HNSW index
@@ -39,37 +38,22 @@ def estimate(
         ModelError: the model cannot be loaded here.
     """
     require("`embedworker switch plan`", "worker")
-    from embedworker.service.models import Card, open_card
-
     searched = find_source(connection, table.oid, name)
     source = next(one for one in load_sources(connection) if one.id == searched.id)
-    card = connection.execute(statement("model_card"), {"name": model}).fetchone()
-    if card is None:
-        raise SourceError(f"the database does not know the model {model!r}; see embed.add_model")
+    measured = sample_of(connection, source, model, settings, sample)
     passages, present, dimensions, folder = fetch_one(
         connection.execute(statement("switch_sizes"), {"source": source.id})
     )
-    texts = [
-        text
-        for (text,) in connection.execute(
-            source.render("switch_texts"), {"characters": 10_000, "most": sample}
-        )
-    ]
-    encoder = open_card(Card(*card), settings)
-    tokens = [min(one.total, encoder.max_tokens) for one in encoder.tokenize_passages(texts)]
-    started = time.perf_counter()
-    encoder.encode_passages(texts)
-    rate = len(texts) / max(time.perf_counter() - started, 1e-9)
-    rows = max(table.estimate, len(texts))
-    seconds = rows / rate if texts else 0.0
-    new = present + COPIES * REAL * (encoder.dimensions - dimensions) * max(passages, rows)
-    new = max(new, COPIES * REAL * encoder.dimensions * rows)
+    rows = max(table.estimate, measured.texts)
+    seconds = rows / measured.rate if measured.texts else 0.0
+    new = present + COPIES * REAL * (measured.dimensions - dimensions) * max(passages, rows)
+    new = max(new, COPIES * REAL * measured.dimensions * rows)
     lines = [
         ("rows", f"{figures.count(rows)}, about {figures.count(passages)} passages now"),
-        ("tokens", f"{figures.count(rows * sum(tokens) / max(len(tokens), 1))}, from a sample"),
-        ("time", f"{_hours(seconds)} at {rate:.1f} texts a second, measured here"),
+        ("tokens", f"{figures.count(rows * measured.tokens)}, from a sample"),
+        ("time", f"{hours(seconds)} at {measured.rate:.1f} texts a second, measured here"),
         ("disk", f"{figures.size(present)} now, {figures.size(new)} more during the switch"),
-        ("index", f"{figures.size(REAL * encoder.dimensions * rows)} of memory for its build"),
+        ("index", f"{figures.size(REAL * measured.dimensions * rows)} of memory for its build"),
         ("models", f"a worker holds two: {searched.model} and {model}"),
     ]
     free = shutil.disk_usage(folder).free if folder and Path(folder).is_dir() else None
@@ -81,5 +65,6 @@ def estimate(
     return lines, None
 
 
-def _hours(seconds: float) -> str:
+def hours(seconds: float) -> str:
+    """Return a time in hours, or in seconds where it is less than ten minutes."""
     return f"{math.ceil(seconds)} s" if seconds < 600 else f"{seconds / 3600:.1f} h"

@@ -6,8 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence, Sized
 
+from embedworker.database import connection as database
 from embedworker.database.connect import connect
-from embedworker.queue.lease import Identity, dead_workers, extend, record_heartbeat, retire
+from embedworker.queue.lease import (
+    Identity,
+    dead_workers,
+    extend,
+    record_heartbeat,
+    retire,
+    take_liveness_lock,
+)
 from embedworker.queue.source import Connection, Source, load_sources
 from embedworker.service.monitoring.health import Telemetry
 from embedworker.service.outages import outages_of
@@ -35,7 +43,11 @@ class Progress:
 
 
 class Heartbeat(threading.Thread):
-    """A thread next to a lane, so that a long batch neither loses its lease nor looks dead."""
+    """A thread next to a lane, so that a long batch neither loses its lease nor looks dead.
+
+    ``lock_held`` says whether the worker's listener holds the lock that shows it is alive. None:
+    there is no listener, and this thread holds the lock.
+    """
 
     def __init__(
         self,
@@ -46,7 +58,7 @@ class Heartbeat(threading.Thread):
         lease: float,
         batch_timeout: float,
         answer_timeout: float,
-        lock_held: Callable[[], bool],
+        lock_held: Callable[[], bool] | None,
         wake: Callable[[], None],
         exit_when_hung: bool = True,
     ) -> None:
@@ -57,7 +69,11 @@ class Heartbeat(threading.Thread):
         self._lease = lease
         self._batch_timeout = batch_timeout
         self._answer_timeout = answer_timeout
-        self._lock_held = lock_held
+        self._holds = False
+        self._takes_lock = lock_held is None
+        self._lock_held = lock_held or (lambda: self._holds)
+        self.tried = threading.Event()
+        """Set once this thread tried for the lock, where it is to hold it."""
         self._wake = wake
         self._exit_when_hung = exit_when_hung
         self._hung_since: float | None = None
@@ -81,10 +97,21 @@ class Heartbeat(threading.Thread):
             answer_timeout=self._answer_timeout,
             synchronous=False,
         ) as connection:
-            while not self._stopped.is_set():
-                self._tick(connection)
-                backoff.success()
-                self._stopped.wait(min(TICK, self._lease / 3))
+            try:
+                while not self._stopped.is_set():
+                    self._hold(connection)
+                    self._tick(connection)
+                    backoff.success()
+                    self._stopped.wait(min(TICK, self._lease / 3))
+            finally:
+                self._holds = False
+
+    def _hold(self, connection: database.Connection) -> None:
+        if not self._takes_lock or self._holds:
+            return
+        # A pooler would give the session, and with it the lock, to somebody else.
+        self._holds = not connection.pooled and take_liveness_lock(connection, self._worker)
+        self.tried.set()
 
     def _tick(self, connection: Connection) -> None:
         hung = self._hung()

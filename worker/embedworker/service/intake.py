@@ -31,7 +31,10 @@ GONE = 64  # rows of a window that are gone from their table, and most of it: th
 
 
 class Intake:
-    """Moves rows from the inbox, claims them, and has the reader put their texts into the pool."""
+    """Moves rows from the inbox, claims them, and has the reader put their texts into the pool.
+
+    In a fleet it claims no more rows of a backfill than the rate limit allows.
+    """
 
     def __init__(
         self,
@@ -66,6 +69,8 @@ class Intake:
         self._backlog = False
         self._apart = False  # whether the rows that are held are retries
         self._intervals = intervals  # of looks at what changes with the rows
+        self._rate_limit = None if registry.share is None else registry.share.rate_limit
+        self._refused = False  # whether the limit allowed nothing, so that there is more to do
 
     def fill(self, ready: Sequence[Source], *, alone: bool) -> bool:
         """Fill the pool: by turns with retries and with all else, so that neither waits.
@@ -76,13 +81,15 @@ class Intake:
         """
         if not alone and (self._apart or self._retries_wait(ready)):
             return False
-        self._backlog = self._apart = False
+        self._backlog = self._apart = self._refused = False
         if not alone:
             return self._refill_all(ready)
         self._suspects_turn = not self._suspects_turn
         if self._suspects_turn and self._take_suspects(ready):
             return True
-        return self._refill_all(ready) or (not self._suspects_turn and self._take_suspects(ready))
+        if self._refill_all(ready) or (not self._suspects_turn and self._take_suspects(ready)):
+            return True
+        return self._refused
 
     def _refill_all(self, ready: Sequence[Source]) -> bool:
         worked = [
@@ -183,6 +190,19 @@ class Intake:
         return len(taken)
 
     def _claim(self, source: Source, quotas: dict[int, int]) -> list[Job]:
+        if self._rate_limit is None:
+            return self._claim_all(source, quotas)
+        # What the application waits for is never held back. It is counted, and so slows a backfill.
+        allowed = 0
+        if BACKFILL in quotas:
+            allowed = self._rate_limit.take(quotas.pop(BACKFILL))
+            quotas |= {BACKFILL: allowed} if allowed else {}
+            self._refused = self._refused or allowed == 0
+        jobs = self._claim_all(source, quotas)
+        self._rate_limit.give_back(allowed - len(jobs))
+        return jobs
+
+    def _claim_all(self, source: Source, quotas: dict[int, int]) -> list[Job]:
         jobs, dead = claim(
             self._connection,
             source,

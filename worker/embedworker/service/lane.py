@@ -17,6 +17,7 @@ from embedworker.service.monitoring.health import Telemetry
 from embedworker.service.outages import outages_of
 from embedworker.service.retry import Backoff
 from embedworker.service.session import Session, session, strike_failed
+from embedworker.service.share import Share
 from embedworker.settings import Settings
 
 __all__ = ["LANES", "Lane", "LaneRunner"]
@@ -33,7 +34,7 @@ class LaneRunner(ABC):
     """One lane of a worker, with its sessions and its models.
 
     ``stopped`` ends every lane of the worker. ``deaf`` is set once the log says that notifications
-    do not arrive.
+    do not arrive. ``share`` is what a worker of a fleet does; None: everything.
     """
 
     lane: ClassVar[Lane]
@@ -49,6 +50,7 @@ class LaneRunner(ABC):
         stopped: threading.Event,
         deaf: threading.Event,
         exit_when_hung: bool,
+        share: Share | None = None,
     ) -> None:
         self.models = models
         self.telemetry = telemetry
@@ -60,6 +62,7 @@ class LaneRunner(ABC):
         self._stopped = stopped
         self._deaf = deaf
         self._exit_when_hung = exit_when_hung
+        self._share = share
         self._failed: list[int] = []
 
     def __repr__(self) -> str:
@@ -107,6 +110,7 @@ class LaneRunner(ABC):
             failed=self._failed,
             telemetry=self.telemetry,
             exit_when_hung=self._exit_when_hung,
+            listening=self._share is None,
         )
 
     def strike_failed(self) -> None:

@@ -83,6 +83,10 @@ class Listener(threading.Thread):
         """Set once that lock was tried for, or cannot be. Rows that are claimed earlier wait for
         their lease if the worker is killed: nobody can tell that it is gone."""
 
+    def holds_lock(self) -> bool:
+        """Whether the lock is held that shows this worker is alive."""
+        return self.holds
+
     def run(self) -> None:
         backoff = Backoff(log, "the connection for notifications", outages=outages_of(self._url))
         backoff.keep_trying(

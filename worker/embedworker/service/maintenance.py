@@ -16,7 +16,10 @@ __all__ = ["Maintenance"]
 
 
 class Maintenance:
-    """The chores of a lane, each with its own times."""
+    """The chores of a lane, each with its own times.
+
+    A worker of a fleet makes no connections for chores.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,8 @@ class Maintenance:
         self.trimmer = Trimmer()
         self._walk = Walk(sweeps.wake)
         self._counts = False  # whether statistics of a source of this walk go on
-        self.chores = ((Step.INDEX, indexer), (Step.COMPACT, Compactor()))
+        compact = (Step.COMPACT, Compactor())
+        self.chores = ((Step.INDEX, indexer), compact) if registry.share is None else (compact,)
 
     def between_batches(self) -> None:
         """Do what is due whether or not there is work."""
@@ -49,6 +53,8 @@ class Maintenance:
         """Do what is due when the list of sources is up to date."""
         sources = self._registry.all
         self._pace.forget({source.id for source in sources})
+        if self._registry.share is not None:
+            return
         stopped = self._registry.stopped()
         whole = [s for s in sources if s.usable and s.id not in stopped]
         self._counting.consider(self._connection, whole)

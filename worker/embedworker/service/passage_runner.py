@@ -91,6 +91,7 @@ class PassageRunner(LaneRunner):
             writing=True,
         ) as writing:
             registry = Registry(current.connection, self.models, wake=wake)
+            registry.share = self._share
             indexer = self._make_indexer(current)
             lane = self._make_lane(current, registry, indexer, writing)
             try:

@@ -42,7 +42,7 @@ class QuestionRunner(LaneRunner):
             self._rerankers,
             current.worker.id,
             self._rerank_wake,
-            current.listener.notified,
+            current.notified,
         ):
             self._answer(current, succeeded)
 
@@ -68,7 +68,7 @@ class QuestionRunner(LaneRunner):
                 current.progress.embedded += answered - lane.put_back
             succeeded()
             if not answered and not self._stopped.is_set():
-                heard = current.listener.notified.is_set()
+                heard = current.notified.is_set()
                 pause = PUT_BACK if missing or self.models.loading else POLL
                 current.wake.wait(pause if heard else POLL_DEAF)
 

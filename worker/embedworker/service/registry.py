@@ -13,6 +13,7 @@ from embedworker.queue.source import Connection, Source, load_sources
 from embedworker.queue.sweep import request
 from embedworker.service.models import Loaded, Models
 from embedworker.service.quarantine import Quarantine
+from embedworker.service.share import Share
 from embedworker.service.source_errors import SourceErrors, is_fault
 from embedworker.service.source_models import Loading, SourceModels
 from embedworker.service.steps import Step
@@ -33,14 +34,12 @@ class Registry:
     """
 
     def __init__(
-        self,
-        connection: Connection,
-        models: Models,
-        *,
-        wake: threading.Event | None = None,
+        self, connection: Connection, models: Models, *, wake: threading.Event | None = None
     ) -> None:
         self._connection = connection
         self._models = models
+        self.share: Share | None = None
+        """What a worker of a fleet does; None: everything."""
         self._loads = SourceModels(connection, models, wake)
         self._sources: dict[int, Source] = {}
         self._model: str | None = None
@@ -78,7 +77,8 @@ class Registry:
         ]
 
     def _well(self, source: Source) -> bool:
-        return source.usable and not source.paused and self.tables.well(source.id)
+        ours = self.share is None or source.id in self.share.sources
+        return ours and source.usable and not source.paused and self.tables.well(source.id)
 
     def troubles(self) -> list[str]:
         """Return what stops sources at the moment, a sentence each."""

@@ -40,7 +40,8 @@ class Session:
     worker: Identity
     wake: threading.Event
     progress: Progress
-    listener: Listener
+    notified: threading.Event
+    """Set while notifications arrive."""
 
 
 @contextmanager
@@ -56,12 +57,14 @@ def session(
     failed: list[int],
     telemetry: Telemetry | None = None,
     exit_when_hung: bool = True,
+    listening: bool = True,
 ) -> Iterator[Session]:
     """Connect, register, listen and keep; undo all of it at the end.
 
     ``others`` are further channels to listen to, and what they wake. ``deaf`` outlives sessions:
     set once it was said that notifications do not arrive. ``failed`` holds the numbers of the
     lane's earlier sessions that failed: this one strikes them, and adds its own when it fails.
+    Without ``listening`` there is no connection for notifications.
 
     Raises:
         ServerUnavailable: no connection could be made.
@@ -83,40 +86,46 @@ def session(
             statement("worker_name"), {"application_name": f"embedworker {lane} {me.id}"}
         )
         progress = Progress(telemetry)
-        listener = Listener(
-            settings.listen_url or url,
-            me,
-            {channel: wake, **others},
-            named=settings.listen_url is not None,
-            answer_timeout=settings.answer_timeout,
-            deaf=deaf,
-        )
+        listener: Listener | None = None
+        if listening:
+            listener = Listener(
+                settings.listen_url or url,
+                me,
+                {channel: wake, **others},
+                named=settings.listen_url is not None,
+                answer_timeout=settings.answer_timeout,
+                deaf=deaf,
+            )
         heartbeat = Heartbeat(
-            url,
+            url if listener else settings.listen_url or url,
             me,
             progress,
             lease=settings.lease,
             batch_timeout=settings.batch_timeout,
             answer_timeout=settings.answer_timeout,
-            lock_held=lambda: listener.holds,
+            lock_held=None if listener is None else listener.holds_lock,
             wake=wake.set,
             exit_when_hung=exit_when_hung,
         )
-        listener.start()
-        heartbeat.start()
+        threads: list[Heartbeat | Listener] = [heartbeat]
+        if listener is not None:
+            threads = [listener, heartbeat]
+        for thread in threads:
+            thread.start()
         try:
             strike_failed(connection, failed)
-            listener.tried.wait(LOCK_TRIED)
-            yield Session(connection, me, wake, progress, listener)
+            (listener or heartbeat).tried.wait(LOCK_TRIED)
+            notified = listener.notified if listener else threading.Event()
+            yield Session(connection, me, wake, progress, notified)
         except BaseException:
             # It stays listed until the next session, or the end: `migrate` must see that a worker
             # of this version is about to come back. A peer that sees its lock gone frees its rows.
             failed.append(me.id)
-            heartbeat.stop()
-            listener.stop()
+            for thread in reversed(threads):
+                thread.stop()
             raise
-        heartbeat.stop()
-        listener.stop()
+        for thread in reversed(threads):
+            thread.stop()
         with suppress(psycopg.Error):
             deregister(connection, me.id)
 
