@@ -203,4 +203,4 @@ select a.embedding, a.lost from embed.ask(%(id)s, %(model)s, %(question)s, 'quer
 
 -- search_await
 -- Wait for the answer to a question that was left.
-select a.embedding, a.lost, a.error from embed.await(%(id)s, %(patience)s * interval '1 second') as a;
+select a.embedding, a.lost, a.error from embed.await(%(id)s, %(timeout)s * interval '1 second') as a;

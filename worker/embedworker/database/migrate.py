@@ -155,9 +155,9 @@ def _upgrade(c: Connection) -> list[str]:
 
     Raises DatabaseError where a transaction of somebody else keeps a table from being changed.
     """
-    for backoff in LOCK_TIMEOUTS:
+    for lock_timeout in LOCK_TIMEOUTS:
         try:
-            with _alembic(c, "upgrade", "head", lock_timeout=backoff):
+            with _alembic(c, "upgrade", "head", lock_timeout=lock_timeout):
                 return _write_routines(c)
         except psycopg.errors.LockNotAvailable:
             continue

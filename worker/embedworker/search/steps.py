@@ -120,7 +120,7 @@ def search_steps(
             (render("search_text", relation=relation), asked | ranking),
         ]
     except psycopg.DatabaseError as error:
-        asked["question"] = yield from _by_another_road(error, question, model, timeout)
+        asked["question"] = yield from _without_loopback(error, question, model, timeout)
         if rerank:
             warn(f"the rows are not reranked: {error.diag.message_primary}")
         rows = yield [(render("search_vector", relation=relation), asked)]
@@ -228,7 +228,7 @@ def query_steps(question: str, model: str | None, *, timeout: float) -> Steps[Ve
             (statement("search_query"), {"question": question, "model": model}),
         ]
     except psycopg.DatabaseError as error:
-        return (yield from _by_another_road(error, question, model, timeout))
+        return (yield from _without_loopback(error, question, model, timeout))
     return _vector(vector)
 
 
@@ -243,10 +243,10 @@ def ask_steps(question: str, model: str, *, timeout: float) -> Steps[Vector]:
         _warn_if_cut(lost)
         return _vector(known)
     try:
-        answers = yield [(statement("search_await"), {"id": request, "backoff": timeout})]
+        answers = yield [(statement("search_await"), {"id": request, "timeout": timeout})]
     except psycopg.DatabaseError as error:
         if error.sqlstate == NOBODY:  # then nobody deletes the request either
-            yield [(statement("search_await"), {"id": request, "backoff": 0})]
+            yield [(statement("search_await"), {"id": request, "timeout": 0})]
         raise
     if not answers:
         raise NoWorker(
@@ -260,7 +260,7 @@ def ask_steps(question: str, model: str, *, timeout: float) -> Steps[Vector]:
     return _vector(vector)
 
 
-def _by_another_road(
+def _without_loopback(
     error: psycopg.DatabaseError, question: str, model: str | None, timeout: float
 ) -> Steps[Vector]:
     if error.sqlstate != NO_LOOPBACK:
