@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_cli import Cli, command
+from hub_server import hub
 from oracle import judge, queue_of
 from psycopg import sql
 from waiting import wait_until
@@ -149,3 +150,32 @@ def test_a_model_that_no_worker_can_load_is_said(
         process.communicate(timeout=LONGEST)
         assert process.returncode == 1
     assert "no row was embedded for 60 s" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_workers_of_a_machine_download_a_model_once(
+    connection: psycopg.Connection[Any], cli: Cli, tmp_path: Path, tiny_model: Path
+) -> None:
+    connection.execute("select embed.add_model('hub/tiny', 32, 64)")
+    connection.execute("create table article (id int primary key, content text)")
+    connection.execute("insert into article select n, 'row ' || n from generate_series(1, 400) n")
+    connection.execute("select embed.enable('article', array['content'], model => 'hub/tiny')")
+    with hub({"hub/tiny": tiny_model}) as (address, asked):
+        online = {
+            "HF_ENDPOINT": address,
+            "HF_HUB_OFFLINE": "0",
+            "EMBEDWORKER_CACHE_DIR": str(tmp_path / "cache"),
+        }
+        with fleet(cli, tmp_path, "--workers", "2", **online) as process:
+            log = tmp_path / "fleet.log"
+            wait_until(
+                lambda: process.poll() is not None or "workers: 2 of 2" in log.read_text(),
+                LONGEST,
+                "two workers with a model",
+            )
+            process.send_signal(signal.SIGTERM)
+            assert ended(process, tmp_path)["rows"] > 0
+        files = [path for path in asked if path.startswith("GET ") and "/resolve/" in path]
+    assert any(path.endswith("model.safetensors") for path in files)
+    assert len(files) == len(set(files)), sorted(files)
