@@ -51,6 +51,7 @@ def fleet(url: str, workers: int, rate: float) -> Iterator[subprocess.Popen[byte
                 "EMBEDWORKER_TESTING_RATE": str(rate),
                 "EMBEDWORKER_WINDOW": str(WINDOW),
                 "EMBEDWORKER_NICE": "0",
+                "RAY_worker_niceness": "0",  # the default is 15
                 "EMBEDWORKER_DATABASE_URL": url,
             },
             stdin=subprocess.DEVNULL,
