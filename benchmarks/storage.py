@@ -2,9 +2,8 @@
 
     python benchmarks/storage.py sets/*/ --json storage.json
 
-Quality: a worker embeds each folder in BEIR's format, and embed.search is asked: exact and hnsw by
-meaning alone, default by words, too. Then the column becomes a halfvec with the same numbers, the
-index is built again, and the same questions are asked.
+Quality: each folder in BEIR's format is encoded once. Its vectors are stored as vector and as
+halfvec, each with the index that the worker builds, and embed.search is asked by vector.
 
 Size: mixtures of the last set's vectors (see search.py) are stored as vector and as halfvec, each
 with the index that the worker builds. Recall is of the nearest ten by float32. The last index has
@@ -15,11 +14,9 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import words_alone
 from harness import (
     Connection,
     Measure,
@@ -29,7 +26,6 @@ from harness import (
     machine,
     options,
     report,
-    worker,
 )
 from pgvector import Vector
 from search import mixtures
@@ -41,6 +37,8 @@ from embedworker.search.beir import Collection, read_beir
 from embedworker.search.collection import find_source
 from embedworker.search.measures import PerQuestion, compared, means, measured
 from embedworker.service.indexing import Indexer
+from embedworker.service.models import Models
+from embedworker.settings import load
 from embedworker.settings.worker import index_memory
 
 Floats = npt.NDArray[np.float32]
@@ -49,11 +47,8 @@ K = 10
 PATHS = {
     "exact": "set enable_indexscan = off; set enable_seqscan = on; set enable_sort = on",
     "hnsw": "set enable_indexscan = on; set enable_seqscan = off; set enable_sort = off",
-    "default": "reset enable_indexscan; reset enable_seqscan; reset enable_sort",
 }
-SEARCH = (
-    'select (s."row").number, s.score from embed.search(null::{}, %s, k => %s, lexical => %s) s'
-)
+SEARCH = 'select (s."row").id, s.score from embed.search(null::{}, %s::vector, k => %s) s'
 INDEX = "select x.index::regclass::text from embed.source s, embed._vector_indexes(s) x"
 INDEX += " where s.relation = %s::regclass"
 NEAREST = "select array(select id from {table} order by embedding <=> %s limit 10)"
@@ -77,71 +72,55 @@ def build(connection: Connection, url: str, relation: str) -> float:
     return time.perf_counter() - begun
 
 
-def ask(connection: Connection, table: str, collection: Collection, setting: str) -> PerQuestion:
-    """Measure one setting; the vectors of the questions are kept, so nobody needs to answer."""
-    connection.execute(PATHS[setting].encode())
-    weight = None if setting == "default" else 0
-    search = SEARCH.format(table).encode()
-    run = {
-        number: dict(connection.execute(search, [question, K, weight]).fetchall())
-        for number, question in collection.questions.items()
-    }
-    return measured(collection.relevance, run, {}, K)
-
-
-def quality(
-    connection: Connection, url: str, table: str, folder: Path, details: dict[str, Any]
-) -> Iterator[Measure]:
-    """Ask a set twice, and yield nDCG@10 by vector and what is different by halfvec."""
-    collection = read_beir(folder)
-    words_alone.fill(connection, url, table, collection)
-    with worker(url):
-        connection.execute("set embed.query_timeout = '60s'; set embed.worker_grace = '60s'")
-        for question in collection.questions.values():
-            connection.execute("select embed.query(%s)", [question])
-    found: dict[str, dict[str, PerQuestion]] = {}
-    index_bytes = []
-    for storage in ("vector", "halfvec"):
-        if storage == "halfvec":
-            index = fetch_value(connection, INDEX, [table])
-            dimensions = fetch_value(connection, "select max(dimensions) from embed.source")
-            connection.execute(
-                f"drop index {index}; alter table {table}_embedding"
-                f" alter embedding type halfvec({dimensions})".encode()
-            )
-        build(connection, url, table)
-        connection.execute(f"vacuum analyze {table}_embedding".encode())
-        index = fetch_value(connection, INDEX, [table])
-        index_bytes.append(fetch_value(connection, "select pg_relation_size(%s)", [index]))
-        found[storage] = {one: ask(connection, table, collection, one) for one in PATHS}
-    for setting in PATHS:
-        before, after = found["vector"][setting], found["halfvec"][setting]
-        difference = compared(after, before)["nDCG@10"]
-        which = f"{collection.name}, {setting}"
-        yield Measure(f"{which}, vector", round(means(before)["nDCG@10"], 4))
-        yield Measure(f"{which}, halfvec", round(means(after)["nDCG@10"], 4))
-        yield Measure(f"{which}, difference", difference.difference, "", ">= -0.001")
-        yield Measure(f"{which}, its standard error", difference.standard_error)
-    yield Measure(f"{collection.name}, index by halfvec : vector", index_bytes[1] / index_bytes[0])
-    details[collection.name] = found
-
-
 def fill(connection: Connection, table: str, storage: str, vectors: Floats) -> None:
-    """Enable a table and leave the vectors as a worker would."""
+    """Enable a table and leave the vectors as a worker would; the key is the place."""
     connection.execute(f"create table {table} (id integer primary key, content text)".encode())
+    connection.execute(
+        f"insert into {table} select n from generate_series(0, {len(vectors) - 1}) n".encode()
+    )
     connection.execute("select embed.enable(%s, array['content'], storage => %s)", [table, storage])
     connection.execute(
         "update embed.source_state set fingerprint = (select max(id) from embed.fingerprint)"
     )
     connection.execute("set session_replication_role = replica")
     columns = "id, passage_start, passage_end, embedding, fingerprint, hash, checksum, seq"
+    fingerprint = fetch_value(connection, "select max(id) from embed.fingerprint")
     with connection.cursor().copy(
         f"copy {table}_embedding ({columns}) from stdin".encode()
     ) as copying:
         for key, vector in enumerate(vectors):
-            copying.write_row((key, 0, 5, Vector(vector), 1, b"", b"", 0))
+            copying.write_row((key, 0, 5, Vector(vector), fingerprint, b"", b"", 0))
     connection.execute("reset session_replication_role")
+    connection.execute(f"vacuum analyze {table}".encode())
     connection.execute(f"vacuum analyze {table}_embedding".encode())
+
+
+def quality(
+    connection: Connection, url: str, collection: Collection, passages: Floats, asked: Floats
+) -> Iterator[Measure]:
+    """Ask a set by both types, and yield nDCG@10 and the difference."""
+    documents, questions = list(collection.documents), list(collection.questions)
+    found: dict[tuple[str, str], PerQuestion] = {}
+    for storage in ("vector", "halfvec"):
+        table = f"{storage}_{len(documents)}"
+        fill(connection, table, storage, passages)
+        build(connection, url, table)
+        for path, setting in PATHS.items():
+            connection.execute(setting.encode())
+            run = {}
+            for number, vector in zip(questions, asked, strict=True):
+                rows = connection.execute(SEARCH.format(table).encode(), [Vector(vector), K])
+                run[number] = {documents[place]: score for place, score in rows}
+            found[path, storage] = measured(collection.relevance, run, {}, K)
+        connection.execute(b"reset all")
+    for path in PATHS:
+        before, after = found[path, "vector"], found[path, "halfvec"]
+        difference = compared(after, before)["nDCG@10"]
+        which = f"{collection.name}, {path}"
+        yield Measure(f"{which}, vector", means(before)["nDCG@10"])
+        yield Measure(f"{which}, halfvec", means(after)["nDCG@10"])
+        yield Measure(f"{which}, difference", difference.difference, "", ">= -0.001")
+        yield Measure(f"{which}, its standard error", difference.standard_error)
 
 
 def recall(
@@ -204,33 +183,29 @@ def sizes(
 def main() -> None:
     """Measure every set, then the sizes."""
     parser = options(
-        __doc__, vectors=100_000, questions=200, model=BUNDLED_MODEL, seed=3, bits="40,100,400,1000"
+        __doc__, vectors=100_000, questions=200, model=BUNDLED_MODEL, seed=3, bits="100,400,1000"
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
     given = parser.parse_args()
     started = machine()
     measures: list[Measure] = []
-    details: dict[str, Any] = {}
     with cluster(maintenance_work_mem="512MB", shared_buffers="1GB") as server:
         url = database(server, "storage", given.model)
-        for place, folder in enumerate(given.folders):
-            with connect(url) as connection:
-                measures += quality(connection, url, f"set_{place}", folder, details)
-                report("storage", given, started, measures, **details)
         with connect(url) as connection:
-            base, asked = (
-                np.array([vector.to_numpy() for (vector,) in connection.execute(query)])
-                for query in (
-                    f"select embedding::vector from set_{place}_embedding".encode(),
-                    f"select embedding from embed.question_cache limit {given.questions}".encode(),
-                )
-            )
-            vectors = mixtures(base.astype(np.float32), given.vectors, given.seed)
+            encoder = Models(load(), threads=None).get(connection, given.model).encoder
+            for folder in given.folders:
+                collection = read_beir(folder)
+                passages = encoder.encode_passages(list(collection.documents.values()))
+                asked = encoder.encode_queries(list(collection.questions.values()))
+                for measure in quality(connection, url, collection, passages, asked):
+                    print(measure.name, f"{measure.value:.5f}", flush=True)
+                    measures.append(measure)
+            vectors = mixtures(passages, given.vectors, given.seed)
             counts = [int(count) for count in given.bits.split(",")]
-            for measure in sizes(connection, url, vectors, asked, counts):
+            for measure in sizes(connection, url, vectors, asked[: given.questions], counts):
                 print(measure.name, measure.shown, flush=True)
                 measures.append(measure)
-    report("storage", given, started, measures, **details)
+    report("storage", given, started, measures)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def test_words_alone(benchmark: Callable[..., dict[str, Any]], tmp_path: Path) -
 def test_storage(benchmark: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     folder = _fruit(tmp_path)
     found = benchmark("storage", folder, model=TESTING_MODEL, vectors=300, questions=2, bits=40)
-    assert found["fruit, default, vector"] == found["fruit, default, halfvec"]
+    assert found["fruit, exact, vector"] == found["fruit, hnsw, halfvec"]
     assert found["halfvec, recall@10"] > 0.9
 
 
