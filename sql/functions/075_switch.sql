@@ -264,6 +264,8 @@ begin
     for w in select x.* from embed._taken_together(w) as x loop
         select x.* into s from embed.source x where x.id = case when w.cut then w.source else w.successor end;
         delete from embed.switch_state x where x.source = w.source;
+        update embed._own_source x set version = nextval('embed.seq') -- a worker may read vectors of the other side
+        where x.id in (w.source, w.successor) and x.id <> s.id;
         perform embed._forget(s, true);
         if embed._column_name(s.relation, s.into_attnum) is not null then
             execute format('alter table %s drop column %I', s.relation, embed._column_name(s.relation, s.into_attnum));

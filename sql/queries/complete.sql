@@ -1,3 +1,22 @@
+-- queue_copy
+-- The vectors that the other side of a switch has of these texts by the same model, passage by passage. A row of which
+-- one was changed by hand, or is missing between two others, is left out. Row by row through the keys, as in queue_read.
+select (j.ord - 1)::integer as position, c.starts, c.ends, c.truncated, c.embeddings
+from unnest({key_arrays}, %(hashes)s::bytea[]) with ordinality as j ({places}, hash, ord)
+cross join lateral (
+    select
+        array_agg(v.passage_start order by v.chunk) as starts,
+        array_agg(v.passage_end order by v.chunk) as ends,
+        array_agg(v.truncated order by v.chunk) as truncated,
+        array_agg(v.embedding::{vector} order by v.chunk) as embeddings,
+        bool_and(
+            v.hash = j.hash and v.fingerprint = %(fingerprint)s and v.checksum = substr(sha256(v.sent), 1, 8)
+        ) and count(*) = max(v.chunk) + 1 as whole
+    from {twin} v
+    where {v_is_j}
+) as c
+where c.whole;
+
 -- queue_complete
 -- Write the vectors of jobs that still hold (same key, same seq, same worker) and strike them from
 -- the queue. The first thing it does is take every lock, without waiting: what is locked or no

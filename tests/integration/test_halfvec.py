@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from embedworker.database.connect import connect
 from embedworker.database.loopback import set_up_loopback
 from embedworker.integrations.sqlalchemy import Embedded, enable_all, search
-from embedworker.model.testing import hash_vector
+from embedworker.model.testing import HashEncoder, hash_vector
 from embedworker.service.indexing import Indexer
 
 ROWS = 60
@@ -165,7 +165,9 @@ def test_vectors_that_are_left_keep_their_type(note: Connection, drain: Drain) -
 
 
 @pytest.mark.parametrize("into_column", [False, True])
-def test_a_switch_to_halfvec_and_back(into_column: bool, app: Connection, drain: Drain) -> None:
+def test_a_switch_to_halfvec_and_back(
+    into_column: bool, app: Connection, drain: Drain, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app.execute("create table note (id integer primary key, content text, v vector(384))")
     app.execute("insert into note select n, 'text ' || n from generate_series(1, 20) n")
     column = "'v'" if into_column else "null"
@@ -175,7 +177,19 @@ def test_a_switch_to_halfvec_and_back(into_column: bool, app: Connection, drain:
     app.execute("select embed.begin_switch('note', storage => 'halfvec')")
     app.execute("select embed.begin_switch('note', storage => 'halfvec')")  # says the same
     app.execute("update note set content = 'changed' where id = 4")
+    if not into_column:
+        app.execute("update note_embedding set embedding = embedding + embedding where id = 5")
+    encoded = []
+    encode = HashEncoder.encode_tokens
+
+    def counted(self: HashEncoder, tokens: Any) -> Any:
+        encoded.extend(tokens)
+        return encode(self, tokens)
+
+    monkeypatch.setattr(HashEncoder, "encode_tokens", counted)
     assert drain() == []
+    # Taken from the other side: all but what was changed, there or in the table.
+    assert len(encoded) < 5 if not into_column else len(encoded) >= 20
     assert value(app, "select phase from embed.switch") == "ready"
     app.execute("select embed.cut_over('note')")
     assert value(app, TYPE, *place) == "halfvec(384)"

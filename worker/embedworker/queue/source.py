@@ -47,6 +47,7 @@ class Source:
     words: dict[str, str]  # of keys, see embed._key_sql
     with_terms: bool = True  # words count in searches
     storage: str = "vector"  # the type of the column that holds the vectors, or halfvec
+    twin: str | None = None  # vectors of the same model and table, see embed._twin
     vector_schema: str = field(default="public", compare=False)
 
     @property
@@ -117,6 +118,7 @@ class Source:
             "text": self.text or "",
             "fault": self.fault or "",
             "into_column": self.into_column or "",
+            "twin": self.twin or "",
             # The vector of a row, where the row itself holds it.
             "row_stored": f"s.{self.into_column}" if self.into_column else "null",
         }

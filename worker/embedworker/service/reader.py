@@ -9,6 +9,7 @@ from threading import Event
 from embedworker.model.chunking import Part, is_long, split, split_by_pieces
 from embedworker.queue.claim import Job, read
 from embedworker.queue.complete import Result
+from embedworker.queue.copy import copied
 from embedworker.queue.failure import halved, may_be_unreadable
 from embedworker.queue.source import Connection, Source
 from embedworker.queue.statistics import Statistics
@@ -85,6 +86,7 @@ class Reader:
         skipped = [job for job in jobs if job.text is None or job.current]
         self._writer.put(loaded, [Result(job, untouched=job.text is not None) for job in skipped])
         texts = [(job, job.text) for job in jobs if job.text is not None and not job.current]
+        texts = self._copy(loaded, source, texts)
         with self._phase.labels("tokenize").time():
             texts = self._set_long_aside(loaded, source, texts)
             passages = self._split(loaded, source, texts)
@@ -129,6 +131,25 @@ class Reader:
             self._fail(source, refused, "to be read from the table", str)
         without = {id(job) for job, _ in refused}
         return [job for job in jobs if id(job) not in without]
+
+    def _copy(
+        self, loaded: Loaded, source: Source, texts: list[tuple[Job, str]]
+    ) -> list[tuple[Job, str]]:
+        """Take the vectors that the other side of a switch has; return the texts that are left."""
+        results = copied(
+            self._connection, [job for job, _ in texts], fingerprint=loaded.fingerprint
+        )
+        self._statistics.seen(
+            source,
+            (
+                (made.job.text or "")[part.start : part.end]
+                for made in results
+                for part in made.passages
+            ),
+        )
+        self._writer.put(loaded, results)
+        done = {id(made.job) for made in results}
+        return [(job, text) for job, text in texts if id(job) not in done]
 
     def _set_long_aside(
         self, loaded: Loaded, source: Source, texts: Sequence[tuple[Job, str]]
