@@ -11,23 +11,23 @@ return exists (
 -- The vectors that the other side of a switch has by the same model, as a query whose column sent is what a checksum is
 -- of. What is there of a text is taken and not computed again. Null where there are none, where their numbers have
 -- fewer bytes, and where a column of the table itself holds them.
-create or replace function embed._twin(source embed.source) returns text
+create or replace function embed._twin(source integer) returns text
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
-begin atomic
+return (
     select format(
         '(select *, @extschema:vector@.%I(embedding) as sent from %I.%I)', embed._storage(o) || '_send', n.nspname,
         c.relname
     )
     from embed.switch_state w
-    join embed.source o on o.id = case (_twin.source).id when w.source then w.successor else w.source end
+    join embed.source s on s.id = _twin.source and s.id in (w.source, w.successor)
+    join embed.source o on o.id in (w.source, w.successor) and o.id <> s.id
     join pg_class c on c.oid = o.vectors
     join pg_namespace n on n.oid = c.relnamespace
-    where (_twin.source).id in (w.source, w.successor)
-    and o.into_attnum is null
-    and coalesce(o.model, embed.default_model()) = coalesce((_twin.source).model, embed.default_model())
-    and embed._storage(o) in ('vector', embed._storage(_twin.source));
-end;
+    where o.into_attnum is null
+    and coalesce(o.model, embed.default_model()) = coalesce(s.model, embed.default_model())
+    and embed._storage(o) in ('vector', embed._storage(s))
+);
 
 -- Refuses to change a source that is one side of a switch: the sides would no longer hold the same rows.
 create or replace function embed._require_no_switch(source integer, call text) returns void

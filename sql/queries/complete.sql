@@ -1,6 +1,7 @@
 -- queue_copy
--- The vectors that the other side of a switch has of these texts by the same model, passage by passage. A row of which
--- one was changed by hand, or is missing between two others, is left out. Row by row through the keys, as in queue_read.
+-- The vectors that the other side of a switch has of these texts by the same model, passage by passage. A row is
+-- left out of which one was changed by hand, or is missing between two others. Row by row through the keys, as in
+-- queue_read.
 select (j.ord - 1)::integer as position, c.starts, c.ends, c.truncated, c.embeddings
 from unnest({key_arrays}, %(hashes)s::bytea[]) with ordinality as j ({places}, hash, ord)
 cross join lateral (

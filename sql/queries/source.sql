@@ -40,7 +40,7 @@ select
     coalesce(embed._key_sql(s), '{{}}') as words,
     s.words as with_terms,
     coalesce(embed._storage(s), 'vector') as storage,
-    embed._twin(s) as twin
+    embed._twin(s.id) as twin
 from embed.source s
 join embed.source_state t on t.source = s.id
 left join pg_catalog.pg_class c on c.oid = s.relation

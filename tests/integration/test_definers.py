@@ -110,7 +110,7 @@ CALLS = {
     "embed._open_schema(regrole)": "select embed._open_schema('embed_admin')",
     "embed._close_schema()": "set constraints embed.close_schema immediate",
     "embed._is_standby(integer)": "select embed._is_standby({})",
-    "embed._twin(embed.source)": "select embed._twin(s) from embed.source s where s.id = {}",
+    "embed._twin(integer)": "select embed._twin({})",
     "embed._name_of_vectors(integer)": "select embed._name_of_vectors({})",
     "embed._model_of(regclass)": "select embed._model_of('public.article'::regclass)",
     "embed._count_degraded()": "select embed._count_degraded()",

@@ -1,10 +1,12 @@
 """Vectors with two bytes for each number: kept current, found, switched to and back."""
 
+import json
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
+from fix_cli import Cli
 from fix_drain import Connection, Drain, assert_current, source_of
 from fix_questions import QuestionRunner
 from pgvector import Vector
@@ -247,3 +249,19 @@ def test_sqlalchemy_compares_halfvec(
         passage = session.scalars(select(Note.embedding.passage).limit(1)).one()
         assert len(passage.embedding) == 384
     engine.dispose()
+
+
+def test_the_command_line_names_a_storage(app: Connection, shared_database: str) -> None:
+    app.execute("create table shop.note (id integer primary key, content text)")
+    cli = Cli(shared_database)
+    cli.ok("enable", "shop.note", "content", "--storage", "halfvec")
+    assert value(app, TYPE, "note_embedding", "embedding") == "halfvec(384)"
+    said = cli.ok("switch", "start", "shop.note", "--storage", "vector")
+    assert "vectors:   shop.note_next_embedding" in said
+    assert value(app, TYPE, "note_next_embedding", "embedding") == "vector(384)"
+    found = json.loads(cli.ok("status", "--json"))["sources"]
+    kinds = {one["name"]: one["storage"] for one in found}
+    assert (kinds["note"], kinds["note_next"]) == ("halfvec", "vector")
+    refused = cli("enable", "shop.note", "content", "--storage", "half")
+    assert refused.returncode != 0
+    assert "expected 'vector' or 'halfvec'" in refused.stderr

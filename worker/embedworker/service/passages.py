@@ -127,8 +127,7 @@ class PassageLane:
         self._intake.take_fresh()
         self.returns.let_go()
         self._move_on()
-        more = self._writer.room and self._pool.takes_more(self._low)
-        if not (more and self._refill()):
+        if not (self._writer.room and self._pool.takes_more(self._low) and self._refill()):
             self._pause()
         return True
 
