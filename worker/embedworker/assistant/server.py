@@ -120,7 +120,7 @@ def _told() -> Iterator[None]:
         yield
     except EmbedworkerError as error:
         raise ToolError(str(error)) from None
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeEncodeError) as error:
         raise ToolError(str(refusal(error) or error)) from None
 
 

@@ -13,6 +13,7 @@ from psycopg.rows import class_row
 from embedworker.cli.console import database_url
 from embedworker.database.connect import connect
 from embedworker.database.connection import Connection
+from embedworker.database.refusal import unstorable
 from embedworker.database.rows import fetch_one
 from embedworker.database.statements import statement
 from embedworker.database.timeouts import advice
@@ -93,7 +94,11 @@ def explained(connection: Connection | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeEncodeError) as error:
+        if (refused := unstorable(error)) is not None:
+            raise refused from error
+        if not isinstance(error, psycopg.Error):
+            raise
         if error.diag.message_primary is None and not isinstance(error, psycopg.OperationalError):
             raise  # psycopg's own complaint: a fault of ours
         hint = None if connection is None else advice(connection, error)

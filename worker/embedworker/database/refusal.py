@@ -19,7 +19,7 @@ from embedworker.errors import (
     TooManyQuestions,
 )
 
-__all__ = ["refusal"]
+__all__ = ["refusal", "unstorable"]
 
 # Messages with other codes may quote a value: of them only the code is told.
 _KINDS: dict[str, type[EmbedworkerError]] = {
@@ -47,6 +47,8 @@ _KINDS: dict[str, type[EmbedworkerError]] = {
     "57P03": ServerUnavailable,  # the server starts
 }
 _NO_SCHEMA = "Run `embedworker migrate`"
+# How the server and its type jsonb refuse the character U+0000; psycopg gives no SQLSTATE.
+_NUL = {"22021", "22P05"}
 
 
 def refusal(error: BaseException) -> EmbedworkerError | None:
@@ -54,6 +56,8 @@ def refusal(error: BaseException) -> EmbedworkerError | None:
 
     None where no server spoke: the driver was used wrongly.
     """
+    if (found := unstorable(error)) is not None:
+        return found
     code: str | None = getattr(error, "sqlstate", None)
     if code is None:
         if isinstance(error, psycopg.OperationalError):
@@ -61,7 +65,7 @@ def refusal(error: BaseException) -> EmbedworkerError | None:
         return None
     kind = _KINDS.get(code)
     if kind is None:
-        found: EmbedworkerError = DatabaseError(f"the server refused it with SQLSTATE {code}")
+        found = DatabaseError(f"the server refused it with SQLSTATE {code}")
     else:
         message, detail, hint = _said(error)
         if kind is NotMigrated:
@@ -69,6 +73,22 @@ def refusal(error: BaseException) -> EmbedworkerError | None:
         if kind is NoWorker and detail:  # what workers do; other details may quote a value
             message = f"{message}. {detail.removesuffix('.')}"
         found = kind(f"{message}. {hint}" if hint else message)
+    found.sqlstate = code
+    return found
+
+
+def unstorable(error: BaseException) -> EmbedworkerError | None:
+    """Return the error that stands for a text which PostgreSQL cannot store; None for another."""
+    code: str | None = getattr(error, "sqlstate", None)
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        what = "half of a surrogate pair, which is no character"
+    elif code in _NUL or (
+        code is None and isinstance(error, psycopg.DataError) and "NUL" in str(error)
+    ):
+        what = "the character U+0000 (NUL), which PostgreSQL cannot store"
+    else:
+        return None
+    found = ConfigurationError(f"a text holds {what}. Leave it out")
     found.sqlstate = code
     return found
 

@@ -269,7 +269,7 @@ def _typed_errors() -> Iterator[None]:
     """Raise what the server refuses as an error of this package, whose text holds no question."""
     try:
         yield
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeEncodeError) as error:
         refused = refusal(error)
         if refused is None:
             raise

@@ -200,7 +200,7 @@ def _plan(table: str, name: str | None, k: int) -> Steps[tuple[sql.SQL, str, lis
 
 def _as_json(key: Any) -> str:
     """Return a key as JSON; values without a JSON form, such as a date or a UUID, are text."""
-    return json.dumps(key, default=str)
+    return json.dumps(key, default=str, ensure_ascii=False)
 
 
 def _hits(rows: Rows, key_names: list[str], numeric: list[str]) -> list[Hit]:

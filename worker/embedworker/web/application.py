@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -107,6 +107,7 @@ class _Site:
             seen = self._request(http, visitor)
             if visitor is None:
                 return HTMLResponse(self.pages.login(seen), 401)
+            _check_texts(seen.query)
             return await self._answer(seen, lambda: HTMLResponse(show(seen, http)))
 
         return page
@@ -260,7 +261,16 @@ async def _form(http: HttpRequest) -> Form:
         read = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=20)
     except ValueError:
         raise HTTPException(400, "the form cannot be read") from None
-    return {name: values[-1] for name, values in read.items()}
+    form = {name: values[-1] for name, values in read.items()}
+    _check_texts(form)
+    return form
+
+
+def _check_texts(values: Mapping[str, str]) -> None:
+    """Refuse the character U+0000, which no text of PostgreSQL can hold."""
+    for name, value in values.items():
+        if "\0" in value:
+            raise HTTPException(400, f"{name!r} holds the character U+0000 (NUL); leave it out")
 
 
 def _same(given: str, expected: str) -> bool:
