@@ -38,6 +38,7 @@ from harness import (
     warm_up,
     worker,
 )
+from psycopg.errors import LockNotAvailable
 
 from embedworker.database.connect import connect
 from embedworker.database.embedded.cluster import Cluster
@@ -100,9 +101,18 @@ def copy(connection: Connection, table: str, rows: int) -> float:
     return time.perf_counter() - begun
 
 
+def truncated(connection: Connection) -> bool:
+    """Whether the tables could be emptied; a busy worker may use one for longer than we wait."""
+    try:
+        connection.execute("truncate plain, notify, notify_queue, enabled, switching")
+    except LockNotAvailable:
+        return False
+    return True
+
+
 def settle(connection: Connection, running: Process) -> None:
     """Empty the tables, wait until the worker has nothing to do, and write everything out."""
-    connection.execute("truncate plain, notify, notify_queue, enabled, switching")
+    wait_until(lambda: truncated(connection), check=running.check, pause=0.1)
     sources = connection.execute(
         "select id, vectors::text from embed.source"
         " where relation in ('enabled'::regclass, 'switching'::regclass)"

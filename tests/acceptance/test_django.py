@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_worker import Workers
+from psycopg import sql
 from waiting import wait_until
 
 from embedworker.database.connect import connect
@@ -261,6 +262,64 @@ def test_arguments_that_are_false_get_into_the_migration_and_the_call(project: P
     assert "chunk => false" in said
     assert "words => false" in said
     assert "storage => 'halfvec'" in said
+
+
+# The table is '100% "odd"'. A model has percent signs and quotes doubled: Django does not.
+ODD_MODEL = """
+from django.db import models
+from embedworker.integrations.django import Embedding, SearchManager
+
+class Odd(models.Model):
+    number = models.BigIntegerField(primary_key=True, db_column='100%% ""odd""')
+    text = models.TextField(db_column='50%%s t')
+    objects = SearchManager()
+
+    class Meta:
+        managed = False
+        db_table = '{table}'
+        indexes = [Embedding(fields=["text"], name='odd %% "x"')]
+"""
+ODD_SEARCH = """
+import django; django.setup()
+from embedworker.integrations.django import Distance
+from shop.models import Odd
+assert [row.text for row in Odd.objects.search("100% x", k=1, skip=1)], "all rows"
+found = Odd.objects.filter(text__contains="2").search("x")
+assert [(row.number, row.text, row.passage) for row in found] == [(2, "text 2", "text 2")], found
+near = list(Odd.objects.order_by(Distance("text 2")))
+assert sorted(row.number for row in near) == [1, 2], near
+"""
+
+
+@pytest.mark.parametrize("schema", ["public", '5% "s"'])
+def test_names_with_percent_signs_and_quotes(
+    hash_database: str, workers: Workers, tmp_path: Path, schema: str
+) -> None:
+    table = sql.Identifier(schema, '100% "odd"')
+    with connect(hash_database) as connection:
+        set_up_loopback(connection)
+        connection.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(schema)))
+        connection.execute(
+            sql.SQL('create table {} ("100% ""odd""" bigint primary key, "50%s t" text)').format(
+                table
+            )
+        )
+        connection.execute(
+            sql.SQL("insert into {} values (1, 'text 1'), (2, 'text 2')").format(table)
+        )
+        connection.execute(
+            sql.SQL("select embed.enable({}, array['50%s t'], name => 'odd % \"x\"')").format(
+                sql.Literal(table.as_string(connection))
+            )
+        )
+    workers.start(both_lanes=True)
+    wait_until_embedded(hash_database, timeout=100)
+    project = Project(tmp_path / "project", hash_database)
+    in_model = '100%% ""odd""'
+    if schema != "public":
+        in_model = '"{}"."{}"'.format(schema.replace('"', '""').replace("%", "%%"), in_model)
+    project.models(ODD_MODEL.replace("{table}", in_model))
+    project.run(ODD_SEARCH)
 
 
 def test_the_example_runs(hash_database: str, workers: Workers) -> None:

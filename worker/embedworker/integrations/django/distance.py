@@ -7,7 +7,13 @@ from psycopg import sql
 
 from embedworker.database.statements import render
 from embedworker.integrations.declaration import vector_table_name
-from embedworker.integrations.django.embedding import embedding_of, relation
+from embedworker.integrations.django.embedding import (
+    embedding_of,
+    escaped,
+    plain,
+    quoted,
+    relation,
+)
 
 __all__ = ["Distance"]
 
@@ -42,14 +48,15 @@ class Distance(Func):
         """Return a subquery over the table of vectors."""
         source = embedding_of(self._model, self._name)
         key, given = compiler.compile(self.get_source_expressions()[0])
-        schema = self._model._meta.db_table.rpartition('"."')[0].strip('"')
-        vectors = vector_table_name(source.name)
+        schema = plain(self._model._meta.db_table.rpartition('"."')[0].removeprefix('"'))
+        names = [*([schema] if schema else []), vector_table_name(source.name)]
         query = render(
             "django_distance",
-            vectors=sql.Identifier(*([schema] if schema else []), vectors),
-            key=sql.Identifier(self._model._meta.pk.column),
+            vectors=escaped(sql.Identifier(*names)),
+            key=sql.SQL(quoted(self._model._meta.pk.column)),
             outer=sql.SQL(key),
             question=sql.SQL("%s"),
             relation=sql.SQL("%s"),
         )
-        return query.as_string(), [self._question, relation(self._model), *given]
+        table = relation(self._model).replace("%%", "%")
+        return query.as_string(), [self._question, table, *given]

@@ -9,7 +9,7 @@ from psycopg import sql
 
 from embedworker.database.statements import render
 
-__all__ = ["Embedding", "embedding_of"]
+__all__ = ["Embedding", "embedding_of", "escaped", "plain", "quoted", "relation"]
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
@@ -120,8 +120,26 @@ def embedding_of(model: type[models.Model], name: str | None) -> Embedding:
 
 def relation(model: type[models.Model]) -> str:
     """Return the table of a model, quoted; a table of another schema is named schema"."table."""
-    quoted = model._meta.db_table
-    return quoted if quoted.startswith('"') else f'"{quoted}"'
+    return quoted(model._meta.db_table)
+
+
+def quoted(name: str) -> str:
+    """Return a name as Django writes it into statements with parameters."""
+    return name if name.startswith('"') else f'"{name}"'
+
+
+def plain(name: str) -> str:
+    """Return what a name of Django's is in the database.
+
+    Django doubles neither quotes nor percent signs, so models have them doubled where a table has
+    one: ``db_column='100%% ""odd""'``.
+    """
+    return name.replace('""', '"').replace("%%", "%")
+
+
+def escaped(composed: sql.Composable) -> sql.SQL:
+    """Return quoted names or values for a statement with parameters, percent signs doubled."""
+    return sql.SQL(composed.as_string().replace("%", "%%"))
 
 
 def _written(query: str, **values: Any) -> str:

@@ -13,7 +13,13 @@ from psycopg import sql
 from embedworker.database.refusal import refusal
 from embedworker.database.statements import render
 from embedworker.errors import ConfigurationError, SearchWarning
-from embedworker.integrations.django.embedding import embedding_of, relation
+from embedworker.integrations.django.embedding import (
+    embedding_of,
+    escaped,
+    plain,
+    quoted,
+    relation,
+)
 
 __all__ = ["Found", "SearchManager", "SearchQuerySet"]
 
@@ -79,12 +85,14 @@ class SearchQuerySet(models.QuerySet[Any]):
         if self.query.where:
             inner, values = self.order_by().values("pk").query.sql_with_params()
             keys = render(
-                "django_keys", keys=_named(inner, values, asked), key=_literal(key.column)
+                "django_keys",
+                keys=_named(inner, values, asked),
+                key=escaped(sql.Literal(plain(key.column))),
             )
         query = render(
             "django_search",
-            relation=sql.SQL(relation(self.model).replace("%", "%%")),
-            key=sql.Identifier(key.column),
+            relation=sql.SQL(relation(self.model)),
+            key=sql.SQL(quoted(key.column)),
             keys=keys,
         )
         with _typed_errors(), connections[self.db].cursor() as cursor:
@@ -124,10 +132,6 @@ def _named(query: str, values: Any, into: dict[str, Any]) -> sql.SQL:
         return f"%({key})s"
 
     return sql.SQL(_PLACE.sub(name, query))
-
-
-def _literal(name: str) -> sql.SQL:
-    return sql.SQL(sql.Literal(name).as_string().replace("%", "%%"))
 
 
 @contextmanager
