@@ -282,7 +282,8 @@ def test_a_search_that_fails_says_why_and_what_to_do(page: TestClient) -> None:
     said = page.get("/search", params={"table": "article", "q": "anything"})
     assert said.status_code == 200
     assert 'role="alert"' in said.text
-    assert "no worker has embedded public.article yet. Start a worker" in said.text
+    assert "no worker has embedded public.article yet. No worker is connected" in said.text
+    assert "Start a worker: embedworker run" in said.text
     other = page.get("/search", params={"table": "pg_authid", "q": "anything"})
     assert "pg_authid is not enabled, or this login may not read it." in text(other.text)
 
