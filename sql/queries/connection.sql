@@ -5,7 +5,8 @@
 -- functions means what it says, whatever the database has set. Nor does what it has set for idle or
 -- long sessions of applications end ours, which wait for work, build indexes and migrate; PostgreSQL 15
 -- and 16 know no transaction_timeout. Only a process that is suspended leaves a transaction idle for a minute: its
--- session is ended, or it kept its locks, such as that of a sweep, until it wakes. Where it is serializable, two workers at the questions undid each other's claims.
+-- session is ended, or it kept its locks, such as that of a sweep, until it wakes.
+-- Where it is serializable, two workers at the questions undid each other's claims.
 -- Row security is off where every row must be seen: an error then, instead of rows that are missing in
 -- silence. Not for members of embed_worker, whom policies let see all; where one does not,
 -- embed._hidden_rows says so.

@@ -19,7 +19,7 @@ select
 select
     s.id, x.source::text as source, x.name, x.model, x.state, x.coverage::text as coverage, x.rows, x.embedded,
     x.pending, x.stale, x.dead, x.removing, x.oldest_wait, x.rows_per_second, x.eta, x.truncated, x.split, x.paused,
-    x.index_state, x.error, x.counted_at, x.estimated, x.words
+    x.index_state, x.error, x.counted_at, x.estimated, x.words, x.storage, x.row_bytes, x.index_bytes
 from embed.source s
 join embed.status x on x.source = s.relation and x.name = s.name
 where %(source)s::integer is null or s.id = %(source)s
