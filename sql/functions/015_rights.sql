@@ -10,15 +10,17 @@ begin
     end if;
     raise exception 'the role % may not use %', quote_ident(current_user), call
         using errcode = 'insufficient_privilege',
-        hint = case
-            when to_regrole(wanted) is null
-            then format(
-                'The role %s does not exist: have a superuser run `embedworker migrate`, then: grant %1$s to %I;',
-                wanted,
-                current_user
-            )
-            else format('Have a superuser run: grant %s to %I;', wanted, current_user)
-        end;
+        hint = format(
+            case
+                when to_regrole(wanted) is null
+                then 'The role %s does not exist: have a superuser run `embedworker migrate`, then: grant %1$s to %I;'
+                when wanted = 'embed_admin'
+                then 'Members of embed_admin are trusted with all embedding in this database. Have a superuser run: '
+                    'grant %s to %I;'
+                else 'Have a superuser run: grant %s to %I;'
+            end,
+            wanted, current_user
+        );
 end
 $$;
 

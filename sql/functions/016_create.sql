@@ -32,7 +32,10 @@ begin
     if not has_table_privilege(role, 'embed._own_source', 'insert') then
         raise exception 'the role % may not create in the schema embed', role
             using errcode = 'insufficient_privilege',
-            hint = format('Have a superuser run: grant embed_admin to %s;', role);
+            hint = format(
+                'Members of embed_admin are trusted with all embedding in this database. Have a superuser run: '
+                'grant embed_admin to %s;', role
+            );
     end if;
     if not pg_try_advisory_xact_lock(embed._lock_global(), embed._turn_enable()) then
         raise exception 'another transaction enables a table' using errcode = 'lock_not_available', hint = 'Try again.';

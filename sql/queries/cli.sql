@@ -184,7 +184,7 @@ select pg_catalog.jsonb_build_object(
     ),
     'model', coalesce(s.model, embed.default_model())
 )
-from embed.source s
+from embed._watched_sources() s
 order by s.id;
 
 -- search_status

@@ -194,7 +194,9 @@ def test_a_model_of_other_dimensions_is_refused_and_the_vectors_stay(
     error = cli.refused("enable", "article", "title", "content", "--model", "BAAI/bge-m3")
     assert "384" in error
     assert "1024" in error
-    assert "hint: Call embed.disable" in error
+    assert (
+        "hint: To change the model while the old vectors answer: `embedworker switch start" in error
+    )
     assert enabled.execute("select count(*) from article_embedding").fetchone() == (3,)
 
 

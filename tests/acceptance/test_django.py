@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ from embedworker.database.loopback import set_up_loopback
 from embedworker.model.catalog import TESTING_MODEL
 from embedworker.testing import wait_until_embedded
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "django_search.py"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "django_search.py"
 SETTINGS = """
 from psycopg.conninfo import conninfo_to_dict
 import os
@@ -121,14 +123,17 @@ execute_from_command_line(["manage.py", "embedworker", "status", "--json"])
 class Project:
     """A folder with settings, the application shop and its migrations."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(
+        self, folder: Path, url: str, python: str = sys.executable, libraries: Path | None = None
+    ) -> None:
         self.folder = folder
+        self.python = python
         self.environment = {
             **os.environ,
             "PROJECT_URL": url,
             "DJANGO_SETTINGS_MODULE": "settings",
             "EMBEDWORKER_ALLOW_TESTING_MODEL": "1",
-            "PYTHONPATH": str(folder),
+            "PYTHONPATH": os.pathsep.join(map(str, filter(None, (folder, libraries)))),
             "PYTHONWARNINGS": "error",
         }
         (folder / "shop" / "migrations").mkdir(parents=True)
@@ -149,7 +154,7 @@ class Project:
 
     def _python(self, *arguments: str, code: int = 0) -> str:
         said = subprocess.run(
-            [sys.executable, *arguments],
+            [self.python, *arguments],
             env=self.environment,
             cwd=self.folder,
             capture_output=True,
@@ -166,18 +171,48 @@ def project(tmp_path: Path, bare_database: str) -> Project:
     return Project(tmp_path / "project", bare_database)
 
 
+@pytest.fixture(scope="module")
+def newest_django(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Another Python and a folder with the newest Django, which needs Python 3.12 or newer."""
+    probe = "import sys, pip; sys.exit(sys.version_info < (3, 12))"
+    for name in (os.environ.get("TEST_PYTHON"), "python3.14", "python3.13", "python3.12"):
+        python = name and shutil.which(name)
+        if python and subprocess.run([python, "-c", probe], check=False).returncode == 0:
+            break
+    else:
+        pytest.skip("no Python 3.12 or newer with pip is here; name one: TEST_PYTHON=…/python")
+    folder = tmp_path_factory.mktemp("django")
+    install = ["-m", "pip", "install", "--quiet", "--target", str(folder), f"{ROOT}[django]"]
+    said = subprocess.run(
+        [python, *install, "Django>=6.0"], capture_output=True, text=True, timeout=300, check=False
+    )
+    if said.returncode != 0:
+        pytest.skip(f"the newest Django cannot be installed: {said.stderr[-300:]}")
+    return python, folder
+
+
+@pytest.fixture(params=["installed", pytest.param("newest", marks=pytest.mark.slow)])
+def any_project(request: pytest.FixtureRequest, tmp_path: Path, bare_database: str) -> Project:
+    """A project on each of the two Djangos."""
+    if request.param == "installed":
+        return Project(tmp_path / "project", bare_database)
+    python, libraries = request.getfixturevalue("newest_django")
+    return Project(tmp_path / "project", bare_database, python, libraries)
+
+
 def sources(url: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(url) as connection:
         return connection.execute(SOURCES).fetchall()
 
 
-@pytest.mark.timeout(400)  # three processes of Django and two of a worker
+@pytest.mark.timeout(700)  # three processes of Django and two of a worker, and an installation
 def test_migrations_go_both_ways_and_searches_find_instances(
-    project: Project, bare_database: str, tmp_path: Path
+    any_project: Project, bare_database: str, tmp_path: Path
 ) -> None:
+    project = any_project
     workers = Workers(bare_database, tmp_path)
     program = subprocess.Popen(
-        [sys.executable, "-c", FORWARDS + SEARCH],
+        [project.python, "-c", FORWARDS + SEARCH],
         env=project.environment,
         cwd=project.folder,
         stdin=subprocess.PIPE,

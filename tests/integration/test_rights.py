@@ -67,6 +67,8 @@ def follow_hints(superuser: Connection, login: str, call: str) -> list[str]:
         statement = re.search(r"grant .*;$", error.diag.message_hint or "")
         assert statement, error
         assert statement[0] not in given
+        if statement[0] == ADMIN:
+            assert (error.diag.message_hint or "").startswith(TRUSTED)
         superuser.execute(statement[0].encode())
         given.append(statement[0])
     # Nobody is there to embed anything.
@@ -75,6 +77,9 @@ def follow_hints(superuser: Connection, login: str, call: str) -> list[str]:
 
 
 ADMIN = "grant embed_admin to t_stranger;"
+TRUSTED = (
+    "Members of embed_admin are trusted with all embedding in this database. Have a superuser "
+)
 MONITOR = "grant embed_monitor to t_stranger;"
 OWNER = "grant t_owner to t_stranger;"
 USAGE = "grant usage on schema shop to t_stranger;"

@@ -22,7 +22,7 @@ from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.loopback import set_up_loopback
 from embedworker.database.migrate import migrate
 from embedworker.database.statements import statement
-from embedworker.errors import NoWorker
+from embedworker.errors import AccessDenied, NoWorker
 from embedworker.model.catalog import TESTING_MODEL
 from embedworker.queue import compact
 from embedworker.queue.compact import Compactor
@@ -289,6 +289,12 @@ def test_who_searches_too_early_learns_what_keeps_the_worker(url: str) -> None:
                 assert "Models loaded: none yet." in found
                 assert said.rstrip(".") in found
                 assert ("is not here" in found) == (login == "owner")
+                if login == "clerk":
+                    with (
+                        Client(as_login(url, login)) as client,
+                        pytest.raises(AccessDenied, match="grant embed_monitor to t_clerk"),
+                    ):
+                        client.sources()
         finally:
             superuser.execute("delete from embed.worker_session")
             superuser.execute("update embed.source_state set error = null")

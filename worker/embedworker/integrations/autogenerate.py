@@ -110,7 +110,8 @@ def _require_rights(connection: Connection) -> None:
     if not readable:
         raise CommandError(
             f"the role {role!r} may not read embed.source, which autogenerate compares with the "
-            "models. Have a superuser run: grant embed_admin to "
+            "models. Members of embed_admin are trusted with all embedding in this database. "
+            "Have a superuser run: grant embed_admin to "
             f"{connection.dialect.identifier_preparer.quote(role)};"
         )
 
