@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from embedworker.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -158,9 +160,15 @@ def _warn_of_misspelt() -> None:
 def database_url(context: typer.Context) -> str:
     """Return the URL of the named database, else of the embedded server, starting it if need be."""
     from embedworker.database.embedded import server
+    from embedworker.database.names import split_urls
 
     chosen = settings(context)
     if chosen.database_url is not None:
+        if len(split_urls(chosen.database_url)) > 1:
+            raise ConfigurationError(
+                "the setting names several databases; expected one for this command: give it by "
+                "`embedworker --database-url URL`"
+            )
         return chosen.database_url
     with step("starting the embedded PostgreSQL"):
         return server.start(chosen)

@@ -1,19 +1,13 @@
 """``embedworker doctor``: everything that could be wrong, each with what to do."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedworker.cli.console import (
-    JsonOption,
-    console,
-    database_url,
-    hanging,
-    print_json,
-    settings,
-    step,
-)
+from embedworker.cli.console import JsonOption, console, hanging, settings, step
+from embedworker.cli.console import database_url as find_database_url
+from embedworker.cli.databases import DatabasesFile, DatabaseUrls, for_each_database
 
 if TYPE_CHECKING:
     from embedworker.service.doctor import Finding, State
@@ -35,6 +29,8 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     context: typer.Context,
+    database_url: DatabaseUrls = None,
+    databases: DatabasesFile = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show only problems and warnings.")
     ] = False,
@@ -42,19 +38,21 @@ def doctor(
 ) -> None:
     """Check connection, schema, triggers, queues, models, indexes and disks.
 
-    Exits with 1 if something does not work. A warning does not change the exit code.
+    Exits with 1 if something does not work. A warning does not change the exit code. Several
+    databases have a part each.
     """
     from embedworker.service.doctor import examine
 
-    url = database_url(context)
-    with step("examining"):
-        findings = list(examine(url, settings(context)))
-    if json:
-        print_json([asdict(finding) for finding in findings])
-    else:
-        _print(findings, quiet=quiet)
-    if any(finding.state == "problem" for finding in findings):
-        raise typer.Exit(1)
+    def show() -> tuple[list[dict[str, Any]], bool]:
+        url = find_database_url(context)
+        with step("examining"):
+            findings = list(examine(url, settings(context)))
+        if not json:
+            _print(findings, quiet=quiet)
+        well = all(finding.state != "problem" for finding in findings)
+        return [asdict(finding) for finding in findings], well
+
+    for_each_database(context, database_url, databases, show, json=json)
 
 
 def _print(findings: "list[Finding]", *, quiet: bool) -> None:

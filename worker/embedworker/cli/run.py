@@ -2,21 +2,26 @@
 
 import logging
 import os
+import signal
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedworker.cli.console import database_url, fail, settings
+from embedworker.cli.console import database_url as find_database_url
+from embedworker.cli.console import fail, settings
 from embedworker.cli.database import explained
+from embedworker.cli.databases import DatabasesFile, DatabaseUrls, several_databases
 from embedworker.cli.signals import stop_on_signals
 from embedworker.errors import ConfigurationError, EmbedworkerError
 from embedworker.extras import require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
+    from embedworker.service.databases import Databases
     from embedworker.service.worker import Lane, Worker
     from embedworker.settings import Settings
 
@@ -32,6 +37,8 @@ def register(app: typer.Typer) -> None:
 
 def run(
     context: typer.Context,
+    database_url: DatabaseUrls = None,
+    databases: DatabasesFile = None,
     once: Annotated[
         bool, typer.Option("--once", help="Embed the waiting rows, then end: for a cron job.")
     ] = False,
@@ -65,6 +72,7 @@ def run(
 ) -> None:
     """Keep vectors current and answer questions, until SIGTERM, SIGHUP or Ctrl-C.
 
+    Several databases share the models; with --databases, SIGHUP reads the file again.
     A first signal ends the worker in order: it finishes its current batch and hands back the rest.
     A second signal ends it at once. Both ways lose nothing.
     """
@@ -83,7 +91,23 @@ def run(
     chosen = settings(context, metrics_port=metrics_port, metrics_host=metrics_host)
     set_up_logs(chosen)
     is_child = end_with_parent()
-    url = database_url(context)
+    read = several_databases(context, database_url, databases)
+    if read is not None and web is not None:
+        raise ConfigurationError("--web shows one database; expected no further ones: leave it out")
+    url = "" if read is not None else _one_database(context, chosen)
+    if once:
+        _run_once({"": url} if read is None else read(), chosen)
+        return
+    if only_passages:
+        os.nice(chosen.nice)
+    lane: Lane = "passages" if only_passages else "questions"
+    both = not (only_queries or only_passages)
+    environment = _environment(context, url)
+    _serve(read or (lambda: {"": url}), chosen, lane, environment, both, web, is_child=is_child)
+
+
+def _one_database(context: typer.Context, chosen: "Settings") -> str:
+    url = find_database_url(context)
     if chosen.database_url is None:
         # The embedded server is ours to set up; its port, which the loopback needs, may
         # have changed since the last time.
@@ -91,52 +115,70 @@ def run(
 
         for remark in migrate(url):
             log.info(remark)
-    if once:
-        _run_once(url, chosen)
-    elif only_queries or only_passages:
-        if only_passages:
-            os.nice(chosen.nice)
-        lane: Lane = "passages" if only_passages else "questions"
-        _serve(url, chosen, lane, _environment(context, url), web=web, is_child=is_child)
-    else:
-        _serve(url, chosen, "questions", _environment(context, url), passages=True, web=web)
+    return url
 
 
-def _run_once(url: str, chosen: "Settings") -> None:
+def _run_once(urls: "Mapping[str, str]", chosen: "Settings") -> None:
+    """Embed what is due in each database; what stands in the way in one keeps no other waiting."""
     from embedworker.service.worker import Worker
 
-    worker = Worker(url, chosen, lanes=("passages",), exit_when_hung=True)
-    stop_on_signals(worker.stop)
-    with _faults_logged(), explained():
-        troubles = worker.run_once()
-    _end_while_loading(worker)
+    workers = {
+        name: Worker(url, chosen, lanes=("passages",), exit_when_hung=True)
+        for name, url in urls.items()
+    }
+
+    def stop() -> None:
+        for worker in workers.values():
+            worker.stop()
+
+    stop_on_signals(stop)
+    troubles: list[str] = []
+    with _faults_logged():
+        for name, worker in workers.items():
+            try:
+                with explained():
+                    found = worker.run_once()
+            except EmbedworkerError as error:
+                if not name:
+                    raise
+                found = [str(error)]
+            troubles += [f"{name}: {trouble}" if name else trouble for trouble in found]
+    for worker in workers.values():
+        _end_while_loading(worker)
     if troubles:
         fail("\n".join(troubles))
     log.info("nothing is due any more")
 
 
 def _serve(
-    url: str,
+    read: "Callable[[], Mapping[str, str]]",
     chosen: "Settings",
     lane: "Lane",
     environment: dict[str, str],
+    passages: bool,
+    web: int | None,
     *,
-    passages: bool = False,
-    web: int | None = None,
-    is_child: bool = False,
+    is_child: bool,
 ) -> None:
     """Serve a lane here, and in child processes that of ``passages`` and the page."""
+    from embedworker.service.databases import Databases
     from embedworker.service.monitoring.child_metrics import Reports, report_to_parent
     from embedworker.service.monitoring.metrics import Metrics
-    from embedworker.service.monitoring.monitor import monitored
+    from embedworker.service.monitoring.monitor import Monitor, monitored
     from embedworker.service.supervisor import Child
     from embedworker.service.systemd import reported_to_systemd, tell_systemd
-    from embedworker.service.worker import Worker
 
     metrics = Metrics()
-    worker = Worker(url, chosen, lanes=[lane], metrics=metrics, exit_when_hung=True)
-    report_to_parent(worker.telemetry(lane))
-    reports = Reports(metrics) if passages and chosen.metrics_port is not None else None
+    is_monitored = chosen.metrics_port is not None
+    reports = Reports(metrics) if passages and is_monitored else None
+    worker = Databases(
+        chosen,
+        lane,
+        read,
+        metrics=metrics,
+        monitor=partial(Monitor, settings=chosen, reports=reports) if is_monitored else None,
+    )
+    report_to_parent(worker.telemetries)
     command = [sys.executable, "-P", "-m", "embedworker.cli"]
     environment = {**os.environ, **environment}
     children = []
@@ -146,21 +188,23 @@ def _serve(
         page = [*command, "web", "--port", str(web)]
         children.append(Child(page, environment, what="the process of the page"))
     with ExitStack() as stack:
-        if chosen.metrics_port is not None:
-            readiness = stack.enter_context(
-                monitored(url, chosen, worker, metrics, lanes=[lane], reports=reports)
-            )
+        if is_monitored:
+            stack.enter_context(monitored(chosen, worker.monitors, metrics))
 
         def stop() -> None:
-            if chosen.metrics_port is not None:
-                readiness.ending = True
             worker.stop()
             if not is_child:
                 tell_systemd("STOPPING=1")
             for child in children:  # now: this process may be loading its model for a while yet
                 child.ask_to_end()
 
-        stop_on_signals(stop, is_child=is_child)
+        def reload() -> None:
+            worker.reload()
+            for child in children:
+                child.signal(signal.SIGHUP)
+
+        reloads = environment.get("EMBEDWORKER_DATABASES")
+        stop_on_signals(stop, is_child=is_child, reload=reload if reloads else None)
         for child in children:
             child.start()
             stack.callback(child.stop)
@@ -171,7 +215,7 @@ def _serve(
     _end_while_loading(worker)
 
 
-def _end_while_loading(worker: "Worker") -> None:
+def _end_while_loading(worker: "Worker | Databases") -> None:
     """End without the models: one takes seconds to load, and minutes to download."""
     if worker.loading:  # then the worker was stopped, and has handed everything back
         logging.shutdown()
@@ -191,10 +235,16 @@ def _faults_logged() -> "Iterator[None]":
 
 
 def _environment(context: typer.Context, url: str) -> dict[str, str]:
-    """Return the global flags for a child process; never on its command line."""
-    given = {**(context.find_root().obj or {}), "database_url": url}
+    """Return the global flags for a child process; never on its command line.
+
+    Without ``url`` it has several databases: those of a file, or of the flags, one a line.
+    """
+    given = {**(context.find_root().obj or {})}
+    if url:
+        given["database_url"] = url
     # What the child counts comes to us; the port is taken.
-    return {"EMBEDWORKER_METRICS_PORT": ""} | {
+    # Flags win over a file that the environment names.
+    return {"EMBEDWORKER_METRICS_PORT": "", "EMBEDWORKER_DATABASES": ""} | {
         f"EMBEDWORKER_{name.upper()}": str(value)
         for name, value in given.items()
         if value is not None

@@ -16,8 +16,15 @@ log = logging.getLogger("embedworker")
 SAME_SIGNAL = 0.5
 
 
-def stop_on_signals(stop: Callable[[], None], *, is_child: bool = False) -> None:
+def stop_on_signals(
+    stop: Callable[[], None],
+    *,
+    is_child: bool = False,
+    reload: Callable[[], None] | None = None,
+) -> None:
     """End in order at the first signal, and at once at a second one that comes later.
+
+    With ``reload``, SIGHUP calls that instead.
 
     A child never ends at once: its parent does, and the child follows it (``end_with_parent``). A
     signal for the whole process group reaches the child twice, from the group and from its parent.
@@ -35,7 +42,9 @@ def stop_on_signals(stop: Callable[[], None], *, is_child: bool = False) -> None
             os._exit(1)
 
     terminal = [signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+    if reload is not None:
+        signal.signal(signal.SIGHUP, lambda *_: reload())
+    elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
         terminal.append(signal.SIGHUP)
     signal.signal(signal.SIGTERM, on_signal)
     for number in terminal:

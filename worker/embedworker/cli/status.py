@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from embedworker.cli.console import JsonOption, console, print_json, step
+from embedworker.cli.console import JsonOption, console, step
 from embedworker.cli.console import watch as watch_report
+from embedworker.cli.databases import (
+    DatabasesFile,
+    DatabaseUrls,
+    for_each_database,
+    several_databases,
+)
 from embedworker.errors import ConfigurationError
 from embedworker.figures import count, percent, span
 from embedworker.state.status import SourceStatus
@@ -73,6 +79,8 @@ def register(app: typer.Typer) -> None:
 
 def status(
     context: typer.Context,
+    database_url: DatabaseUrls = None,
+    databases: DatabasesFile = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Refresh every two seconds, until Ctrl-C.")
     ] = False,
@@ -90,26 +98,34 @@ def status(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show the progress of every source, the failed rows, and the live workers."""
+    """Show the progress of every source, the failed rows, and the live workers.
+
+    Several databases have a part each.
+    """
     if watch and (json or check or exact):
         raise ConfigurationError(
             "--watch goes on until it is stopped: not with --json, --check or --exact"
         )
+    if watch and several_databases(context, database_url, databases) is not None:
+        raise ConfigurationError("--watch shows one database; expected one --database-url")
     from embedworker.cli.database import connected
 
-    with connected(context) as connection:
-        if watch:
-            watch_report(lambda shown: _render(_report(connection, failures=FAILURES), shown.width))
-            return
-        with step("counting every row" if exact else "reading the counters"):
-            report = _report(connection, failures=_ALL if json else FAILURES, exact=exact)
-    if json:
-        print_json(_for_machines(report))
-    else:
-        shown = console()
-        shown.print(_render(report, shown.width), soft_wrap=False)
-    if check and not all(source.state in _WELL for source in report.sources):
-        raise typer.Exit(1)
+    def show() -> tuple[dict[str, Any], bool]:
+        with connected(context) as connection:
+            if watch:
+                watch_report(
+                    lambda shown: _render(_report(connection, failures=FAILURES), shown.width)
+                )
+                return {}, True
+            with step("counting every row" if exact else "reading the counters"):
+                report = _report(connection, failures=_ALL if json else FAILURES, exact=exact)
+        if not json:
+            shown = console()
+            shown.print(_render(report, shown.width), soft_wrap=False)
+        well = all(source.state in _WELL for source in report.sources)
+        return _for_machines(report), well or not check
+
+    for_each_database(context, database_url, databases, show, json=json)
 
 
 def _report(connection: "Connection", *, failures: int, exact: bool = False) -> Report:

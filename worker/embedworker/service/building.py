@@ -17,6 +17,7 @@ from embedworker.database.statements import render, statement
 from embedworker.errors import EmbedworkerError
 from embedworker.service.index_plan import Plan, WordsPlan
 from embedworker.service.monitoring.metrics import Metrics
+from embedworker.service.threads import Thread
 
 __all__ = ["build", "create", "drop_broken", "watched"]
 
@@ -109,9 +110,7 @@ def _said(error: psycopg.Error) -> str:
 def watched(url: str, plan: Plan, metrics: Metrics) -> Iterator[None]:
     """Say from time to time how far the build is that the block makes."""
     ended = threading.Event()
-    watch = threading.Thread(
-        target=_watch, args=(url, plan, metrics, ended), name="index watch", daemon=True
-    )
+    watch = Thread(target=_watch, args=(url, plan, metrics, ended), name="index watch", daemon=True)
     watch.start()
     try:
         yield

@@ -19,6 +19,7 @@ from embedworker.database.statements import statement
 from embedworker.errors import EmbedworkerError
 from embedworker.queue.source import Connection, Source
 from embedworker.service.logs import redacted
+from embedworker.service.threads import Thread
 from embedworker.settings.worker import DEFAULT_ANSWER_TIMEOUT
 
 __all__ = ["Counting", "count"]
@@ -102,9 +103,7 @@ class Counting:
         due = [known[number] for number in sorted(self._wanted & known.keys())]
         self._wanted.clear()  # what is not counted now is found by the next look
         if due:
-            self._thread = threading.Thread(
-                target=self._count, args=(due,), name="counting", daemon=True
-            )
+            self._thread = Thread(target=self._count, args=(due,), name="counting", daemon=True)
             self._thread.start()
 
     def give_way(self, connection: Connection) -> None:

@@ -103,7 +103,7 @@ class Embedder:
             batch = self._pool.next(self.budget)
             if batch is None:
                 return
-            self._stage.give(partial(self._run, *batch))
+            self._stage.give(partial(batch[0].call, partial(self._run, *batch)))
 
     def collect(self) -> list[Embedded]:
         """Return the batches that are back."""

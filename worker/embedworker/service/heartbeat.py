@@ -20,6 +20,7 @@ from embedworker.queue.source import Connection, Source, load_sources
 from embedworker.service.monitoring.health import Telemetry
 from embedworker.service.outages import outages_of
 from embedworker.service.retry import Backoff
+from embedworker.service.threads import Thread
 
 __all__ = ["HUNG", "Heartbeat", "Progress"]
 
@@ -42,7 +43,7 @@ class Progress:
         self.batch_since: float | None = None
 
 
-class Heartbeat(threading.Thread):
+class Heartbeat(Thread):
     """A thread next to a lane, so that a long batch neither loses its lease nor looks dead.
 
     ``lock_held`` says whether the worker's listener holds the lock that shows it is alive. None:

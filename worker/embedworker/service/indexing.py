@@ -22,6 +22,7 @@ from embedworker.service.building import build, watched
 from embedworker.service.index_plan import Plan, WordsPlan, has_enough, indexes, plan
 from embedworker.service.logs import redacted
 from embedworker.service.monitoring.metrics import Metrics
+from embedworker.service.threads import Thread
 from embedworker.service.words_index import build_words, words_plan
 from embedworker.settings.worker import DEFAULT_ANSWER_TIMEOUT, DEFAULT_WORDS_INDEX_AFTER_ROWS
 
@@ -107,7 +108,7 @@ class Indexer:
         plan = words_plan(connection, source, after_rows=self._words_after_rows)
         if plan is not None and self._may_try(source):
             self.interval.changed(source.id)
-            self._thread = threading.Thread(
+            self._thread = Thread(
                 target=self._build_words, args=(plan,), name="indexer", daemon=True
             )
             self._thread.start()
@@ -134,9 +135,7 @@ class Indexer:
         elif self._may_try(plan.source):
             self.interval.changed(plan.source.id)  # it may fail
             self._note(connection, plan.source, "building")
-            self._thread = threading.Thread(
-                target=self._build, args=(plan,), name="indexer", daemon=True
-            )
+            self._thread = Thread(target=self._build, args=(plan,), name="indexer", daemon=True)
             self._thread.start()
 
     def wait(self) -> bool:

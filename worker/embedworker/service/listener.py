@@ -22,6 +22,7 @@ from embedworker.queue.lease import Identity, take_liveness_lock
 from embedworker.queue.source import Connection
 from embedworker.service.outages import outages_of
 from embedworker.service.retry import Backoff
+from embedworker.service.threads import Thread
 
 __all__ = ["Listener"]
 
@@ -48,7 +49,7 @@ UNHEARD = (
 )
 
 
-class Listener(threading.Thread):
+class Listener(Thread):
     """Sets the event of a channel whenever it is notified, and all of them after a reconnect.
 
     Setting them after LISTEN, not before, is what finds the rows whose NOTIFY fell into the gap.

@@ -8,6 +8,9 @@ import json
 import logging
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TextIO
@@ -17,7 +20,7 @@ import psycopg
 from embedworker.errors import EmbedworkerError
 from embedworker.settings import Settings
 
-__all__ = ["redacted", "set_up_logs", "without_context"]
+__all__ = ["of_database", "redacted", "set_up_logs", "without_context"]
 
 _Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 # Classes of SQLSTATE whose messages quote values of rows: data exceptions, violated constraints,
@@ -61,9 +64,30 @@ def _of_server(error: psycopg.Error) -> str:
     return f"{type(error).__name__} (SQLSTATE {state}{f', {where}' if where else ''})"
 
 
+_database: ContextVar[str] = ContextVar("database", default="")
+
+
+@contextmanager
+def of_database(name: str) -> Iterator[None]:
+    """Have log lines name this database, those of threads that are started here, too.
+
+    An empty name leaves them as they are.
+    """
+    token = _database.set(name)
+    try:
+        yield
+    finally:
+        _database.reset(token)
+
+
 class _Human(logging.Formatter):
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(database)s%(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        database = _database.get()
+        record.database = f"{database}: " if database else ""
+        return super().format(record)
 
     def formatException(self, ei: _Raised) -> str:  # noqa: N802  (the base's name)
         return _places(ei)
@@ -83,6 +107,8 @@ class _Json(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
+        if database := _database.get():
+            entry["database"] = database
         if record.exc_info:
             entry["exception"] = _places(record.exc_info)
         return json.dumps(entry, ensure_ascii=self._plain)

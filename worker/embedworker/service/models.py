@@ -1,14 +1,11 @@
 """The encoders of a process, loaded when first needed, and their numbers in the database."""
 
-import ctypes
 import logging
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import TypeVar
 
 from psycopg.types.json import Jsonb
 
@@ -20,6 +17,7 @@ from embedworker.extras import require
 from embedworker.model import Encoder, open_encoder
 from embedworker.model.cpu import cpu_quota, set_threads
 from embedworker.queue.source import Connection
+from embedworker.service.encoders import Card, Encoders, Opening
 from embedworker.service.failpoints import failpoint
 from embedworker.service.logs import redacted
 from embedworker.service.model_cache import ModelCache
@@ -31,6 +29,9 @@ __all__ = ["Card", "Loaded", "Models", "open_card"]
 log = logging.getLogger("embedworker.models")
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A loaded model and the number of its fingerprint in ``embed.fingerprint``."""
@@ -40,20 +41,11 @@ class Loaded:
     fingerprint: int
     notes: Mapping[str, str | int]
     """those of the encoder when it was registered"""
+    opening: Opening | None = None
 
-
-END_LOOK = 0.2  # seconds between looks at whether the program ends while a model is loaded
-
-
-class Card(NamedTuple):
-    """One row of the query ``model_card``."""
-
-    name: str
-    dimensions: int
-    max_tokens: int
-    query_prefix: str
-    passage_prefix: str
-    endpoint: str | None
+    def call(self, action: Callable[[], T]) -> T:
+        """Do something with the encoder, in turn with the other databases that use it."""
+        return action() if self.opening is None else self.opening.call(action)
 
 
 class Models:
@@ -63,22 +55,28 @@ class Models:
     """
 
     def __init__(
-        self, settings: Settings, *, threads: int | None, telemetry: Telemetry | None = None
+        self,
+        settings: Settings,
+        *,
+        threads: int | None,
+        telemetry: Telemetry | None = None,
+        encoders: Encoders | None = None,
     ) -> None:
         self._settings = settings
         self._telemetry = telemetry or Telemetry()
         self._threads = threads
-        self._encoders: dict[str, Encoder] = {}
+        self._all = encoders or Encoders()
+        self._encoders: dict[str, Opening] = {}
         # Once the number format is corrected, the notes in the database are, too.
         self._cache = ModelCache[Loaded](
             log, "model", lambda loaded: loaded.notes is loaded.encoder.notes
         )
-        self._opening: dict[str, Future[Encoder]] = {}
+        self._opening: dict[str, Opening] = {}
 
     @property
     def loading(self) -> bool:
         """Whether :meth:`get_nowait` will have another model soon."""
-        return not all(opening.done() for opening in self._opening.values())
+        return not all(opening.future.done() for opening in self._opening.values())
 
     def has_said(self, error: BaseException) -> bool:
         """Whether the log has this failure of a load already."""
@@ -93,8 +91,8 @@ class Models:
         if opening is None and not known:
             opening = self._begin(connection, name)
             if opening is not None:
-                opening.add_done_callback(lambda _: over())
-        if opening is not None and not opening.done():
+                opening.future.add_done_callback(lambda _: over())
+        if opening is not None and not opening.future.done():
             return None
         return self.get(connection, name)
 
@@ -122,13 +120,13 @@ class Models:
     def _load(self, connection: Connection, name: str) -> Loaded:
         card = self._card(connection, name)
         opening = self._opening.pop(name, None)
-        if opening is not None:
-            self._encoders[name] = opening.result()
-            self.use_threads()  # the thread that loaded it has the number, not yet this one
-        elif name not in self._encoders:
-            self._encoders[name] = self._open(card)
+        if opening is None:
+            opening = self._encoders.get(name) or self._find(card, beside=False)
+        encoder = opening.future.result()
+        if self._encoders.get(name) is not opening:
+            opening.call(self.use_threads)  # the thread that loaded it has the number, not yet this
+        self._encoders[name] = opening
         self._forget_unused(connection, name)
-        encoder = self._encoders[name]
         fingerprint, notes = encoder.fingerprint, encoder.notes
         (number,) = fetch_one(
             connection.execute(
@@ -140,28 +138,18 @@ class Models:
                 },
             )
         )
-        return Loaded(name, encoder, int(number), notes)
+        return Loaded(name, encoder, int(number), notes, opening)
 
-    def _begin(self, connection: Connection, name: str) -> Future[Encoder] | None:
+    def _begin(self, connection: Connection, name: str) -> Opening | None:
         try:
             card = self._card(connection, name)
         except ConfigurationError:
             return None  # get says it
-        opening = self._opening[name] = Future[Encoder]()
-
-        def run() -> None:
-            try:
-                opening.set_result(self._open(card))
-            except BaseException as error:
-                opening.set_exception(error)
-
-        # One for each, or a model whose download hangs would keep the others from being loaded.
-        # Not a pool's: those take nothing any more once the main thread has ended, whose others may
-        # go on.
-        loading = threading.Thread(target=run, name=f"load {name}")
-        loading.start()
-        threading.Thread(target=_end_with_program, args=(loading,), daemon=True).start()
+        opening = self._opening[name] = self._find(card, beside=True)
         return opening
+
+    def _find(self, card: Card, *, beside: bool) -> Opening:
+        return self._all.find(card, lambda: self._open(card), beside=beside)
 
     @staticmethod
     def _card(connection: Connection, name: str) -> Card:
@@ -175,7 +163,7 @@ class Models:
     def _forget_unused(self, connection: Connection, name: str) -> None:
         used = {row[0] for row in connection.execute(statement("models_in_use"))}
         # One that is still being loaded cannot be stopped; forgotten, it would be loaded twice.
-        opened = {other for other, opening in self._opening.items() if opening.done()}
+        opened = {other for other, opening in self._opening.items() if opening.future.done()}
         for other in (self._encoders.keys() | opened) - used - {name}:
             self._encoders.pop(other, None)
             self._opening.pop(other, None)
@@ -201,21 +189,6 @@ class Models:
         telemetry.metrics.model_load.labels(telemetry.lane, name).set(took)
         log.info("model %s loaded in %.1f s: %s", name, took, dict(encoder.notes))
         return encoder
-
-
-def _end_with_program(loading: threading.Thread) -> None:
-    """Break a load off when the program ends: Python waits for its thread, minutes for a download.
-
-    A daemon thread would not be waited for, but libraries of C abort the process when theirs ends.
-    """
-    program = threading.main_thread()
-    while loading.is_alive():
-        program.join(END_LOOK)
-        if not program.is_alive():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(loading.ident or 0), ctypes.py_object(SystemExit)
-            )
-            loading.join(END_LOOK)
 
 
 def open_card(

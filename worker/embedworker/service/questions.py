@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Literal, NamedTuple
 from uuid import UUID
@@ -108,7 +109,7 @@ class QuestionLane:
             if model is None:
                 self._put_back(connection, worker, batch)
                 return
-            vectors, lost = self._encode(model.encoder, batch)
+            vectors, lost = model.call(partial(self._encode, model.encoder, batch))
         except psycopg.Error:
             raise  # the connection's trouble, not the question's: the lease brings it round again
         except Exception as error:

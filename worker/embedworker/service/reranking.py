@@ -20,6 +20,7 @@ from embedworker.service.model_cache import ModelCache
 from embedworker.service.outages import FailureLog
 from embedworker.service.questions import reason
 from embedworker.service.retry import Backoff
+from embedworker.service.threads import Thread
 from embedworker.settings import Settings
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def reranking(
         # Whatever the error is, the questions go on.
         backoff.keep_trying(serve, stopped, caught=(Exception,))
 
-    thread = threading.Thread(target=keep_serving, name="rerank", daemon=True)
+    thread = Thread(target=keep_serving, name="rerank", daemon=True)
     thread.start()
     try:
         yield

@@ -8,6 +8,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+from embedworker.service.threads import Thread
+
 __all__ = ["Stage"]
 
 T = TypeVar("T")
@@ -40,7 +42,7 @@ class Stage(Generic[T]):
             return
         if self._thread is None:
             # Not one that the interpreter waits for: a model may hang.
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread = Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._actions.put((future, action))
 

@@ -70,6 +70,11 @@ class Child(threading.Thread):
             self._asked = process
             process.terminate()
 
+    def signal(self, number: int) -> None:
+        """Send the child a signal if it runs; for a signal handler, so it waits for nothing."""
+        if (process := self._process) is not None:
+            process.send_signal(number)
+
     def _start(self) -> tuple[subprocess.Popen[bytes], threading.Thread | None]:
         if self._reports is None:
             # Its stdin is a pipe that ends when we do, however that happens.

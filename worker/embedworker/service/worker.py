@@ -9,12 +9,14 @@ from typing import Self, TypeVar
 
 from embedworker.errors import ConfigurationError
 from embedworker.model.cpu import cpu_quota
+from embedworker.service.encoders import Encoders
 from embedworker.service.lane import LANES, Lane, LaneRunner
 from embedworker.service.models import Models
 from embedworker.service.monitoring.health import Telemetry
 from embedworker.service.monitoring.metrics import Metrics
 from embedworker.service.passage_runner import PassageRunner
 from embedworker.service.question_runner import QuestionRunner
+from embedworker.service.threads import Thread
 from embedworker.settings import Settings, load
 
 __all__ = ["LANES", "Lane", "Worker"]
@@ -39,7 +41,8 @@ class Worker:
 
     Each lane has its own thread, connections and model. The command line runs the lanes in two
     processes instead, so that bulk work can be niced and die alone. ``exit_when_hung`` ends the
-    process when the model does not come back; otherwise only its rows are given up.
+    process when the model does not come back; otherwise only its rows are given up. Workers of
+    other databases in this process may use the same ``encoders``.
 
     Raises:
         ConfigurationError: no database is named; or, at the end, a setting made work impossible.
@@ -53,6 +56,7 @@ class Worker:
         lanes: Iterable[Lane] = LANES,
         metrics: Metrics | None = None,
         exit_when_hung: bool = False,
+        encoders: Encoders | None = None,
     ) -> None:
         settings = settings or load()
         found = url or settings.database_url
@@ -67,7 +71,7 @@ class Worker:
             return runner(
                 found,
                 settings,
-                Models(settings, threads=threads, telemetry=telemetry),
+                Models(settings, threads=threads, telemetry=telemetry, encoders=encoders),
                 telemetry,
                 stopped=self._stopped,
                 deaf=deaf,
@@ -121,7 +125,7 @@ class Worker:
 
     def start(self) -> None:
         """Serve in threads of its own; :meth:`stop` ends them."""
-        self._thread = threading.Thread(target=self._serve_all, name="embedworker")
+        self._thread = Thread(target=self._serve_all, name="embedworker")
         self._thread.start()
 
     def wait_ready(self, timeout: float | None = None) -> bool:
@@ -147,23 +151,32 @@ class Worker:
 
     def _serve_all(self) -> None:
         threads = [
-            threading.Thread(target=self._serve, args=(runner,), name=runner.lane)
-            for runner in self._runners
+            Thread(target=self._serve, args=(runner,), name=runner.lane) for runner in self._runners
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             # With a time-out: a signal may be delivered to another thread (after SIGCONT it is),
-            # and this one, which is to handle it, would not wake up.
+            # and the main one, which is to handle it, would not wake up.
             while thread.is_alive():
-                thread.join(SIGNAL_LOOK)
+                is_main = threading.current_thread() is threading.main_thread()
+                thread.join(SIGNAL_LOOK if is_main else None)
         for runner in self._runners:
             runner.ready.set()  # nobody need wait any longer
 
-    def _end(self, error: BaseException | None) -> None:
-        self.stop()
+    @property
+    def failure(self) -> BaseException | None:
+        """The error that ended it, if one did."""
+        return self._errors[0] if self._errors else None
+
+    def join(self) -> None:
+        """Wait for the end of what :meth:`start` began."""
         if self._thread is not None:
             self._thread.join()
+
+    def _end(self, error: BaseException | None) -> None:
+        self.stop()
+        self.join()
         if error is None and self._errors:
             raise self._errors[0]
 

@@ -14,7 +14,13 @@ class DatabaseSettings(BaseModel):
         default=None,
         validation_alias=AliasChoices(f"{ENVIRONMENT_PREFIX}DATABASE_URL", "DATABASE_URL"),
         description="Where PostgreSQL is: postgresql://…, postgresql+psycopg://… or key=value. Not "
-        "set: the embedded server. DATABASE_URL is used when this variable is not set",
+        "set: the embedded server. DATABASE_URL is used when this variable is not set. `run`, "
+        "`status` and `doctor` take several, one per line",
+    )
+    databases: Folder | None = Field(
+        default=None,
+        description="File with one database URL per line, for `run`, `status` and `doctor`; a line "
+        "with # is a comment. `run` reads it again at SIGHUP",
     )
     listen_url: str | None = Field(
         default=None,

@@ -16,6 +16,7 @@ from embedworker.service.monitoring.metrics import Family, counter, gauge
 from embedworker.service.monitoring.readiness import Backlog, Readiness
 from embedworker.service.outages import outages_of
 from embedworker.service.retry import Backoff
+from embedworker.service.threads import Thread
 
 __all__ = ["BacklogSampler"]
 
@@ -25,7 +26,7 @@ INTERVAL = 2.0  # seconds between looks
 SHARE = 0.05  # of the time: how much looking may take
 
 
-class BacklogSampler(threading.Thread):
+class BacklogSampler(Thread):
     """A thread with a connection of its own; what it saw last is what a scrape shows."""
 
     def __init__(self, url: str, readiness: Readiness, *, answer_timeout: float) -> None:

@@ -9,7 +9,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,85 +23,107 @@ log = logging.getLogger("embedworker.child_metrics")
 
 PIPE = "EMBEDWORKER_REPORT_PIPE"  # number of a file descriptor that the parent has opened for us
 INTERVAL = 1.0  # seconds between reports
+SHARE = 0.1  # seconds between reports for each database: 40 report every 4 s
 SILENT = 10.0  # seconds after which a process that does not report is not taken for well
+
+
+Telemetries = Callable[[], Mapping[str, Telemetry]]
+"""The lanes of the child by database; the name is empty where it has one."""
 
 
 class Reporter(threading.Thread):
     """In the child: writes until the parent is gone."""
 
-    def __init__(self, telemetry: Telemetry, descriptor: int) -> None:
+    def __init__(self, telemetries: Telemetries, descriptor: int) -> None:
         super().__init__(name="reporter", daemon=True)
-        self._telemetry = telemetry
+        self._telemetries = telemetries
         self._descriptor = descriptor
 
     def run(self) -> None:
         try:
             with os.fdopen(self._descriptor, "w", encoding="utf-8") as pipe:
                 while True:
-                    report = {
-                        "families": families(self._telemetry.metrics.registry),
-                        "state": asdict(self._telemetry.health.state()),
-                    }
-                    pipe.write(json.dumps(report) + "\n")
+                    telemetries = self._telemetries()
+                    for database, telemetry in telemetries.items():
+                        report = {
+                            "database": database,
+                            "families": families(telemetry.metrics.registry),
+                            "state": asdict(telemetry.health.state()),
+                        }
+                        pipe.write(json.dumps(report) + "\n")
                     pipe.flush()
-                    time.sleep(INTERVAL)
+                    time.sleep(max(INTERVAL, SHARE * len(telemetries)))
         except BrokenPipeError:
             log.debug("nobody reads the reports any more")
 
 
-def report_to_parent(telemetry: Telemetry) -> None:
+def report_to_parent(telemetries: Telemetries) -> None:
     """Start a reporter if a parent wants reports."""
     descriptor = os.environ.get(PIPE)
     if descriptor is not None:
-        Reporter(telemetry, int(descriptor)).start()
+        Reporter(telemetries, int(descriptor)).start()
+
+
+class _Reported:
+    """Of one database: the last report, and the sums of the children that are gone."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, Family] = {}
+        self.done_before = 0
+        self.families: list[Family] = []
+        self.state: LaneState | None = None
+        self.at = 0.0
+        self.absence = "the passage process has not reported yet"
+
+    def ended(self, code: int) -> None:
+        for family in self.families:
+            if family["type"] != "gauge":
+                self.before[family["name"]] = _sum(self.before.get(family["name"]), family)
+        if self.state is not None:
+            self.done_before += self.state.done
+        self.families, self.state = [], None
+        self.absence = f"the passage process ended with code {code}; it is started again"
 
 
 class Reports:
-    """In the parent: the last report, and the sums of the children that are gone."""
+    """In the parent: what the child has reported of each database."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._before: dict[str, Family] = {}
-        self._done_before = 0
-        self._families: list[Family] = []
-        self._state: LaneState | None = None
-        self._at = 0.0
-        self._absence = "the passage process has not reported yet"
+        self._of: defaultdict[str, _Reported] = defaultdict(_Reported)
 
     def receive(self, line: str) -> None:
         """Take a report."""
         report = json.loads(line)
         state = _state(report["state"])
         with self._lock:
-            self._families, self._state, self._at = report["families"], state, time.monotonic()
+            of = self._of[report["database"]]
+            of.families, of.state, of.at = report["families"], state, time.monotonic()
 
     def ended(self, code: int) -> None:
         """Keep the counts of a child that ended, and drop its gauges."""
         self._metrics.ends.inc()
         with self._lock:
-            for family in self._families:
-                if family["type"] != "gauge":
-                    self._before[family["name"]] = _sum(self._before.get(family["name"]), family)
-            if self._state is not None:
-                self._done_before += self._state.done
-            self._families, self._state = [], None
-            self._absence = f"the passage process ended with code {code}; it is started again"
+            for of in self._of.values():
+                of.ended(code)
 
-    def families(self) -> list[Family]:
+    def families(self, database: str = "") -> list[Family]:
         """Return the sum of the counts of all children."""
         with self._lock:
-            return [*self._before.values(), *self._families]
+            of = self._of[database]
+            return [*of.before.values(), *of.families]
 
-    def state(self) -> LaneState | str:
+    def state(self, database: str = "") -> LaneState | str:
         """How the lane is, or a sentence that says why that is not known."""
         with self._lock:
-            state, age = self._state, time.monotonic() - self._at
-            if state is None:
-                return self._absence
+            of = self._of[database]
+            age = time.monotonic() - of.at
+            if of.state is None:
+                return of.absence
             if age > SILENT:
                 return f"the passage process has said nothing for {age:.0f} s"
-            return replace(state.later(age), done=state.done + self._done_before)
+            return replace(of.state.later(age), done=of.state.done + of.done_before)
 
 
 def _sum(one: Family | None, other: Family) -> Family:

@@ -25,6 +25,9 @@
 | `embedworker_ready` | gauge | part | 1 if `/readyz` has no reason against the part |
 | `embedworker_build_info` | gauge | version | 1 |
 
+Where a worker has several databases, each sample has a label `database`, such as `db1/shop`;
+`embedworker_passage_process_ends_total` and `embedworker_build_info` have none.
+
 `source` is the table. `name` distinguishes several sources of one table. The gauges of queue and
 questions, the hits and the degraded searches are the same at every worker of a database. So take
 their maximum, not their sum. They are missing while the database does not answer.
@@ -44,6 +47,7 @@ from prometheus_client.registry import Collector
 
 __all__ = [
     "PHASES",
+    "PROCESS_ENDS",
     "Family",
     "Merged",
     "Metrics",
@@ -52,8 +56,10 @@ __all__ = [
     "counter",
     "families",
     "gauge",
+    "labelled",
 ]
 
+PROCESS_ENDS = "embedworker_passage_process_ends"
 PHASES = ("claim", "read", "tokenize", "encode", "complete")
 PHASE_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 QUESTION_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -192,6 +198,12 @@ def counter(name: str, help: str, samples: Iterable[tuple[Mapping[str, str], flo
     family = gauge(name, help, samples)
     counted = [(f"{full}_total", labels, value) for full, labels, value in family["samples"]]
     return {**family, "type": "counter", "samples": counted}
+
+
+def labelled(family: Family, label: str, value: str) -> Family:
+    """Return the family with one more label at each sample."""
+    samples = [(name, {**labels, label: value}, of) for name, labels, of in family["samples"]]
+    return {**family, "samples": samples}
 
 
 def build_info() -> Family:
