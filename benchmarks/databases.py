@@ -4,10 +4,10 @@
     python benchmarks/databases.py --databases 10 --tables 80
 
 Some databases with some tables each, which nobody changes, have one worker. Its processor time is
-that of its two processes. Then rows are written, one after the other to a table of any database, and
-the time until each vector is there is taken. At the end one database refuses connections, and rows
-are written to the others. The same is measured before with one database and as many tables as one
-of the many has.
+that of its two processes. Then rows are written, one after the other to a table of any database,
+and the time until each vector is there is taken. At the end one database refuses connections, and
+rows are written to the others. The same is measured before with one database and as many tables as
+one of the many has.
 """
 
 import random

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from embedworker.errors import ConfigurationError, EmbedworkerError
+from embedworker.service import idle
 from embedworker.service.encoders import Encoders
 from embedworker.service.lane import Lane
 from embedworker.service.logs import of_database, redacted
@@ -120,6 +121,7 @@ class Databases:
                     "several: unset it"
                 )
         self._end([name for name, url in self._urls.items() if wanted.get(name) != url])
+        idle.serve(len(wanted))
         for name, url in wanted.items():
             if name not in self._workers:
                 self._start(name, url)

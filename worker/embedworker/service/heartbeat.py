@@ -17,6 +17,7 @@ from embedworker.queue.lease import (
     take_liveness_lock,
 )
 from embedworker.queue.source import Connection, Source, load_sources
+from embedworker.service import idle
 from embedworker.service.monitoring.health import Telemetry
 from embedworker.service.outages import outages_of
 from embedworker.service.retry import Backoff
@@ -103,7 +104,7 @@ class Heartbeat(Thread):
                     self._hold(connection)
                     self._tick(connection)
                     backoff.success()
-                    self._stopped.wait(min(TICK, self._lease / 3))
+                    self._stopped.wait(min(idle.pause(TICK), self._lease / 3))
             finally:
                 self._holds = False
 

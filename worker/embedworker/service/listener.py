@@ -20,6 +20,7 @@ from embedworker.database.connect import connect
 from embedworker.database.statements import statement
 from embedworker.queue.lease import Identity, take_liveness_lock
 from embedworker.queue.source import Connection
+from embedworker.service import idle
 from embedworker.service.outages import outages_of
 from embedworker.service.retry import Backoff
 from embedworker.service.threads import Thread
@@ -171,7 +172,7 @@ class Listener(Thread):
                         connection.execute("select 1")  # notices a server that went away in silence
                     else:
                         self.holds = take_liveness_lock(connection, self._worker)
-                    look_at = now + (LOOK if self.holds else RETRY_LOCK)
+                    look_at = now + (idle.pause(LOOK) if self.holds else RETRY_LOCK)
                 elif not heard:
                     # Not in notifies(), which looks up every 0.1 s for the sake of Ctrl-C.
                     selector.select(look_at - now)

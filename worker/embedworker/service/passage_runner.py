@@ -8,6 +8,7 @@ import psycopg
 
 from embedworker.database.connect import connect
 from embedworker.database.connection import Connection
+from embedworker.service import idle
 from embedworker.service.indexing import Indexer
 from embedworker.service.lane import LaneRunner
 from embedworker.service.passages import PassageLane
@@ -74,7 +75,7 @@ class PassageRunner(LaneRunner):
                 # After a wake-up the pauses start over: rows of transactions that did not get to
                 # notify are found within poll_min.
                 woken = current.wake.wait(pause)
-                pause = shortest if woken else min(pause * 2, longest)
+                pause = shortest if woken else min(pause * 2, idle.pause(longest))
 
     @contextmanager
     def _made_lane(

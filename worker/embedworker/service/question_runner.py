@@ -10,6 +10,7 @@ import psycopg
 from embedworker.database.connection import keeps_session
 from embedworker.database.loopback import renew_loopback
 from embedworker.queue.source import load_sources
+from embedworker.service import idle
 from embedworker.service.lane import LaneRunner
 from embedworker.service.questions import PUT_BACK, QuestionLane
 from embedworker.service.reranking import CHANNEL, Rerankers, reranking
@@ -69,7 +70,7 @@ class QuestionRunner(LaneRunner):
             succeeded()
             if not answered and not self._stopped.is_set():
                 heard = current.notified.is_set()
-                pause = PUT_BACK if missing or self.models.loading else POLL
+                pause = PUT_BACK if missing or self.models.loading else idle.pause(POLL)
                 current.wake.wait(pause if heard else POLL_DEAF)
 
     def _tried(self, current: Session, name: str) -> bool:

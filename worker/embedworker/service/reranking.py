@@ -16,6 +16,7 @@ from embedworker.database.statements import statement
 from embedworker.errors import ConfigurationError, EmbedworkerError
 from embedworker.model.cpu import cpu_quota, set_threads
 from embedworker.queue.source import Connection
+from embedworker.service import idle
 from embedworker.service.model_cache import ModelCache
 from embedworker.service.outages import FailureLog
 from embedworker.service.questions import reason
@@ -183,7 +184,7 @@ def reranking(
                 if lane.answer_once(connection, worker_id):
                     backoff.success()
                 elif not stopped.is_set():
-                    wake.wait(POLL if heard.is_set() else POLL_DEAF)
+                    wake.wait(idle.pause(POLL) if heard.is_set() else POLL_DEAF)
 
     def keep_serving() -> None:
         # Whatever the error is, the questions go on.

@@ -11,6 +11,7 @@ from embedworker.database.connect import connect
 from embedworker.database.rows import fetch_one
 from embedworker.database.statements import statement
 from embedworker.queue.source import Connection
+from embedworker.service import idle
 from embedworker.service.logs import redacted
 from embedworker.service.monitoring.metrics import Family, counter, gauge
 from embedworker.service.monitoring.readiness import Backlog, Readiness
@@ -74,7 +75,7 @@ class BacklogSampler(Thread):
         questions = fetch_one(connection.execute(statement("observer_questions")))
         self._seen = _families(backlog, *questions)
         took = time.monotonic() - started
-        pause = max(INTERVAL, took / SHARE)
+        pause = max(idle.pause(INTERVAL), took / SHARE)
         self._readiness.answered(backlog, pause + took)
         return pause
 
