@@ -120,10 +120,12 @@ def _one_database(context: typer.Context, chosen: "Settings") -> str:
 
 def _run_once(urls: "Mapping[str, str]", chosen: "Settings") -> None:
     """Embed what is due in each database; what stands in the way in one keeps no other waiting."""
+    from embedworker.service.encoders import Encoders
     from embedworker.service.worker import Worker
 
+    encoders = Encoders()
     workers = {
-        name: Worker(url, chosen, lanes=("passages",), exit_when_hung=True)
+        name: Worker(url, chosen, lanes=("passages",), exit_when_hung=True, encoders=encoders)
         for name, url in urls.items()
     }
 
