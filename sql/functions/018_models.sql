@@ -55,13 +55,71 @@ begin
     )
     on conflict on constraint model_pkey do update
     set dimensions = excluded.dimensions, max_tokens = excluded.max_tokens, query_prefix = excluded.query_prefix,
-        passage_prefix = excluded.passage_prefix, pooling = excluded.pooling, endpoint = excluded.endpoint;
+        passage_prefix = excluded.passage_prefix, pooling = excluded.pooling, endpoint = excluded.endpoint,
+        question_offset = case when model.dimensions = excluded.dimensions then model.question_offset end;
 end
 $$;
 
 comment on function embed.add_model(text, integer, integer, text, text, text, text) is
     'Makes a model known that is not in the built-in list; name is a hub name or a folder of the worker''s machine. '
     'With endpoint, an OpenAI-compatible API makes its vectors, and max_tokens counts characters.';
+
+-- All questions of an E5 model point in nearly one direction: the mean of 60 Korean ones has a length of 0.90. With a
+-- fifth of it taken out, nDCG@10 of three Korean sets rose by 0.0012, 0.0018 and 0.0072 (standard errors 0.0015, 0.0021
+-- and 0.0020). English questions lost 0.0049 (0.0018), so they stay as they are.
+create or replace function embed.center_questions(
+    model text, mean @extschema:vector@.vector, share double precision default 0.2
+) returns void
+language plpgsql
+as $$
+declare
+    dims integer;
+begin
+    perform embed._require_role(
+        'embed_admin', pg_catalog.has_table_privilege('embed.model', 'update'), 'embed.center_questions'
+    );
+    select m.dimensions into dims from embed.model m where m.name = center_questions.model;
+    if not found then
+        raise exception 'model % is not known', quote_nullable(center_questions.model)
+            using errcode = 'EW003', hint = 'See embed.model for what is, or add it with embed.add_model(…).';
+    end if;
+    if mean is null or @extschema:vector@.vector_dims(mean) <> dims then
+        raise exception 'the mean has % dimensions, but the model % makes %',
+            coalesce(@extschema:vector@.vector_dims(mean)::text, 'no'), quote_literal(center_questions.model), dims
+            using errcode = 'EW003', hint = 'Give the mean of the vectors of many Korean questions by this model.';
+    end if;
+    if share is null or not share between 0 and 1 then
+        raise exception 'share is %, expected 0 to 1', coalesce(share::text, 'null')
+            using errcode = 'EW003', hint = '0.2 was measured; 0 leaves the questions as they are.';
+    end if;
+    update embed.model m
+    set question_offset = mean operator(@extschema:vector@.*)
+        pg_catalog.array_fill(share::real, array[dims])::@extschema:vector@.vector
+    where m.name = center_questions.model;
+end
+$$;
+
+comment on function embed.center_questions(text, @extschema:vector@.vector, double precision) is
+    'Has embed.search subtract a share of the mean of many questions'' vectors from the vector of a Korean question '
+    'whose words count, too. `embedworker models measure NAME` computes the mean. share => 0 turns it off. Measure '
+    'before and after with `embedworker eval`.';
+
+-- A question's vector without what all questions of the model have in common.
+create or replace function embed._centered(question @extschema:vector@.vector, model text)
+returns @extschema:vector@.vector
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select question operator(@extschema:vector@.-) coalesce(
+        (
+            select m.question_offset
+            from embed.model m
+            where m.name = _centered.model
+            and @extschema:vector@.vector_dims(m.question_offset) = @extschema:vector@.vector_dims(question)
+        ),
+        pg_catalog.array_fill(0::real, array[@extschema:vector@.vector_dims(question)])::@extschema:vector@.vector
+    );
+end;
 
 create or replace function embed.reranker() returns text
 language sql stable security definer

@@ -155,6 +155,10 @@ begin
     if lexical is null and asked.shares[2] > asked.shares[1] then
         weight := weight / 2;
     end if;
+    -- With the words only: lexical => 0 ranks by the vectors as the model makes them.
+    if weight > 0 and asked.shares[1] > asked.shares[2] then
+        asked.embedding := embed._centered(asked.embedding, plan.model);
+    end if;
     if weight > 0 and pg_catalog.cardinality(asked.terms) > 0 then
         scripts := pg_catalog.format('{1:%s,2:%s}/16777216', asked.shares[1], asked.shares[2]);
     else

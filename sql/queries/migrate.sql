@@ -159,11 +159,16 @@ where s.filter <> embed._unqualified(s.filter);
 
 -- migrate_model
 -- Make a model of the catalog known to the database.
-insert into embed.model (name, dimensions, max_tokens, query_prefix, passage_prefix, pooling)
-values (%(name)s, %(dimensions)s, %(max_tokens)s, %(query_prefix)s, %(passage_prefix)s, %(pooling)s)
+-- What an administrator measured stays.
+insert into embed.model as m (name, dimensions, max_tokens, query_prefix, passage_prefix, pooling, question_offset)
+values (
+    %(name)s, %(dimensions)s, %(max_tokens)s, %(query_prefix)s, %(passage_prefix)s, %(pooling)s,
+    %(question_offset)s::real[]
+)
 on conflict (name) do update
 set dimensions = excluded.dimensions, max_tokens = excluded.max_tokens, query_prefix = excluded.query_prefix,
-    passage_prefix = excluded.passage_prefix, pooling = excluded.pooling;
+    passage_prefix = excluded.passage_prefix, pooling = excluded.pooling,
+    question_offset = coalesce(m.question_offset, excluded.question_offset);
 
 -- migrate_reranker
 -- Make a cross-encoder of the catalog known to the database.

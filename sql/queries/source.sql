@@ -108,6 +108,10 @@ select embed.default_model();
 -- The model that is used where none is named.
 select embed.default_model();
 
+-- model_center
+-- Say what the vectors of a model's questions have in common.
+select embed.center_questions(%(model)s, %(mean)s, %(share)s);
+
 -- model_card
 -- What the database knows of a model.
 select name, dimensions, max_tokens, query_prefix, passage_prefix, endpoint from embed.model where name = %(name)s;

@@ -112,6 +112,9 @@ CALLS = {
     "embed._is_standby(integer)": "select embed._is_standby({})",
     "embed._twin(integer)": "select embed._twin({})",
     "embed._name_of_vectors(integer)": "select embed._name_of_vectors({})",
+    "embed._centered(vector,text)": (
+        "select embed._centered('[1,2]'::public.vector, 'testing:hash'::text)"
+    ),
     "embed._model_of(regclass)": "select embed._model_of('public.article'::regclass)",
     "embed._count_degraded()": "select embed._count_degraded()",
     "embed._passage_columns_sql(regtype,text)": (

@@ -336,6 +336,23 @@ CASES = {
         "select embed.use_model('wide', switch => true)",
         "select embed.add_model('wide', 512)",
     ),
+    "questions of a model that is not known": Case(
+        "See embed.model for what is, or add it with embed.add_model(",
+        "select embed.center_questions('new', '[1,2,3]')",
+        "select embed.add_model('new', 3); select embed.center_questions('new', '[1,2,3]')",
+    ),
+    "mean of questions": Case(
+        "Give the mean of the vectors of many Korean questions by this model",
+        "select embed.center_questions('three', '[1,2]')",
+        "select embed.center_questions('three', avg(v)) from (values ('[1,2,3]'::vector)) w (v)",
+        "select embed.add_model('three', 3)",
+    ),
+    "share of the mean": Case(
+        "0.2 was measured; 0 leaves the questions as they are",
+        "select embed.center_questions('three', '[1,2,3]', 2)",
+        "select embed.center_questions('three', '[1,2,3]', s) from (values (0.2), (0)) v (s)",
+        "select embed.add_model('three', 3)",
+    ),
     "unknown reranker": Case(
         "See embed.reranker for what is, or say how many tokens",
         "select embed.use_reranker('mine')",

@@ -279,6 +279,7 @@ def _seed(c: Connection, model: str | None) -> None:
                 "query_prefix": card.query_prefix,
                 "passage_prefix": card.passage_prefix,
                 "pooling": card.pooling,
+                "question_offset": card.question_offset,
             },
         )
     for card in catalog().values():

@@ -2,9 +2,11 @@
 
 import functools
 import tomllib
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from struct import unpack
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -12,6 +14,7 @@ __all__ = [
     "BUNDLED_MODEL",
     "DEFAULT_MODEL",
     "DEFAULT_RERANKER",
+    "SHARE",
     "SMALL_MODEL",
     "TESTING_MODEL",
     "TESTING_MODELS",
@@ -19,6 +22,7 @@ __all__ = [
     "ModelCard",
     "ModelKind",
     "catalog",
+    "korean_questions",
 ]
 
 ModelKind = Literal["embedding", "reranker"]
@@ -29,6 +33,7 @@ BUNDLED_MODEL: Final = "bundled:multilingual-e5-small"
 TESTING_MODEL: Final = "testing:hash"
 WORDS_MODEL: Final = "testing:words"
 SMALL_MODEL: Final = "testing:small"
+SHARE: Final = 0.2  # of the mean of questions; measured in sql/functions/018_models.sql
 TESTING_MODELS: Final = (TESTING_MODEL, WORDS_MODEL, SMALL_MODEL)
 
 
@@ -47,6 +52,21 @@ class ModelCard:
     passage_prefix: str = ""
     pooling: str | None = None
     kind: ModelKind = "embedding"
+    korean_mean: str | None = None
+    """mean vector of ``korean_questions``: little-endian float16 in Base64; None: not measured"""
+
+    @property
+    def question_offset(self) -> list[float] | None:
+        """What ``embed.search`` subtracts from a Korean question: ``SHARE`` of the mean."""
+        if self.korean_mean is None:
+            return None
+        mean = b64decode(self.korean_mean)
+        return [SHARE * value for value in unpack(f"<{len(mean) // 2}e", mean)]
+
+
+def korean_questions() -> list[str]:
+    """Return questions of many subjects, whose vectors show what a model's questions share."""
+    return files(__package__).joinpath("korean_questions.txt").read_text("utf-8").splitlines()
 
 
 @functools.cache
