@@ -93,8 +93,10 @@ begin
             using errcode = 'EW003', hint = '0.2 was measured; 0 leaves the questions as they are.';
     end if;
     update embed.model m
-    set question_offset = mean operator(@extschema:vector@.*)
+    set question_offset = (
+        mean operator(@extschema:vector@.*)
         pg_catalog.array_fill(share::real, array[dims])::@extschema:vector@.vector
+    )::real[]
     where m.name = center_questions.model;
 end
 $$;
@@ -109,17 +111,15 @@ create or replace function embed._centered(question @extschema:vector@.vector, m
 returns @extschema:vector@.vector
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
-begin atomic
-    select question operator(@extschema:vector@.-) coalesce(
-        (
-            select m.question_offset
-            from embed.model m
-            where m.name = _centered.model
-            and @extschema:vector@.vector_dims(m.question_offset) = @extschema:vector@.vector_dims(question)
-        ),
-        pg_catalog.array_fill(0::real, array[@extschema:vector@.vector_dims(question)])::@extschema:vector@.vector
-    );
-end;
+return question operator(@extschema:vector@.-) coalesce(
+    (
+        select m.question_offset
+        from embed.model m
+        where m.name = _centered.model
+        and cardinality(m.question_offset) = @extschema:vector@.vector_dims(question)
+    ),
+    array_fill(0::real, array[@extschema:vector@.vector_dims(question)])
+)::@extschema:vector@.vector;
 
 create or replace function embed.reranker() returns text
 language sql stable security definer

@@ -79,7 +79,8 @@ end
 $$;
 
 -- Those of the sources whose inbox has entries behind the places. One statement for all: 300 took a third of a
--- second one by one. A source whose inbox is gone is among them, so that its worker meets that.
+-- second one by one. A source whose inbox is gone is among them, so that its worker meets that. A paused one is not: the
+-- worker may not have read yet that it is.
 create or replace function embed._fresh(sources integer[], places text[])
 returns setof integer
 language plpgsql stable
@@ -91,7 +92,12 @@ declare
     place tid;
     found boolean;
 begin
-    for source, place in select s.source, s.place::tid from unnest(sources, places) as s (source, place) loop
+    for source, place in
+        select s.source, s.place::tid
+        from unnest(sources, places) as s (source, place)
+        left join embed.source x on x.id = s.source
+        where x.paused is not true
+    loop
         begin
             execute format('select exists (select from embed.inbox_%s where ctid > $1)', source) into found using place;
         exception

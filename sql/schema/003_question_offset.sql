@@ -1,5 +1,5 @@
 -- What the vectors of a model's questions have in common, see embed.center_questions.
-alter table embed.model add column question_offset @extschema:vector@.vector;
+alter table embed.model add column question_offset real[];
 
 comment on column embed.model.question_offset is
     'What embed.search subtracts from the vector of a Korean question; null: not measured.';

@@ -67,7 +67,7 @@ def test_a_share_of_the_mean_is_subtracted_from_a_korean_question(article: Conne
 
 
 def test_migrate_keeps_what_was_measured_here(database: str, article: Connection) -> None:
-    offset = "select question_offset is null, vector_norm(question_offset) from embed.model"
+    offset = "select question_offset is null, vector_norm(question_offset::vector) from embed.model"
     shipped = catalog()[BUNDLED_MODEL].question_offset
     assert shipped is not None
     known = article.execute(f"{offset} where name = %s".encode(), [BUNDLED_MODEL]).fetchone()
@@ -112,7 +112,7 @@ def test_the_command_measures_a_model(
             "select question_offset from embed.model where name = %s", [TESTING_MODEL]
         ).fetchone()
     assert row is not None
-    assert row[0].to_numpy() == pytest.approx(0.2 * expected, abs=1e-6)
+    assert row[0] == pytest.approx(0.2 * expected, abs=1e-6)
     file = tmp_path / "questions.txt"
     file.write_text("하나?\n둘?\n", "utf-8")
     refused = cli.refused("models", "measure", TESTING_MODEL, "--questions", str(file), code=2)

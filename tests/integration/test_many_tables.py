@@ -187,6 +187,16 @@ def test_a_table_whose_inbox_cannot_be_seen(many: Connection, lane: Lane) -> Non
         other.execute(back.format(sql.Identifier(f"inbox_{gone.id}")))
 
 
+def test_a_look_for_fresh_rows_leaves_a_paused_table_out(many: Connection, lane: Lane) -> None:
+    """The worker may not have read yet that it is paused."""
+    source = source_of(many, "t1")
+    many.execute("select embed.pause('t1'); insert into t1 values (1, '새 글')")
+    cursors = lane.lane._scan.cursors
+    assert fresh(lane.connection, [source], cursors) == []
+    many.execute("select embed.resume('t1')")
+    assert fresh(lane.connection, [source], cursors) == [source]
+
+
 @pytest.mark.parametrize("took", [0.001, 0.01, 60.0])
 def test_looks_for_news_take_a_bounded_share_of_the_time(
     took: float, lane: Lane, monkeypatch: pytest.MonkeyPatch

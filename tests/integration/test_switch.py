@@ -315,7 +315,8 @@ def test_a_page_of_a_sweep_by_the_name_before_the_cut_counts_for_nothing(
     assert (page.held, page.done, page.visited, page.orphaned) == (False, False, 0, 0)
     state = "select phase from embed.sweep_state where source = %s"
     assert one(article, state, stale.id) == phase
-    drain_url(shared_database)  # a worker goes on with it, by the names after the cut
+    # A worker goes on with it, by the names after the cut.
+    wait_until(lambda: drain_url(shared_database) == [], what="a worker without trouble")
     left = "select count(*) from article_next_embedding where id = 1"
     assert one(article, left) == 0
 

@@ -74,6 +74,8 @@ class Adaptation:
     _base: SentenceTransformer = field(init=False)
     _judge: SentenceTransformer = field(init=False)
     _measured: dict[tuple[float, int, str], tuple[PerQuestion, PerQuestion]] = field(init=False)
+    _judged: tuple[float, int] = field(init=False)  # the weights that the judge has
+    _encoded: dict[str, Vectors] = field(init=False)  # its vectors, by the text with its prefix
 
     def run(self, recipes: Sequence[Recipe], output: Path) -> Outcome:
         """Return the outcome; write the model to ``output`` where it is accepted."""
@@ -84,6 +86,7 @@ class Adaptation:
         if has_bfloat16() and self._judge.device.type == "cpu":
             self._judge = self._judge.bfloat16()
         self._measured = {}
+        self._judged, self._encoded = (0.0, id(None)), {}
         tuned = [self._train(number, recipe) for number, recipe in enumerate(recipes)]
         number, weight = self._choose(tuned)
         questions = self.material.questions
@@ -159,14 +162,16 @@ class Adaptation:
         questions = self.material.questions.validation
         chosen_by = self.material.asked("validation", questions, CHOICE_ROWS)
         candidates = [(number, weight) for number in range(len(tuned)) for weight in WEIGHTS]
+        sets = (chosen_by, *self.material.guards)
+        before = {one.name: self._evaluate(one, None, 0) for one in sets}
         found = []
         with self.steps("choosing", len(candidates)) as show:
             for done, (number, weight) in enumerate(candidates):
                 gains = {
                     one.name: _differences(
-                        self._evaluate(one, tuned[number], weight), self._evaluate(one, None, 0)
+                        self._evaluate(one, tuned[number], weight), before[one.name]
                     )["rescored"]
-                    for one in (chosen_by, *self.material.guards)
+                    for one in sets
                 }
                 gain = gains.pop(chosen_by.name)
                 kept = decide(Difference(1, 0), gains).accepted
@@ -180,21 +185,26 @@ class Adaptation:
     ) -> tuple[PerQuestion, PerQuestion]:
         known = (weight, id(tuned), asked.name)
         if known not in self._measured:
-            base = dict(self._base.state_dict())
-            self._judge.load_state_dict(base if tuned is None else soup(base, tuned, weight))
+            if self._judged != known[:2]:
+                base = dict(self._base.state_dict())
+                self._judge.load_state_dict(base if tuned is None else soup(base, tuned, weight))
+                self._judged, self._encoded = known[:2], {}
             self._measured[known] = evaluated(asked, self._encode, self.lexical)
         return self._measured[known]
 
     def _encode(self, questions: Sequence[str], texts: Sequence[str]) -> tuple[Vectors, Vectors]:
         def vectors(prefix: str, some: Sequence[str]) -> Vectors:
-            found: Any = self._judge.encode(
-                [prefixed(prefix, text) for text in some],
-                batch_size=BATCH,
-                show_progress_bar=False,
-                convert_to_tensor=True,
-            )
-            array = found.float().cpu().numpy()
-            return np.asarray(array / np.linalg.norm(array, axis=1, keepdims=True), np.float32)
+            # The guard sets of the table's own texts have the same texts, and validation most.
+            written = [prefixed(prefix, text) for text in some]
+            new = [text for text in dict.fromkeys(written) if text not in self._encoded]
+            if new:
+                found: Any = self._judge.encode(
+                    new, batch_size=BATCH, show_progress_bar=False, convert_to_tensor=True
+                )
+                array = found.float().cpu().numpy()
+                array /= np.linalg.norm(array, axis=1, keepdims=True)
+                self._encoded.update(zip(new, np.asarray(array, np.float32), strict=True))
+            return np.stack([self._encoded[text] for text in written])
 
         return vectors(self.model.query_prefix, questions), vectors(
             self.model.passage_prefix, texts

@@ -26,7 +26,7 @@ group = typer.Typer()
 
 def register(app: typer.Typer) -> None:
     """Add the group to the command line."""
-    app.add_typer(group, name="models")
+    app.add_typer(group, name="models", short_help="Show the known models, or measure one.")
 
 
 @group.command()
