@@ -88,8 +88,13 @@ begin
             coalesce(@extschema:vector@.vector_dims(mean)::text, 'no'), quote_literal(center_questions.model), dims
             using errcode = 'EW003', hint = 'Give the mean of the vectors of many Korean questions by this model.';
     end if;
-    if share is null or not share between 0 and 1 then
-        raise exception 'share is %, expected 0 to 1', coalesce(share::text, 'null')
+    if @extschema:vector@.vector_norm(mean) > 1.01 then
+        raise exception 'the mean has the length %, expected at most 1', @extschema:vector@.vector_norm(mean)
+            using errcode = 'EW003', hint = 'Give the mean of vectors of the length 1, not their sum.';
+    end if;
+    -- With all of it, a question that is the mean itself has no direction.
+    if share is null or not share between 0 and 0.9 then
+        raise exception 'share is %, expected 0 to 0.9', coalesce(share::text, 'null')
             using errcode = 'EW003', hint = '0.2 was measured; 0 leaves the questions as they are.';
     end if;
     update embed.model m

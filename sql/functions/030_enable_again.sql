@@ -14,13 +14,17 @@ begin
             case when (old.key_attnums, old.key_types) is distinct from (new.key_attnums, new.key_types) then 'key'
                 else 'place for its vectors' end
             using errcode = 'EW003',
-            hint = format('Call embed.disable(%L, drop_vectors => true) first.', new.relation::text);
+            hint = format(
+                'Call embed.disable(%L, name => %L, drop_vectors => true) first.', new.relation::text, old.name
+            );
     end if;
     if old.chunk <> new.chunk then
         raise exception '% is enabled already, with chunk => %', new.relation, old.chunk
             using errcode = 'EW003',
             detail = 'It is not known which of its vectors would have to be computed again.',
-            hint = format('Call embed.disable(%L, drop_vectors => true) first.', new.relation::text);
+            hint = format(
+                'Call embed.disable(%L, name => %L, drop_vectors => true) first.', new.relation::text, old.name
+            );
     end if;
     if old.dimensions <> new.dimensions then
         raise exception 'vectors of % have % dimensions, but model % makes %', new.relation, old.dimensions,
@@ -28,9 +32,13 @@ begin
             using errcode = 'EW005',
             hint = format(
                 'To change the model while the old vectors answer: select embed.begin_switch(%L, %L); without that: '
-                'call embed.disable(%1$L, drop_vectors => true) first, then enable it with the new model.',
-                new.relation::text, coalesce(new.model, embed.default_model())
+                'call embed.disable(%1$L, name => %3$L, drop_vectors => true) first, then enable it with the new '
+                'model.',
+                new.relation::text, coalesce(new.model, embed.default_model()), old.name
             );
+    end if;
+    if exists (select from pg_class c where c.oid = old.vectors) and embed._storage(old) is null then
+        perform embed._check_structure(old);
     end if;
     if storage <> embed._storage(old) then
         raise exception '% is enabled already, with storage => %', new.relation, quote_literal(embed._storage(old))

@@ -140,7 +140,8 @@ create or replace function embed.pause(relation regclass) returns void
 language sql
 return embed._set_paused(relation, true, 'embed.pause'::text);
 
-comment on function embed.pause(regclass) is 'Changes are still captured, but not worked on until embed.resume.';
+comment on function embed.pause(regclass) is
+    'Changes are still captured, but not worked on until embed.resume. Workers finish what they have claimed.';
 
 create or replace function embed.resume(relation regclass) returns void
 language sql

@@ -8,7 +8,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     again constant text := format(
-        'call embed.disable(%L, drop_vectors => true) and enable it again', source.relation::text
+        'call embed.disable(%L, name => %L, drop_vectors => true) and enable it again', source.relation::text,
+        source.name
     );
     lost text;
 begin

@@ -79,8 +79,8 @@ end
 $$;
 
 -- Those of the sources whose inbox has entries behind the places. One statement for all: 300 took a third of a
--- second one by one. A source whose inbox is gone is among them, so that its worker meets that. A paused one is not: the
--- worker may not have read yet that it is.
+-- second one by one. A source whose inbox is gone is among them, so that its worker meets that. A paused one is not:
+-- the worker may not have read yet that it is.
 create or replace function embed._fresh(sources integer[], places text[])
 returns setof integer
 language plpgsql stable

@@ -13,8 +13,8 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    again constant text := format('Call embed.disable(%L) and then embed.enable with the columns that are '
-    'there.', source.relation::text);
+    again constant text := format('Call embed.disable(%L, name => %L) and then embed.enable with the columns that are '
+    'there.', source.relation::text, source.name);
 begin
     if not exists (select from pg_class where oid = source.relation) then
         raise exception 'the table of the source % was dropped', quote_literal(source.name)
@@ -36,6 +36,14 @@ begin
     ) or (source.filter is not null and embed._filter_sql(source) is null) then
         raise exception 'an enabled column of % was dropped', source.relation
             using errcode = 'EW004', hint = again;
+    end if;
+    if embed._storage(source) is null then
+        raise exception 'the vectors of % are in no column of the type vector or halfvec any more', source.relation
+            using errcode = 'EW004',
+            hint = format(
+                'Call embed.disable(%L, name => %L, drop_vectors => true) and embed.enable again. All rows are then '
+                'embedded again.', source.relation::text, source.name
+            );
     end if;
 end
 $$;

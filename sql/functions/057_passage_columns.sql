@@ -29,8 +29,7 @@ begin
                 greatest($2 operator(pg_catalog.-) f.begun, 0) as first,
                 least($3, f.ended) operator(pg_catalog.-) f.begun as last
             from placed f
-            where f.name is not null and f.begun operator(pg_catalog.<) least($3, f.ended)
-            and f.ended operator(pg_catalog.>) $2
+            where f.name is not null and greatest($2, f.begun) operator(pg_catalog.<) least($3, f.ended)
         )
         select
             f.name, f.first, f.last,
@@ -59,7 +58,7 @@ language plpgsql stable
 as $$
 begin
     return query execute embed._passage_columns_sql(pg_catalog.pg_typeof("row"), name)
-        using "row", passage_start, passage_end;
+        using "row", greatest(passage_start, 0), greatest(passage_end, passage_start, 0);
 end
 $$;
 

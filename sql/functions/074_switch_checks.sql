@@ -63,7 +63,8 @@ begin
         end if;
         reason := format('it lacks %s rows that are found now', lacking);
     end if;
-    raise exception 'the vectors of % by % are not complete: %', serving.relation, quote_literal(other.model), reason
+    raise exception 'the vectors of % by % are not complete: %', serving.relation,
+        quote_literal(coalesce(other.model, embed.default_model())), reason
         using errcode = 'EW010',
         hint = 'Wait until embed.switch says ready; embed.failure shows rows that cannot be embedded. force => true '
         'goes on without them.';

@@ -94,8 +94,9 @@ begin
     if state <> 'ok' then
         detail := format('%s makes %s dimensions, the vectors have %s', s.name, s.dimensions, source.dimensions);
         advice := format(
-            'Call embed.disable(%L, drop_vectors => true) and enable the table again, or name a model that fits.',
-            source.relation::text
+            'Call embed.disable(%L, name => %L, drop_vectors => true) and enable the table again, or name a model '
+            'that fits.',
+            source.relation::text, source.name
         );
     elsif t.fingerprint is null then
         -- A model is loaded within minutes even where it is fetched first.

@@ -104,6 +104,10 @@ select s.model from embed.source s where s.model is not null
 union
 select embed.default_model();
 
+-- question_models
+-- The models that serve tables, and those that will once a switch is cut over.
+select distinct coalesce(s.model, embed.default_model()) from embed.source s;
+
 -- model_default
 -- The model that is used where none is named.
 select embed.default_model();

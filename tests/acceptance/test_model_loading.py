@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from fix_database import Connection
@@ -17,6 +17,7 @@ from embedworker import Worker
 from embedworker.errors import ModelNotFound
 from embedworker.model import Encoder, open_encoder
 from embedworker.model.catalog import TESTING_MODEL
+from embedworker.service import question_runner
 from embedworker.settings import load
 
 
@@ -49,8 +50,8 @@ def opener(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opener]:
         gate.set()
 
 
-def serve(url: str, **options: Any) -> Worker:
-    return Worker(url, load(index_after_rows=10**9, **options), lanes=["passages"])
+def serve(url: str, lane: Literal["passages", "questions"] = "passages", **options: Any) -> Worker:
+    return Worker(url, load(index_after_rows=10**9, **options), lanes=[lane])
 
 
 def table(shop: Connection, name: str, model: str = TESTING_MODEL, rows: int = 5) -> None:
@@ -89,6 +90,19 @@ def test_not_ready_before_every_model_is_there(
         assert not running.wait_ready(0.5)
         opener.gates["slow/x"].set()
         assert running.wait_ready(10)
+
+
+def test_the_model_of_a_table_that_was_enabled_later_is_there_before_its_first_question(
+    shop: Connection, hash_database: str, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a cut-over the first question waited 14 s for its model."""
+    monkeypatch.setattr(question_runner, "LOOK", 0.1)
+    table(shop, "first", "early")
+    with serve(hash_database, "questions") as running:
+        assert running.wait_ready(20)
+        assert opener.opened["late"] == 0
+        table(shop, "second", "late")
+        wait_until(lambda: opener.opened["late"] == 1, 20)
 
 
 def test_a_sweep_that_was_broken_off_goes_on_when_the_model_is_there(

@@ -89,8 +89,12 @@ def test_migrate_keeps_what_was_measured_here(database: str, article: Connection
         ("'nowhere', null", "model 'nowhere' is not known"),
         ("embed.default_model(), null", "the mean has no dimensions"),
         ("embed.default_model(), '[1,2]'", "the mean has 2 dimensions, but the model"),
-        ("embed.default_model(), array_fill(1, array[384])::vector, 1.5", "share is 1.5, expected"),
-        ("embed.default_model(), array_fill(1, array[384])::vector, null", "share is null"),
+        (
+            "embed.default_model(), array_fill(1, array[384])::vector",
+            "the mean has the length 19",
+        ),
+        ("embed.default_model(), array_fill(0.05, array[384])::vector, 1", "share is 1, expected"),
+        ("embed.default_model(), array_fill(0.05, array[384])::vector, null", "share is null"),
     ],
 )
 def test_wrong_means_are_refused(connection: Connection, arguments: str, message: str) -> None:

@@ -175,7 +175,8 @@ def test_what_an_obstacle_says_to_do_is_the_advice(article: Connection) -> None:
     assert findings(article)["table"] == (
         "problem",
         "the key of shop.article changed its type, id from integer to bigint",
-        "call embed.disable('shop.article', drop_vectors => true) and enable it again",
+        "call embed.disable('shop.article', name => 'article', drop_vectors => true) and enable"
+        " it again",
     )
 
 

@@ -211,13 +211,13 @@ CASES = {
         "alter table article add column vec vector(3)",
     ),
     "enabled for another column": Case(
-        "Call embed.disable(%L, drop_vectors => true) first",
+        "Call embed.disable(%L, name => %L, drop_vectors => true) first",
         "select embed.enable('article', array['body'], into_column => 'vec')",
         "{command}; select embed.enable('article', array['body'], into_column => 'vec')",
         "alter table article add column vec vector(384)",
     ),
     "enabled in whole": Case(
-        "Call embed.disable(%L, drop_vectors => true) first",
+        "Call embed.disable(%L, name => %L, drop_vectors => true) first",
         "select embed.enable('article', array['body'], chunk => false)",
         "{command}; select embed.enable('article', array['body'], chunk => false)",
     ),
@@ -338,19 +338,25 @@ CASES = {
     ),
     "questions of a model that is not known": Case(
         "See embed.model for what is, or add it with embed.add_model(",
-        "select embed.center_questions('new', '[1,2,3]')",
-        "select embed.add_model('new', 3); select embed.center_questions('new', '[1,2,3]')",
+        "select embed.center_questions('new', '[1,0,0]')",
+        "select embed.add_model('new', 3); select embed.center_questions('new', '[1,0,0]')",
     ),
     "mean of questions": Case(
         "Give the mean of the vectors of many Korean questions by this model",
         "select embed.center_questions('three', '[1,2]')",
-        "select embed.center_questions('three', avg(v)) from (values ('[1,2,3]'::vector)) w (v)",
+        "select embed.center_questions('three', avg(v)) from (values ('[1,0,0]'::vector)) w (v)",
+        "select embed.add_model('three', 3)",
+    ),
+    "sum of questions": Case(
+        "Give the mean of vectors of the length 1, not their sum",
+        "select embed.center_questions('three', '[2,1,0]')",
+        "select embed.center_questions('three', '[0.9,0.1,0]')",
         "select embed.add_model('three', 3)",
     ),
     "share of the mean": Case(
         "0.2 was measured; 0 leaves the questions as they are",
-        "select embed.center_questions('three', '[1,2,3]', 2)",
-        "select embed.center_questions('three', '[1,2,3]', s) from (values (0.2), (0)) v (s)",
+        "select embed.center_questions('three', '[1,0,0]', 2)",
+        "select embed.center_questions('three', '[1,0,0]', s) from (values (0.2), (0)) v (s)",
         "select embed.add_model('three', 3)",
     ),
     "unknown reranker": Case(
@@ -467,10 +473,16 @@ CASES = {
         PLAIN.format(""),
     ),
     "column dropped": Case(
-        "Call embed.disable(%L) and then embed.enable with the columns that are there",
+        "Call embed.disable(%L, name => %L) and then embed.enable with the columns that are there",
         f"select embed.search(null::article, {VECTOR.format(384)})",
         "{command}; select embed.enable('article', array['title'])",
         "alter table article drop column body",
+    ),
+    "vectors dropped": Case(
+        "Call embed.disable(%L, name => %L, drop_vectors => true) and embed.enable again",
+        f"select embed.search(null::article, {VECTOR.format(384)})",
+        "{command}; select embed.enable('article', array['body'])",
+        "alter table article_embedding drop column embedding",
     ),
     "column dropped, triggers": Case(
         "Call embed.disable and then embed.enable with the columns that are there",
@@ -874,10 +886,10 @@ ELSEWHERE = {
     "The view embed.failure says why; when that is mended": (
         "test_advice::test_advice_of_the_doctor_that_is_followed_helps"
     ),
-    "Call embed.disable(%L, drop_vectors => true) and enable the table again": (
+    "Call embed.disable(%L, name => %L, drop_vectors => true) and enable the table again": (
         "test_hints::test_a_model_that_was_redefined"
     ),
-    "call embed.disable(%L, drop_vectors => true) and enable it again": (
+    "call embed.disable(%L, name => %L, drop_vectors => true) and enable it again": (
         "test_advice::test_advice_of_the_doctor_that_is_followed_helps"
     ),
     "That is how the work of a worker on it ended": (
@@ -1058,7 +1070,7 @@ def test_the_command_line_without_rights(shop: Connection) -> None:
         (
             "select embed.enable('article', '{body}', model => 'wide')",
             "answer: `embedworker switch start shop.article wide`; without that: run `embedworker "
-            "disable shop.article --drop-vectors` first",
+            "disable shop.article --name article --drop-vectors` first",
         ),
         (
             "select embed.enable('article', '{title}', name => 'article_next');" + SWITCH,

@@ -95,6 +95,14 @@ def test_a_passage_of_two_columns(article: Connection) -> None:
     assert parts(article, "plain", 2, 0, 100) == [("content", 0, 8, "It hums.")]
 
 
+def test_odd_ranges(article: Connection) -> None:
+    whole = parts(article, "plain", 1, 0, 100)
+    assert len(whole) == 3
+    assert parts(article, "plain", 1, -(2**31), 2**31 - 1) == whole
+    for start, end in ((3, 1), (5, 5), (100, 200), (-5, -1)):
+        assert parts(article, "plain", 1, start, end) == []
+
+
 def test_a_dropped_column_and_an_unknown_name(article: Connection) -> None:
     with pytest.raises(psycopg.Error, match="not enabled under the name 'other'") as refused:
         parts(article, "other", 1, 0, 5)

@@ -14,6 +14,7 @@ from fix_questions import (
 from waiting import wait_until
 
 from embedworker.database.connect import connect
+from embedworker.database.migrate import migrate
 from embedworker.queue.source import Connection
 
 SECRET = "비밀 질문 4711"
@@ -63,6 +64,40 @@ def test_kept_connection_can_do_nothing_but_ask(
         call = "select embed.dblink_exec('embedworker', %s)"
     refused(application, "42501", call, query)
     assert ask(application, "still") == pytest.approx(question_vector("still"), abs=1e-7)
+
+
+@pytest.mark.usefixtures("questions")
+@pytest.mark.smoke
+def test_settings_of_the_role_of_the_loopback_read_no_questions(
+    owner: Connection, application: Connection, application_role: str
+) -> None:
+    """Types of another search_path would: their checks see every value, as a spy."""
+    grant_dblink(owner)
+    ask(application, "x")
+    owner.execute(f"create schema evil authorization {application_role}".encode())
+    try:
+        application.execute(
+            "create table evil.log (t pg_catalog.text); grant usage on schema evil to public;"
+            "grant insert on evil.log to public;"
+            "create function evil.spy(v pg_catalog.text) returns pg_catalog.bool"
+            " language plpgsql as"
+            " $$ begin insert into evil.log values (v); return true; end $$;"
+            "create domain evil.text as pg_catalog.text check (evil.spy(value))"
+        )
+        application.execute(
+            "select embed.dblink_exec("
+            "'embedworker', 'alter role current_user set search_path = evil, pg_catalog')"
+        )
+        with connect(owner.info.dsn + f" password={owner.info.password}") as victim:
+            assert ask(victim, SECRET) == pytest.approx(question_vector(SECRET), abs=1e-7)
+        assert application.execute("select t from evil.log").fetchall() == []
+    finally:
+        owner.execute("drop schema evil cascade")
+    configured = "select setconfig from pg_db_role_setting s join pg_roles r on r.oid = s.setrole"
+    configured += " where r.rolname = embed._loopback_role()"
+    assert owner.execute(configured.encode()).fetchall() != []
+    assert migrate(owner.info.dsn + f" password={owner.info.password}") == []
+    assert owner.execute(configured.encode()).fetchall() == []
 
 
 @pytest.mark.slow

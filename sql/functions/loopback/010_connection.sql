@@ -45,7 +45,7 @@ as $$
 begin
     perform
     from @extschema:dblink@.dblink(
-        connection, format('select from embed.await(%L::uuid, ''0''::interval, true)', id)
+        connection, format('select from embed.await(%L::pg_catalog.uuid, ''0''::pg_catalog.interval, true)', id)
     ) as t (nothing text);
 exception when others then
     null;
@@ -118,8 +118,8 @@ begin
             end if;
             connected := true;
             ask := format(
-                '%sbegin; select a.*, null, null from embed.ask(%L::uuid, %L::text, %L::text, %L::text, %L::text[], '
-                '%L::oid) as a; commit; ',
+                '%sbegin; select a.*, null, null from embed.ask(%L::pg_catalog.uuid, %L::pg_catalog.text, '
+                '%L::pg_catalog.text, %L::pg_catalog.text, %L::pg_catalog.text[], %L::pg_catalog.oid) as a; commit; ',
                 grace, id, model, question, role, passages, asker
             );
             while embedding is null and scores is null and failure is null loop
@@ -129,7 +129,7 @@ begin
                 from @extschema:dblink@.dblink(
                     name,
                     repeat(' ', shown) || ask || format(
-                        'select * from embed.await(%L::uuid, %L::interval, %L::boolean)',
+                        'select * from embed.await(%L::pg_catalog.uuid, %L::pg_catalog.interval, %L::pg_catalog.bool)',
                         id, least(rest, slice), rest <= slice
                     )
                 ) as t (

@@ -42,8 +42,10 @@ declare
             'dbname', current_database(), 'gssencmode', 'disable', 'application_name', 'embedworker question',
             -- Given at the start of a session, these win over what the role or the database has set.
             -- READ COMMITTED gives each look of await a new snapshot. lock_timeout ends a wait for the
-            -- asking transaction itself, which no deadlock detector could see.
-            'options', '-c default_transaction_isolation=read\ committed -c default_transaction_read_only=off '
+            -- asking transaction itself, which no deadlock detector could see. Where PUBLIC may call dblink, any login
+            -- can change the settings of this role: types of another search_path would read what others ask.
+            'options', '-c search_path=pg_catalog '
+            '-c default_transaction_isolation=read\ committed -c default_transaction_read_only=off '
             '-c statement_timeout=0 -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s -c jit=off'
         )) as o
     );

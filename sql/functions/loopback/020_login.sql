@@ -27,6 +27,9 @@ begin
     if to_regrole(login) is null then
         execute format('create role %I', login);
     end if;
+    -- It can change its own settings. It needs none.
+    execute format('alter role %I reset all', login);
+    execute format('alter role %I in database %I reset all', login, current_database());
     -- No more attributes: a new role has none of them, and naming one needs the right to give it.
     execute format('alter role %I login noinherit connection limit %s password %L', login, connections, password);
     execute format('grant connect on database %I to %I', current_database(), login);
@@ -111,8 +114,9 @@ $$;
 
 -- Where dblink was installed for this alone, nobody else needs its functions. Where it was there
 -- before, they stay as they are. Who may call them can use the kept connection of his own session,
--- and PostgreSQL lets any role change its own password and end sessions of its own kind: a nuisance
--- that the next migrate and the next question put right, but no way to anybody's data.
+-- and PostgreSQL lets any role change its own password and settings and end sessions of its own kind: a nuisance
+-- that the next migrate and the next question put right, but no way to anybody's data. So the options of the server
+-- and the names in our statements leave nothing to those settings.
 create or replace function embed._loopback_close_dblink() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp

@@ -50,8 +50,8 @@ _SPELLINGS = {
     ),
     r"select embed\.cut_over\('([\w.]+)'\)": r"`embedworker switch cut-over \1`",
     r"(?:the view )?embed\.switch (says|shows)": r"`embedworker switch status` \1",
-    r"embed\.disable\('([\w.]+)', drop_vectors => true\)": (
-        r"`embedworker disable \1 --drop-vectors`"
+    r"embed\.disable\('([\w.]+)', name => '(\w+)', drop_vectors => true\)": (
+        r"`embedworker disable \1 --name \2 --drop-vectors`"
     ),
     r"embed\.disable\('([\w.]+)', name => '(\w+)'\)": r"`embedworker disable \1 --name \2`",
 }

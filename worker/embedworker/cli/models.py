@@ -39,7 +39,7 @@ def measure(
     ] = None,
     share: Annotated[
         float,
-        typer.Option(min=0, max=1, metavar="SHARE", help="Part of the mean to take out, 0: none."),
+        typer.Option(min=0, max=0.9, metavar="SHARE", help="Part of the mean to take out."),
     ] = SHARE,
 ) -> None:
     """Measure what the vectors of a model's Korean questions have in common, and take it out.
@@ -123,7 +123,7 @@ def models(context: typer.Context, json: JsonOption = False) -> None:
                 str(row["max_tokens"]),
                 f"{row['query_prefix']!r} / {row['passage_prefix']!r}" if embedding else "-",
                 row["pooling"] or "reranker",
-                f"{row['available']}{', default' if row['default'] else ''}",
+                f"{row['available']}{', built-in default' if row['default'] else ''}",
             )
         )
     for line in columns(lines, console().width):

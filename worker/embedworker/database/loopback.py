@@ -56,6 +56,10 @@ def primary_options(hosts: str) -> dict[str, str]:
     if foreign or "host" not in options:
         named = f"names {', '.join(foreign)}" if foreign else "names no host"
         raise ConfigurationError(f"the primary host {named}; {wanted}")
+    if not all(options["host"].split(",")):
+        raise ConfigurationError(f"a primary host is empty; {wanted}")
+    if not all(port.isdecimal() for port in options.get("port", "").split(",") if port):
+        raise ConfigurationError(f"a port of the primary host is no number; {wanted}")
     return options
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,8 @@ import psycopg
 
 from embedworker.database.connection import keeps_session
 from embedworker.database.loopback import renew_loopback
-from embedworker.queue.source import load_sources
+from embedworker.database.statements import statement
+from embedworker.queue.source import Connection
 from embedworker.service import idle
 from embedworker.service.lane import LaneRunner
 from embedworker.service.questions import PUT_BACK, QuestionLane
@@ -21,6 +23,7 @@ __all__ = ["QuestionRunner"]
 log = logging.getLogger("embedworker.worker")
 
 POLL = 2.0  # seconds; a NOTIFY comes first
+LOOK = 5.0  # seconds between looks for models of tables that were enabled since
 POLL_DEAF = 0.02  # seconds, where notifications do not arrive
 
 
@@ -52,14 +55,20 @@ class QuestionRunner(LaneRunner):
         # Loaded before the first question, whose time-out is shorter than a load. Without any of
         # them no question is taken: another worker may have its model. Those of one that is there
         # are answered while others are still loaded.
-        names = {source.model for source in load_sources(current.connection)}
-        missing = names
+        names = missing = _models(current.connection)
+        looked_at = time.monotonic()
         lane = QuestionLane(self.models.get_nowait, current.progress.telemetry)
         if keeps_session(current.connection):
             current.connection.prepare_threshold = 0  # ever the same few statements: parsed once
         while not self._stopped.is_set():
             current.progress.telemetry.health.seen()
             current.wake.clear()
+            if time.monotonic() - looked_at >= LOOK:
+                # A switch brings a model. Loaded at the first question after the cut, it kept that
+                # waiting for 14 s.
+                looked_at = time.monotonic()
+                new = _models(current.connection) - names
+                names, missing = names | new, missing | new
             missing = {name for name in missing if not self._tried(current, name)}
             if not missing:
                 self.ready.set()
@@ -87,6 +96,10 @@ class QuestionRunner(LaneRunner):
 
     def _other_channels(self) -> Mapping[str, threading.Event]:
         return {CHANNEL: self._rerank_wake}
+
+
+def _models(connection: Connection) -> set[str]:
+    return {name for (name,) in connection.execute(statement("question_models"))}
 
 
 def _renew_loopback(current: Session) -> None:
