@@ -115,7 +115,8 @@ end
 $$;
 
 comment on function embed.disable(regclass, boolean, text) is
-    'Stops keeping vectors of a table; the vectors stay unless drop_vectors is true.';
+    'Stops keeping vectors of a table; the vectors stay unless drop_vectors is true. Without a name it does so for all '
+    'sources of the table.';
 
 -- What embed.pause and embed.resume do.
 create or replace function embed._set_paused(relation regclass, paused boolean, caller text) returns void

@@ -133,7 +133,7 @@ def disable(
     ] = False,
     name: NameOption = None,
 ) -> None:
-    """Stop keeping the vectors of a table."""
+    """Stop keeping the vectors of a table: of all its sources, or of the one with this name."""
     _tell(context, table, "disabling", "cli_disable", drop_vectors=drop_vectors, name=name)
 
 
