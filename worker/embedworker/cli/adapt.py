@@ -123,7 +123,7 @@ def adapt(
         connection.execute(statement("adapt_model"), known)
         if switch:
             begun = {"relation": source.relation, "model": known["name"], "name": name}
-            connection.execute(statement("switch_begin"), begun)
+            connection.execute(statement("switch_begin"), begun | {"storage": None})
             typer.echo("the switch has begun; see `embedworker switch status`")
         else:
             typer.echo(f"next: embedworker switch start {table} {known['name']}")

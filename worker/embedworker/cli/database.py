@@ -163,7 +163,8 @@ def _explain(error: psycopg.Error, hint: str | None = None) -> str:
         hint = "The schema embed is of another version: run `embedworker migrate`."
     for spelling, ours in _SPELLINGS.items():
         hint = hint and re.sub(spelling, ours, hint, flags=re.IGNORECASE)
-    hint = hint and hint[0].upper() + hint[1:]
+    if hint and "_" not in hint.partition(" ")[0]:  # a name, such as statement_timeout
+        hint = hint[0].upper() + hint[1:]
     lines = [diag.message_primary]
     lines += [f"  detail: {diag.message_detail}"] if diag.message_detail else []
     lines += [f"  hint: {hint}"] if hint else []

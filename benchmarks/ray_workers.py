@@ -1,6 +1,6 @@
 """Rows a second of one worker and of two that Ray places, each with a device of its own.
 
-    python benchmarks/fleet.py --rows 4000 --device-rate 40
+    python benchmarks/ray_workers.py --rows 4000 --device-rate 40
 
 A device is simulated: the encoder of the tests sleeps for the time that it would compute. The time
 begins when all workers are up, and ends when every vector is committed. Needs ray.
@@ -79,7 +79,7 @@ def run(url: str, given: Namespace, workers: int) -> float:
         with fleet(url, workers, given.device_rate) as process:
 
             def check() -> None:
-                if process.poll() is not None:
+                if process.poll():  # 0 once all rows are done
                     raise SystemExit(f"the fleet ended with {process.returncode}")
 
             wait_until(lambda: fetch_value(connection, at_work) == workers, check=check, pause=0.05)
@@ -108,7 +108,7 @@ def main() -> None:
         Measure("two workers : one worker", two / one, "x", ">= 1.9"),
         Measure("share of time that a device computes, two workers", two / 2 / given.device_rate),
     ]
-    report("fleet", given, started, measures)
+    report("ray_workers", given, started, measures)
 
 
 if __name__ == "__main__":
