@@ -87,7 +87,10 @@ def run(url: str, given: Namespace, workers: int) -> float:
             wait_until(
                 lambda: fetch_value(connection, vectors) == given.rows, check=check, pause=0.05
             )
-            return float(given.rows - before) / (time.perf_counter() - begun)
+            rate = float(given.rows - before) / (time.perf_counter() - begun)
+        connection.execute("select embed.disable('article', drop_vectors => true)")
+        connection.execute("drop table article")
+        return rate
 
 
 def main() -> None:
@@ -97,8 +100,8 @@ def main() -> None:
     started = machine()
     rates: dict[int, list[float]] = defaultdict(list)
     with cluster() as server:
+        url = database(server, "ray_workers", TESTING_MODEL)
         for turn, workers in turns([1, 2], given.rounds):
-            url = database(server, f"fleet_{turn}_{workers}", TESTING_MODEL)
             rates[workers].append(run(url, given, workers))
             print(f"round {turn + 1}: workers {workers}: {rates[workers][-1]:.1f}", flush=True)
     one, two = (statistics.median(rates[workers]) for workers in (1, 2))
