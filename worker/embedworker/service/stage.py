@@ -12,6 +12,8 @@ from embedworker.service.threads import Thread
 
 __all__ = ["Stage"]
 
+CLOSING = 1.0  # seconds to wait for the end of a thread
+
 T = TypeVar("T")
 
 
@@ -68,10 +70,12 @@ class Stage(Generic[T]):
                 future.exception()
 
     def close(self) -> None:
-        """Let the thread end, after what is under way."""
+        """Let the thread end after what is under way, and wait for it, but not for ever."""
         for future in self._given:
             future.cancel()
         self._actions.put(None)
+        if self._thread is not None:
+            self._thread.join(CLOSING)
 
     def _run(self) -> None:
         while (given := self._actions.get()) is not None:
