@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,16 @@ BROAD = {
 
 settings.register_profile("here", deadline=None)  # a loaded machine is no fault of the code
 settings.load_profile("here")
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Fail a test that leaves variables to those after it, which inherit them in processes."""
+    before = dict(os.environ)
+    yield
+    changed = {name for name, _ in before.items() ^ os.environ.items()}
+    changed = {name for name in changed if not name.startswith(("PYTEST_", "RAY_"))}
+    assert not changed, f"the test changed the environment: {', '.join(sorted(changed))}"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks

@@ -1,10 +1,11 @@
-"""A database of version 0001 with rows, vectors, a dead letter and a backfill that was broken off.
+"""A database of an older version with rows, vectors, a dead letter and a backfill in the middle.
 
 ``tests/upgrade/0001.sql.gz`` is what ``pg_dump --inserts --no-owner`` wrote of such a database; the
-programs of version 0001 had made it, with the encoder of the tests. Taken out of it: the login of
-the loopback, and the settings that an older server does not know.
+programs of version 0001 had made it, with the encoder of the tests. ``0003.sql.gz`` is the same
+after the ``migrate`` of version 0003. Taken out of both: the login of the loopback, and the
+settings that an older server does not know.
 
-first_version  URL of that database, as it was when its worker was killed
+older_version  URL of that database, as it was when its worker was killed
 """
 
 import gzip
@@ -17,7 +18,7 @@ from fix_database import _new_database as new_database
 
 from embedworker.database.embedded.cluster import Cluster
 
-DUMP = Path(__file__).parent / "upgrade" / "0001.sql.gz"
+DUMPS = Path(__file__).parent / "upgrade"
 # A dump that was restored has other numbers for its tables, and what was due then may be due later
 # by this clock. An upgrade in place sees neither.
 IN_PLACE = """
@@ -38,14 +39,24 @@ end
 $$;
 set search_path = shop, public;
 """
+# Since version 0003 a function of each table has the table's number.
+NUMBERED = "select embed._guard_vectors(s) from embed.source s"
 
 
-@pytest.fixture
-def first_version(server: Cluster, template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(params=["0001", "0003"])
+def older_version(
+    request: pytest.FixtureRequest,
+    server: Cluster,
+    template: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[str]:
     assert template  # its roles, which the dump grants to, belong to the server
     monkeypatch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
     with new_database(server, "template1") as url:
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(gzip.decompress(DUMP.read_bytes()))
+            dump = DUMPS / f"{request.param}.sql.gz"
+            connection.execute(gzip.decompress(dump.read_bytes()))
             connection.execute(IN_PLACE)
+            if request.param != "0001":
+                connection.execute(NUMBERED)
         yield url

@@ -100,7 +100,7 @@ begin
             '%', coalesce(nullif(current_setting('embed.query_timeout', true), ''), '5s')
                 using errcode = 'EW001',
                 detail = embed._live_workers('questions'::text, chosen),
-                hint = 'A worker loads a model at its start. A longer wait is `set embed.query_timeout = ''30s''`; the '
+                hint = 'A worker may still load the model. A longer wait is `set embed.query_timeout = ''30s''`; the '
                 'worker''s log says what keeps it.';
         end if;
     end if;

@@ -46,7 +46,7 @@ $$;
 
 -- together: by embed.use_model, with the others that follow the default model. Without a model or a storage it is
 -- that of the table.
-drop function if exists embed._begin_switch(regclass, text, text, boolean);
+drop function if exists embed.begin_switch(regclass, text, text), embed._begin_switch(regclass, text, text, boolean);
 create or replace function embed._begin_switch(
     relation regclass, model text, name text, together boolean, storage text default null
 ) returns regclass
@@ -141,7 +141,6 @@ begin
 end
 $$;
 
-drop function if exists embed.begin_switch(regclass, text, text);
 create or replace function embed.begin_switch(
     relation regclass, model text default null, name text default null, storage text default null
 ) returns regclass

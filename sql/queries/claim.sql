@@ -73,7 +73,7 @@ claimed as (
 )
 select key, seq, attempts, priority, dead, due from claimed;
 
--- queue_suspects
+-- queue_retries
 -- The first of these priorities that has due rows. The limit keeps the planner, who takes the queue
 -- for nearly empty, from joining all of it.
 select c.priority

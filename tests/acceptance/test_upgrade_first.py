@@ -1,4 +1,4 @@
-"""A database of version 0001 is brought to this version: nothing is lost or embedded again."""
+"""A database of an older version is brought to this one: nothing is lost or embedded again."""
 
 import re
 from contextlib import ExitStack
@@ -41,24 +41,24 @@ def catalog(url: str, query: str = CATALOG) -> set[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def upgraded(first_version: str) -> str:
-    assert migrate(first_version) == []
-    return first_version
+def upgraded(older_version: str) -> str:
+    assert migrate(older_version) == []
+    return older_version
 
 
-def test_nothing_is_lost_or_embedded_again(first_version: str) -> None:
+def test_nothing_is_lost_or_embedded_again(older_version: str) -> None:
     """Rows that were claimed, waited or were dead, and a backfill in the middle of its table."""
-    with psycopg.connect(first_version, autocommit=True) as connection:
+    with psycopg.connect(older_version, autocommit=True) as connection:
         connection.execute("set search_path = shop, public")
         before, dead = rows(connection, MADE), rows(connection, DEAD)
         assert len(before) == 12
         assert len(dead) == 1
         waiting = "select count(*) from embed.sweep_state where phase = 'rows'"
         assert rows(connection, waiting) == {(1,)}
-        assert migrate(first_version) == []
+        assert migrate(older_version) == []
         assert rows(connection, MADE) == before
         assert rows(connection, DEAD) == dead
-        assert drain_url(first_version) == []
+        assert drain_url(older_version) == []
         after = rows(connection, MADE)
         assert {row for row in before if row[:2] not in CHANGED} <= after
         assert rows(connection, DEAD) == dead

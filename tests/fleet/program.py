@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from fix_cli import command
 from fix_database import Connection
 from fix_worker import ENVIRONMENT, use_hash_model
@@ -122,8 +123,7 @@ def run(
     """Do it all on a fresh server, and judge."""
     url = server.url()
     migrate(url)
-    os.environ |= {**ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0"}
-    with connect(url) as connection, _ray(machines) as cluster:
+    with _ray(machines) as cluster, connect(url) as connection:
         use_hash_model(connection)
         make_table(connection, rows)
         started = time.monotonic()
@@ -243,15 +243,19 @@ def _ray(machines: int) -> Iterator[Any]:
     """A head without room for workers, and so many raylets, each a machine to Ray."""
     from ray.cluster_utils import Cluster as Raylets
 
-    cluster = Raylets(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-    )
-    try:
-        for _ in range(machines):
-            cluster.add_node(num_cpus=CPUS)
-        yield cluster
-    finally:
-        cluster.shutdown()
+    # Raylets and their workers inherit it. The tests that come after in this process must not.
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0"}.items():
+            patch.setenv(name, value)
+        cluster = Raylets(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
+        try:
+            for _ in range(machines):
+                cluster.add_node(num_cpus=CPUS)
+            yield cluster
+        finally:
+            cluster.shutdown()
 
 
 def _next(blows: Counter[str], chosen: random.Random) -> str:

@@ -923,7 +923,7 @@ NOT_FOLLOWED = {
     "Try again.": "a patience",
     "% belongs to %": "a pattern, no advice",
     "Call embed.disable and embed.enable for another one": "the server refuses it before",
-    "A worker loads a model at its start. A longer": "embed.query_timeout is set in test_query",
+    "A worker may still load the model. A longer": "embed.query_timeout is set in test_query",
     "The first time a worker loads the model": "embed.rerank_timeout is set in test_rerank",
     "Ask with the part that matters, at its beginning": "a notice of what was left out",
     "A worker sweeps them all the same": "a notice; the sweep comes in any case",

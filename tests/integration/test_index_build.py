@@ -294,7 +294,7 @@ def wait_longer(app: Connection, application: str) -> None:
 def end_others(app: Connection) -> None:
     """Have a pool begin new sessions, with what the database and the role have set meanwhile."""
     app.execute(
-        "select pg_terminate_backend(pid) from pg_stat_activity"
+        "select pg_terminate_backend(pid, 10000) from pg_stat_activity"
         " where pid <> pg_backend_pid() and datname = current_database()"
     )
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 from fix_database import Connection
@@ -91,7 +91,7 @@ def test_it_embeds_its_tables_with_three_connections_and_shows_that_it_lives(
     mine = make(shop, "article", 300)
     make(shop, "other", 3)
     with (
-        Progress(hash_database, frozenset([mine])) as progress,
+        closing(Progress(hash_database, frozenset([mine]))) as progress,
         fleet_worker(hash_database, Share(frozenset([mine])), monkeypatch),
     ):
         assert not progress.drained(progress.look())
@@ -102,8 +102,10 @@ def test_it_embeds_its_tables_with_three_connections_and_shows_that_it_lives(
         assert [name.split()[1] for name in names] == ["keep", "passages", "write"]
         assert held is True
         # The lock goes with the connection, and comes back on another.
-        keeper = "select pid from pg_stat_activity where application_name like 'embedworker keep %'"
-        (before,) = shop.execute(keeper).fetchone() or (0,)
+        heartbeat = (
+            "select pid from pg_stat_activity where application_name like 'embedworker keep %'"
+        )
+        (before,) = shop.execute(heartbeat).fetchone() or (0,)
         shop.execute("select pg_terminate_backend(%s)", [before])
         holds = (
             "select count(*) from pg_locks l join pg_stat_activity a using (pid)"
@@ -149,7 +151,10 @@ def test_a_table_is_drained_although_the_application_changes_it(
     mine = make(shop, "article", 3)
     with fleet_worker(hash_database, Share(frozenset([mine])), monkeypatch):
         wait_settled(shop, "article", LONG)
-    with connect(hash_database) as other, Progress(hash_database, frozenset([mine])) as progress:
+    with (
+        connect(hash_database) as other,
+        closing(Progress(hash_database, frozenset([mine]))) as progress,
+    ):
         other.execute("update article set content = 'earlier' where id = 1")
         assert not progress.drained(progress.look())
         with fleet_worker(hash_database, Share(frozenset([mine])), monkeypatch):

@@ -202,7 +202,7 @@ def test_who_can_use_the_way_and_read_its_password(pair: Pair) -> None:
                 "select rolpassword from pg_authid",
                 "select text from embed.question",
                 "select value from embed.setting",
-                "select body from article",
+                "select body from public.article",
                 "select umoptions::text from pg_user_mapping",
             ):
                 refused(stranger, "42501", over, attack)

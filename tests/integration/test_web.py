@@ -479,7 +479,7 @@ def test_the_page_goes_on_after_the_server_has_ended_its_connections(
 ) -> None:
     assert page.get("/").status_code == 200
     connection.execute(
-        "select pg_terminate_backend(pid) from pg_stat_activity"
+        "select pg_terminate_backend(pid, 10000) from pg_stat_activity"
         " where application_name = 'embedworker web' and datname = current_database()"
     )
     assert page.get("/").status_code == 200

@@ -90,6 +90,6 @@ def test_what_is_claimed_again_or_given_up_is_left_out(pool: Pool, claimed: Clai
     assert order(pool) == []
     given_up = claimed.given_up(SOURCE.id)
     assert sorted(row.key[0] for row in given_up) == ["a", "c", "d"]
-    assert len(claimed) == 3, "the keeper extends their leases until they are handed back"
+    assert len(claimed) == 3, "the heartbeat extends their leases until they are handed back"
     claimed.remove(given_up)
     assert len(claimed) == 0

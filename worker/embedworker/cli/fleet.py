@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +53,9 @@ def fleet(
     ] = 0.0,
     rate: Annotated[
         float | None,
-        typer.Option(metavar="ROWS", help="Most rows a second that all of them write together."),
+        typer.Option(
+            metavar="ROWS", help="Most rows of a backfill that all of them claim in a second."
+        ),
     ] = None,
     until_drained: Annotated[
         bool, typer.Option("--until-drained", help="End when nothing of the tables waits.")
@@ -84,7 +86,7 @@ def fleet(
         sources = _sources(connection, tables)
         check_connections(connections(connection), workers)
         if dry_run:
-            with Progress(url, sources) as progress:
+            with closing(Progress(url, sources)) as progress:
                 made = estimate(connection, progress.look(), chosen, workers, rate)
             if json:
                 print_json([one.plain() for one in made])
@@ -95,7 +97,7 @@ def fleet(
     from embedworker.fleet.placement import Size
 
     size = Size(workers, cpus, gpus, rate)
-    with Progress(url, sources) as progress, Bar() as bar:
+    with closing(Progress(url, sources)) as progress, Bar() as bar:
         run = _Run(progress, bar, size, until_drained)
         run.serve(ray, url, chosen, sources)
     if json:

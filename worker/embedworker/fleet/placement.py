@@ -140,7 +140,7 @@ class Fleet:
             needed, found = size.workers * each, have.get(what, 0.0)
             if self._address == "local" and needed > found:
                 raise ConfigurationError(
-                    f"{size.workers} workers need {needed:g} {what}s and this machine has "
+                    f"--workers {size.workers} needs {what}s: {needed:g}, and this machine has "
                     f"{found:g}; give smaller --workers or --{flag}"
                 )
         if len({node["NodeManagerAddress"] for node in nodes}) > 1 and _is_of_this_machine(

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
-from typing import Self
 
 import psycopg
 from psycopg.rows import class_row
@@ -18,7 +16,7 @@ from embedworker.queue.source import load_sources
 
 __all__ = ["Connections", "Progress", "SourceProgress", "connections"]
 
-CONNECTIONS = 3  # of one worker: the lane's, the writer's, the keeper's
+CONNECTIONS = 3  # of one worker: the lane's, the writer's, the heartbeat's
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +58,6 @@ class Progress:
         self._sources = sources
         self._connection: Connection | None = None
         self._begun_at: datetime | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def look(self) -> list[SourceProgress]:
         """Return how far the sources are; nothing while the server cannot be reached.
@@ -120,10 +107,10 @@ class Progress:
 
     def _waits(self, one: SourceProgress, since: datetime) -> bool:
         connection = self._open()
-        source = next((s for s in load_sources(connection) if s.id == one.id), None)
-        if source is None:
+        found = load_sources(connection, {one.id})
+        if not found:
             return False  # the next look says it
-        row = connection.execute(source.render("fleet_waiting"), {"at": since})
+        row = connection.execute(found[0].render("fleet_waiting"), {"at": since})
         return bool(fetch_one(row)[0])
 
     def _open(self) -> Connection:

@@ -169,7 +169,7 @@ def retries(
     """Return the lowest priority of :data:`RETRIES` that has due rows; None moves the cursor on."""
     cursor = cursor or Cursor()
     row = connection.execute(
-        source.render("queue_suspects"),
+        source.render("queue_retries"),
         {"priorities": list(RETRIES), "afters": _afters(cursor, RETRIES)},
     ).fetchone()
     if row is None:

@@ -120,7 +120,11 @@ class Databases:
                     "EMBEDWORKER_LISTEN_URL names one database; expected none for a worker of "
                     "several: unset it"
                 )
-        self._end([name for name, url in self._urls.items() if wanted.get(name) != url])
+        # One whose worker ended by itself begins again.
+        gone = [
+            n for n, url in self._urls.items() if wanted.get(n) != url or n not in self._workers
+        ]
+        self._end(gone)
         idle.serve(len(wanted))
         for name, url in wanted.items():
             if name not in self._workers:

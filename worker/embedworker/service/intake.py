@@ -25,8 +25,9 @@ __all__ = ["Intake"]
 
 log = logging.getLogger("embedworker.passages")
 
-URGENT = 64  # fresh rows taken between two batches of a window; a full 64 is a backlog, not news
-SUSPECTS = {11: 256, 12: 16}  # rows tried together after that many attempts that did not end well
+FRESH_AT_ONCE = 64  # fresh rows taken between two batches; a full 64 is a backlog, not news
+# Rows of a priority of retries that are tried together: fewer after each attempt that ended badly.
+RETRIES_AT_ONCE = {11: 256, 12: 16}
 GONE = 64  # rows of a window that are gone from their table, and most of it: there are more
 
 
@@ -64,8 +65,8 @@ class Intake:
         self._settings = settings
         self._wake = wake
         self._striking: set[int] = set()  # sources of which many rows are gone
-        self._suspects = 1
-        self._suspects_turn = False
+        self._retries_at_once = 1
+        self._retries_turn = False
         self._backlog = False
         self._apart = False  # whether the rows that are held are retries
         self._intervals = intervals  # of looks at what changes with the rows
@@ -84,10 +85,10 @@ class Intake:
         self._backlog = self._apart = self._refused = False
         if not alone:
             return self._refill_all(ready)
-        self._suspects_turn = not self._suspects_turn
-        if self._suspects_turn and self._take_suspects(ready):
+        self._retries_turn = not self._retries_turn
+        if self._retries_turn and self._take_retries(ready):
             return True
-        if self._refill_all(ready) or (not self._suspects_turn and self._take_suspects(ready)):
+        if self._refill_all(ready) or (not self._retries_turn and self._take_retries(ready)):
             return True
         return self._refused
 
@@ -100,12 +101,12 @@ class Intake:
 
     def _retries_wait(self, ready: Sequence[Source]) -> bool:
         waiting = [
-            self._registry.attempt(source, Step.RETRIES, self._first_suspects, source)
+            self._registry.attempt(source, Step.RETRIES, self._first_retries, source)
             for source in ready
         ]
         return any(priority is not None for priority in waiting)
 
-    def _first_suspects(self, source: Source) -> int | None:
+    def _first_retries(self, source: Source) -> int | None:
         with self._scan.retries(source.id) as cursor:
             return retries(self._connection, source, cursor=cursor, looked_at=self._scan.looked_at)
 
@@ -160,23 +161,23 @@ class Intake:
         self._metrics.skipped.labels(str(source), source.name).inc(count)
         return count
 
-    def _take_suspects(self, ready: Sequence[Source]) -> bool:
+    def _take_retries(self, ready: Sequence[Source]) -> bool:
         shuffled = random.sample(ready, len(ready))
         return any(
-            self._registry.attempt(source, Step.RETRIES, self._refill_suspects, source)
+            self._registry.attempt(source, Step.RETRIES, self._refill_retries, source)
             for source in shuffled
         )
 
-    def _refill_suspects(self, source: Source) -> int:
-        priority = self._first_suspects(source)
+    def _refill_retries(self, source: Source) -> int:
+        priority = self._first_retries(source)
         if priority is None:
             return 0
         loaded = self._registry.load(source)
-        quota = min(self._suspects, SUSPECTS.get(priority, 1))
+        quota = min(self._retries_at_once, RETRIES_AT_ONCE.get(priority, 1))
         with self._metrics.phase.labels("claim").time(), self._scan.measured():
             taken = self._claim(source, {priority: quota})
         self._apart = bool(taken)
-        self._suspects = min(self._suspects * 2, max(SUSPECTS.values()))
+        self._retries_at_once = min(self._retries_at_once * 2, max(RETRIES_AT_ONCE.values()))
         self._plan(loaded, source, taken)
         return len(taken)
 
@@ -184,8 +185,8 @@ class Intake:
         loaded = self._registry.load(source)
         with self._metrics.phase.labels("claim").time(), self._scan.measured():
             moved = move(self._connection, source, cursor=self._scan.cursors[source.id])
-            taken = self._claim(source, {FRESH: URGENT}) if moved.rows else []
-        self._backlog = self._backlog or len(taken) == URGENT
+            taken = self._claim(source, {FRESH: FRESH_AT_ONCE}) if moved.rows else []
+        self._backlog = self._backlog or len(taken) == FRESH_AT_ONCE
         self._plan(loaded, source, taken, fresh=True)
         return len(taken)
 

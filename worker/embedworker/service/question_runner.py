@@ -63,7 +63,7 @@ class QuestionRunner(LaneRunner):
         while not self._stopped.is_set():
             current.progress.telemetry.health.seen()
             current.wake.clear()
-            if time.monotonic() - looked_at >= LOOK:
+            if time.monotonic() - looked_at >= idle.pause(LOOK):
                 # A switch brings a model. Loaded at the first question after the cut, it kept that
                 # waiting for 14 s.
                 looked_at = time.monotonic()
