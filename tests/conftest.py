@@ -57,6 +57,11 @@ def same_environment() -> Iterator[None]:
     assert not changed, f"the test changed the environment: {', '.join(sorted(changed))}"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one process more than there are processors: tests wait for a third of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests of real processes and of many cases as slow, but for those marked smoke."""

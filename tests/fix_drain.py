@@ -80,8 +80,8 @@ class Lane:
         idle = 0  # twice: a table that has changed is noticed by one look and swept by the next
         while time.monotonic() < deadline:
             idle = 0 if self.lane.step() else idle + 1
-            if idle > 1 and (self.lane.drained or self.registry.troubles()):
-                return self.registry.troubles()
+            if idle > 1 and (self.lane.drained or self.lane.troubles()):
+                return self.lane.troubles()
             if idle:  # the look behind the cursors may be a second away
                 self.wake.wait(INTERVAL)
         raise AssertionError(f"work without end: {self.progress.embedded} texts embedded")

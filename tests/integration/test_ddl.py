@@ -14,6 +14,8 @@ from fix_drain import (
 )
 from waiting import wait_until
 
+from embedworker.service import passages
+
 TABLE = """
 create table article (
     gone integer, id integer primary key, title varchar(20), body text,
@@ -444,16 +446,17 @@ def test_view_of_the_applications_on_the_vectors(article: Connection, lane: Lane
 
 
 def test_open_disable_does_not_stop_others(
-    article: Connection, drain: Drain, shared_database: str
+    article: Connection, drain: Drain, shared_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The queue is locked until the administrator commits; other sources go on."""
+    monkeypatch.setattr(passages, "LOCKED", 0.3)
     article.execute("create table note (id integer primary key, body text)")
     article.execute("select embed.enable('note', array['body'])")
     assert drain() == []
     with psycopg.connect(shared_database) as admin:
         admin.execute("select embed.disable('shop.article')")
         article.execute("insert into note values (1, 'one')")
-        drain()
+        assert drain() == [f"shop.article: {passages.HELD}"]
         assert assert_current(article, "note") == {("1",): "one"}
         admin.rollback()
     assert drain() == []

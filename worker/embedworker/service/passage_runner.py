@@ -39,7 +39,7 @@ class PassageRunner(LaneRunner):
                             idle = 0
                         elif registry.awaits:  # nothing is to be left for later
                             current.wake.wait(self._settings.poll_min)
-                        elif lane.drained or registry.troubles():
+                        elif lane.drained or lane.troubles():
                             idle += 1
                             # One index at a time: other sources may need one, too.
                             if idle == 2 and indexer.wait():
@@ -47,7 +47,7 @@ class PassageRunner(LaneRunner):
                         else:
                             current.wake.wait(self._settings.poll_min)
                 indexer.wait()
-                return registry.troubles()
+                return lane.troubles()
         finally:
             self.strike_failed()
 

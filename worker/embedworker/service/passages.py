@@ -28,6 +28,8 @@ __all__ = ["PassageLane"]
 
 log = logging.getLogger("embedworker.passages")
 
+LOCKED = 10.0  # seconds that a queue may be locked before ``--once`` ends without its rows
+HELD = "another session has locked its queue, as an open transaction with embed.disable() does"
 TICK = 0.01  # seconds between looks at whether a change was notified, while the threads are at work
 
 
@@ -208,8 +210,17 @@ class PassageLane:
     @property
     def drained(self) -> bool:
         """Whether nothing is left that could be done now, for ``--once``."""
-        held = self._pool or self.busy or self.reader.long_texts
+        held = self._pool or self.busy or self.reader.long_texts or self._scan.locked
         return self._scan.whole and not (held or self.sweeps.pending) and self.counting.settled
+
+    def troubles(self) -> list[str]:
+        """Return what stops sources at the moment, a sentence each."""
+        before = time.monotonic() - LOCKED
+        locked = {number for number, since in self._scan.locked.items() if since < before}
+        return [
+            *self._registry.troubles(),
+            *(f"{s}: {HELD}" for s in self._registry.active() if s.id in locked),
+        ]
 
     def hand_back(self, *, finish: bool = True) -> None:
         """Give back every claimed row untried, for another worker or the next start.

@@ -33,6 +33,8 @@ class QueueScan:
         """By the database's clock."""
         self.whole = False
         """Whether the last look began at the front."""
+        self.locked: dict[int, float] = {}
+        """Since when another session has locked the queues of sources, in monotonic seconds."""
         self._working: set[int] = set()  # sources that had work at the last look
         self._look_at = 0.0
         self._looking = 0.0  # seconds that this look and its claims have taken
@@ -52,6 +54,8 @@ class QueueScan:
         self._look_at = started + min(self._looking / LOOK_SHARE, LONGEST_PAUSE_OF_LOOKS)
         self.looked_at = rows[0].at if rows else None
         self._working = {row.source for row in rows if row.work}
+        locked = [row.source for row in rows if row.work is None]
+        self.locked = {source: self.locked.get(source, started) for source in locked}
         return rows
 
     @property
