@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -53,6 +54,18 @@ def test_a_fleet_that_the_server_has_no_room_for_is_refused_with_the_numbers(
     assert f"{most} workers need {3 * most} connections" in said
     assert f"max_connections is {most}, of which 3 are reserved" in said
     assert "give --workers" in said
+
+
+@pytest.mark.smoke
+@pytest.mark.usefixtures("article")
+def test_an_address_where_nobody_listens_is_refused_at_once(cli: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    started = time.monotonic()
+    said = cli.refused("fleet", "article", "--workers", "1", "--ray", f"127.0.0.1:{port}")
+    assert f"Ray was not reached at '127.0.0.1:{port}'" in said
+    assert "Give --ray local" in said
+    assert time.monotonic() - started < 20  # Ray itself tries for half a minute
 
 
 @pytest.mark.smoke

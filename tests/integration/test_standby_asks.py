@@ -292,6 +292,7 @@ def test_without_the_primary_the_words_rank(pair: Pair) -> None:
         ("?sslmode=require", "names no host"),
         ("db1?what=1", "cannot be read"),
         ("[::1", "cannot be read"),
+        ("db1?sslmode=on", "sslmode=on; expected disable, "),
     ],
 )
 def test_hosts_that_are_none(given: str, said: str) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Fleet", "Size"]
 
+ANSWER = 5.0  # seconds for the port of an address to answer
+NOT_REACHED = (
+    "Ray was not reached at {!r}: {}. Give --ray local, or the address that `ray start` has printed"
+)
 LOOK = 1.0  # seconds for the answers of the workers
 ENDING = 60.0  # seconds until a worker that was asked to end is ended
 
@@ -178,6 +183,7 @@ def _start(address: str) -> None:
     Raises EmbedworkerError.
     """
     where: dict[str, Any] = {} if address == "auto" else {"address": address}
+    _check(address)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(
@@ -188,10 +194,21 @@ def _start(address: str) -> None:
             namespace="embedworker",
         )
     except (ConnectionError, ImportError, OSError, RayError, RuntimeError, ValueError) as error:
-        raise EmbedworkerError(
-            f"Ray was not reached at {address!r}: {_last_line(error)}. Give --ray local, or the "
-            "address that `ray start` has printed"
-        ) from error
+        raise EmbedworkerError(NOT_REACHED.format(address, _last_line(error))) from error
+
+
+def _check(address: str) -> None:
+    """Connect to the port of an address once, because Ray tries for half a minute.
+
+    Raises EmbedworkerError.
+    """
+    host, found, port = address.rpartition("://")[2].rpartition(":")
+    if not found or not port.isdecimal():
+        return  # a word, such as local; Ray refuses those that it does not know at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise EmbedworkerError(NOT_REACHED.format(address, error)) from error
 
 
 def _last_line(error: BaseException) -> str:
