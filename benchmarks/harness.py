@@ -56,7 +56,7 @@ __all__ = [
 Connection = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")
 
-PATIENCE = 600.0  # seconds until a benchmark gives up waiting
+LONGEST = 600.0  # seconds until a benchmark gives up waiting
 PACKAGES = (
     "torch",
     "openvino",
@@ -305,13 +305,13 @@ def wait_until(
     *,
     check: Callable[[], object] = bool,
     pause: float = 0.0,
-    patience: float = PATIENCE,
+    timeout: float = LONGEST,
 ) -> T:
-    """Call until true, with a pause between; raises TimeoutError after ``patience`` seconds."""
-    deadline = time.monotonic() + patience
+    """Call until true, with a pause between; raises TimeoutError after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
     while not (seen := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {patience:g} s; last: {seen!r}")
+            raise TimeoutError(f"not within {timeout:g} s; last: {seen!r}")
         check()
         time.sleep(pause)
     return seen

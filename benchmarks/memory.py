@@ -88,7 +88,7 @@ def main() -> None:
                     lambda: fetch_value(connection, PENDING) == 0,
                     check=look,
                     pause=0.5,
-                    patience=ROUND,
+                    timeout=ROUND,
                 )
                 fetch_value(connection, "select embed.query(%s) is null", [f"question {seed}"])
                 means = {lane: float(np.mean([at[lane] for at in looks])) for lane in looks[0]}

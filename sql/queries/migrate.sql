@@ -36,7 +36,7 @@ where e.extname = %(name)s;
 -- Load pgvector's library, so that its settings (hnsw.*) are known to the functions that set them.
 select pg_catalog.count(*) from pg_catalog.pg_extension where '[1]'::{vector} is not null;
 
--- migrate_patience
+-- migrate_lock_timeout
 -- How long a statement of this transaction may wait for a table.
 select pg_catalog.set_config('lock_timeout', %(lock_timeout)s, true);
 

@@ -55,13 +55,15 @@ limit %(most)s;
 update embed.switch_state set judgement = %(judgement)s where source = %(source)s;
 
 -- switch_sizes
--- What the vectors of a source take now: passages by the planner's guess, bytes with indexes, and the folder of the
--- server's data where this role may know it.
+-- How many rows a source has by its counters, and what its vectors take now: passages by the planner's guess, or one a
+-- row before the first ANALYZE, bytes with indexes, and the folder of the server's data where this role may know it.
 select
-    greatest(c.reltuples, 0)::bigint as passages,
+    x.rows,
+    case when c.reltuples < 0 then x.embedded else embed._guess_rows(s.vectors) end as passages,
     pg_catalog.pg_total_relation_size(s.vectors) as bytes,
     s.dimensions,
     (select p.setting from pg_catalog.pg_settings p where p.name = 'data_directory') as folder
 from embed.source s
+join embed.status x on x.source = s.relation and x.name = s.name
 join pg_catalog.pg_class c on c.oid = s.vectors
 where s.id = %(source)s;

@@ -90,6 +90,17 @@ def test_the_commands_of_the_page(
         assert model.fetchall() == [(SMALL_MODEL,)]
 
 
+def test_a_plan_knows_the_rows_of_a_table_that_was_just_loaded(
+    article: psycopg.Connection[Any], cli: Cli
+) -> None:
+    for table in "article", "article_embedding":  # so no ANALYZE
+        article.execute(f"alter table {table} set (autovacuum_enabled = off)".encode())
+    article.execute("insert into article select n, 'row ' || n from generate_series(31, 900) n")
+    cli.ok("run", "--once")
+    rows = cli.ok("switch", "plan", "article", SMALL_MODEL).splitlines()[0]
+    assert rows.split() == ["rows:", "900,", "about", "900", "passages", "now"]
+
+
 @pytest.mark.usefixtures("article")
 def test_questions_without_keys_and_the_tables_own_texts(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "asked.jsonl"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 POLL = 0.05  # seconds between two looks at how many articles are searchable
-PATIENCE = 600.0  # seconds; a default model that has to be downloaded is the slowest case
+LONGEST = 600.0  # seconds; a default model that has to be downloaded is the slowest case
 GRACE = 10.0  # seconds in which a worker may get over a trouble by itself
 LOG = "demo-worker.log"
 
@@ -189,8 +189,8 @@ def _await_articles(
                 show("the worker loads the model", 0.0)
             else:
                 show(f"{done} of {count} searchable", done / count)
-            if time.monotonic() - started > PATIENCE:
-                raise EmbedworkerError(f"{done} of {count} articles after {PATIENCE:g} s")
+            if time.monotonic() - started > LONGEST:
+                raise EmbedworkerError(f"{done} of {count} articles after {LONGEST:g} s")
             time.sleep(POLL)
         show("the worker gets ready for questions", 1.0)
         connection.execute(statement("demo_wait"))

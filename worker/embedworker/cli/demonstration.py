@@ -17,7 +17,7 @@ from embedworker.errors import EmbedworkerError
 __all__ = ["Demonstration"]
 
 POLL = 0.002  # seconds between two looks at whether a change is found
-PATIENCE = 60.0  # seconds until a change that is not embedded is a failure
+LONGEST = 60.0  # seconds until a change that is not embedded is a failure
 
 Hits = list[tuple[str, float]]
 
@@ -126,9 +126,9 @@ class Demonstration:
 
     def _look(self, started: float) -> None:
         self._check()
-        if time.perf_counter() - started > PATIENCE:
+        if time.perf_counter() - started > LONGEST:
             raise EmbedworkerError(
-                f"the worker has not followed a change within {PATIENCE:g} s; see its log"
+                f"the worker has not followed a change within {LONGEST:g} s; see its log"
             )
         time.sleep(POLL)
 

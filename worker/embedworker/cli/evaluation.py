@@ -43,7 +43,7 @@ __all__ = ["Evaluation", "progress_bar"]
 TABLE = "embedworker_eval.document"
 LOOK = 0.2  # seconds between looks at how many documents are embedded
 QUERY_TIMEOUT = "1min"  # the longest that embed.query waits
-PATIENCE = 600.0  # seconds for the model of the questions, which may have to be downloaded
+LONGEST = 600.0  # seconds for the model of the questions, which may have to be downloaded
 NO_WORKER = "EW001"
 
 T = TypeVar("T")
@@ -138,9 +138,9 @@ class Evaluation:
                 self._reconnect()
 
     def _reconnect(self) -> None:
-        """Wait for the server, for PATIENCE seconds at most, and connect to it again."""
+        """Wait for the server, for LONGEST seconds at most, and connect to it again."""
         note("the server was lost; the evaluation goes on when it is back")
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LONGEST
         self._connection.close()
         while True:
             try:
@@ -203,7 +203,7 @@ class Evaluation:
             "question": next(iter(self.collection.questions.values())),
             "model": self.source.model,
         }
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LONGEST
         while True:
             try:
                 self._set_timeouts()

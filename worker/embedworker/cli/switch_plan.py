@@ -41,10 +41,10 @@ def estimate(
     searched = find_source(connection, table.oid, name)
     source = next(one for one in load_sources(connection) if one.id == searched.id)
     measured = sample_of(connection, source, model, settings, sample)
-    passages, present, dimensions, folder = fetch_one(
+    counted, passages, present, dimensions, folder = fetch_one(
         connection.execute(statement("switch_sizes"), {"source": source.id})
     )
-    rows = max(table.estimate, measured.texts)
+    rows = max(counted, measured.texts)
     seconds = rows / measured.rate if measured.texts else 0.0
     new = present + COPIES * REAL * (measured.dimensions - dimensions) * max(passages, rows)
     new = max(new, COPIES * REAL * measured.dimensions * rows)

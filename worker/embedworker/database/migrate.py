@@ -184,7 +184,7 @@ def _alembic(c: Connection, verb: str, revision: str, *, lock_timeout: str = "0"
     c.autocommit = False
     try:
         with engine.begin() as connection:
-            c.execute(statement("migrate_patience"), {"lock_timeout": lock_timeout})
+            c.execute(statement("migrate_lock_timeout"), {"lock_timeout": lock_timeout})
             config.attributes["connection"] = connection
             c.settle()
             for (misowned,) in c.execute(statement("migrate_misowned"), _own_names()).fetchall():

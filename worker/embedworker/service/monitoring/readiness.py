@@ -55,7 +55,7 @@ class Readiness:
     ) -> None:
         self.lanes = lanes
         self.ending = False
-        self._patience = {
+        self._limits = {
             "questions": max(settings.query_timeout, STEADY),
             "passages": max(settings.stalled_after, STEADY * settings.poll_max),
         }
@@ -119,9 +119,9 @@ class Readiness:
         if state.loading is not None:
             model, seconds = state.loading
             said.append(f"the model {model!r} has been loading for {seconds:.0f} s")
-        elif state.at_model is not None and state.at_model > self._patience[state.lane]:
+        elif state.at_model is not None and state.at_model > self._limits[state.lane]:
             said.append(f"a batch has been with the model for {state.at_model:.0f} s")
-        elif state.silent > self._patience[state.lane]:
+        elif state.silent > self._limits[state.lane]:
             said.append(f"it has been standing still for {state.silent:.0f} s")
         if state.lane == "questions":
             used = {backlog.model for backlog in self._backlog}
