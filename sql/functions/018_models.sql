@@ -14,6 +14,8 @@ create or replace function embed.add_model(
 ) returns void
 language plpgsql
 as $$
+declare
+    used regclass;
 begin
     perform embed._require_role(
         'embed_admin', pg_catalog.has_table_privilege('embed.model', 'update'), 'embed.add_model'
@@ -47,6 +49,23 @@ begin
             hint =
                 'Give http://host:port/v1 or https://host/v1 without a key, and name its host in EMBEDWORKER_ENDPOINTS '
                 'of the workers.';
+    end if;
+    -- A worker keeps the model as it was when it loaded it. Two workers that loaded it before and after a change made
+    -- the vectors of one table in turn, without end.
+    select s.relation into used
+    from embed.model m
+    join embed.source s on coalesce(s.model, embed.default_model()) = m.name
+    where m.name = add_model.name and s.relation <> 'embed.document'::regclass
+    and (m.dimensions, m.max_tokens, m.query_prefix, m.passage_prefix, m.pooling) is distinct from (
+        add_model.dimensions, add_model.max_tokens, add_model.query_prefix, add_model.passage_prefix, add_model.pooling
+    )
+    limit 1;
+    if found then
+        raise exception 'the model % is used by %, and would make other vectors', quote_literal(add_model.name), used
+            using errcode = 'EW003',
+            hint =
+                'Disable the tables that use it, call embed.add_model again, restart the workers, and enable the tables. '
+                'Only its endpoint may be changed while it is used.';
     end if;
     insert into embed.model (name, dimensions, max_tokens, query_prefix, passage_prefix, pooling, endpoint)
     values (
@@ -177,6 +196,8 @@ begin
     perform embed._require_role(
         'embed_admin', pg_catalog.has_table_privilege('embed.setting', 'update'), 'embed.use_model'
     );
+    -- A table that is enabled in an open transaction takes the default model, too.
+    perform pg_catalog.pg_advisory_xact_lock(embed._lock_global(), embed._turn_enable());
     if not exists (select from embed.model m where m.name = use_model.name) then
         raise exception 'model % is not known', quote_literal(use_model.name)
             using errcode = 'EW003', hint = 'See embed.model for what is, or add it with embed.add_model(…).';

@@ -134,6 +134,9 @@ begin
             using errcode = 'EW003', hint = 'Name every column once.';
     end if;
 
+    -- One enable at a time, and the table stands still while it is looked at.
+    perform pg_advisory_xact_lock(embed._lock_global(), embed._turn_enable());
+
     select * into a_model from embed.model m where m.name = coalesce(_enable.model, embed.default_model());
     if not found then
         raise exception 'model % is not known', quote_literal(coalesce(_enable.model, embed.default_model()))
@@ -143,9 +146,6 @@ begin
                 'Add another with embed.add_model(name, dimensions, max_tokens, query_prefix, passage_prefix, '
                 'pooling).';
     end if;
-
-    -- One enable at a time, and the table stands still while it is looked at.
-    perform pg_advisory_xact_lock(embed._lock_global(), embed._turn_enable());
 
     new.relation := a_relation;
     new.relation_oid := a_relation;

@@ -1,7 +1,7 @@
 -- How the two sides of a switch exchange their names, in one transaction.
 
--- The column beside that of a source, for other vectors; made where the table has none. Who was granted the
--- column is granted this one.
+-- Makes the column beside that of a source, for other vectors. Who was granted the column is granted this one. One of
+-- the application is refused, because embed.end_switch drops the column with its data.
 drop function if exists embed._make_next_column(embed.source, text);
 create or replace function embed._make_next_column(source embed.source, model text, storage text) returns text
 language plpgsql
@@ -15,7 +15,13 @@ begin
         select from pg_attribute a
         where a.attrelid = source.relation and a.attname = column_name and a.attnum > 0 and not a.attisdropped
     ) then
-        return column_name;
+        raise exception '% has a column %, whose name the other vectors need', source.relation, quote_ident(column_name)
+            using errcode = 'EW003',
+            hint = format(
+                'Rename it with alter table %s rename column %I to …, or drop it. embed.end_switch drops the column '
+                'that the switch makes.',
+                source.relation, column_name
+            );
     end if;
     perform embed._require_owner(source.relation), embed._lock_tables(array[source.relation]);
     execute format(

@@ -84,8 +84,8 @@ begin
             where w.source = was.source;
             return case when new.into_column is null then new.vectors else relation end;
         end if;
-        raise exception 'the model of % is being changed to % already', relation,
-            quote_literal(coalesce(new.model, embed.default_model()))
+        raise exception 'the model of % is being changed to % (%) already', relation,
+            quote_literal(coalesce(new.model, embed.default_model())), embed._storage(new)
             using errcode = 'EW010', hint = 'End that with embed.end_switch first.';
     end if;
     if coalesce(old.model, embed.default_model()) = coalesce(next_model, embed.default_model())

@@ -14,7 +14,8 @@ select
         when w.cut then coalesce(x.embedded, 0) * embed._vector_bytes(embed._storage(a), a.dimensions)
         else coalesce(y.embedded, 0) * embed._vector_bytes(embed._storage(b), b.dimensions)
     end as extra_bytes,
-    w.judgement, w.forced, w.started_at, w.cut_over_at, w.rolled_back_at
+    w.judgement, w.forced, w.started_at, w.cut_over_at, w.rolled_back_at,
+    embed._storage(a) as from_storage, embed._storage(b) as to_storage
 from embed.switch_state w
 join embed._watched_sources() as a on a.id = w.source
 join embed._watched_sources() as b on b.id = w.successor

@@ -17,8 +17,8 @@ select embed.roll_back(%(relation)s::bigint::oid::regclass, name => %(name)s);
 select embed.end_switch(%(relation)s::bigint::oid::regclass, name => %(name)s);
 
 -- switch_model
--- The model of a table that answers now.
-select coalesce(s.model, embed.default_model())
+-- The model of a table that answers now, and the type of its vectors where that is another than vector.
+select coalesce(s.model, embed.default_model()) || coalesce(' (' || nullif(embed._storage(s), 'vector') || ')', '')
 from embed.source s
 join pg_catalog.pg_class c on c.oid = s.relation
 where s.relation = %(relation)s::bigint::oid::regclass and not embed._is_standby(s.id)
@@ -29,7 +29,8 @@ limit 1;
 -- Every change of a model that is under way.
 select
     source::text, name, from_model, to_model, phase, coverage::text, pending, dead, eta, error, from_coverage::text,
-    from_pending, from_dead, extra_bytes, judgement, forced, started_at, cut_over_at, rolled_back_at
+    from_pending, from_dead, extra_bytes, judgement, forced, started_at, cut_over_at, rolled_back_at, from_storage,
+    to_storage
 from embed.switch;
 
 -- switch_sides

@@ -69,6 +69,16 @@ def test_an_address_where_nobody_listens_is_refused_at_once(cli: Cli) -> None:
 
 
 @pytest.mark.smoke
+def test_a_paused_table_is_refused_where_it_is_waited_for(
+    article: psycopg.Connection[Any], cli: Cli
+) -> None:
+    article.execute("select embed.pause('article')")
+    said = cli.refused("fleet", "article", "--workers", "1", "--until-drained")
+    assert "article is paused" in said
+    assert "run `embedworker resume article` first" in said
+
+
+@pytest.mark.smoke
 def test_a_table_that_is_not_enabled_is_refused(connection: Any, cli: Cli) -> None:
     connection.execute("create table plain (id int primary key)")
     assert "embedworker enable plain COLUMN" in cli.refused("fleet", "plain", "--dry-run")

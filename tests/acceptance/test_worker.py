@@ -15,6 +15,8 @@ from oracle import inbox_of, judge, queue_of, wait_settled
 from psycopg import sql
 from waiting import wait_until
 
+from embedworker.service.passage_runner import STOPPED
+
 
 def article(shop: Connection, rows: Sequence[str] = ()) -> None:
     """A table of articles, enabled."""
@@ -407,6 +409,7 @@ def test_sigterm_hands_rows_back(shop: Connection, workers: Workers, gate: Path)
     worker = workers.start(**failpoint("after-embed", gate), batch_tokens="150")
     wait_reached(gate)
     worker.process.terminate()
+    wait_until(lambda: "SIGTERM: ending" in worker.output(), what="the signal is handled")
     gate.touch()
     assert worker.wait() == 0, worker
     left = shop.execute(
@@ -497,6 +500,19 @@ def test_once(shop: Connection, workers: Workers) -> None:
     assert not any(word in idle.output() for word in ("WARNING", "ERROR", "Traceback"))
 
 
+def test_once_that_is_stopped_says_that_rows_are_left(shop: Connection, workers: Workers) -> None:
+    """A job of a cluster that is moved to another machine must not count as done."""
+    article(shop, [f"글 {n}" for n in range(400)])
+    done = "select count(*) from article_embedding"
+    slow = {"batch_tokens": "50", "window": "10", "testing_delay": "0.05"}
+    worker = workers.start("--once", up=False, **slow)
+    wait_until(lambda: shop.execute(done).fetchone() != (0,), START)
+    assert worker.terminate() == 1, worker
+    assert STOPPED in worker.output()
+    assert "nothing is due" not in worker.output()
+    assert shop.execute(done).fetchone() < (400,)
+
+
 @pytest.mark.smoke
 def test_both_lanes_end_together(shop: Connection, workers: Workers) -> None:
     """Without --only-…, passages are embedded by a child of the process that answers questions."""
@@ -527,7 +543,8 @@ def test_sigterm_of_once_while_the_model_is_loaded(
     article(shop, ["하나"])
     worker = workers.start("--once", up=False, **failpoint("model-load", gate))
     wait_reached(gate)
-    assert worker.terminate() == 0, worker
+    assert worker.terminate() == 1, worker
+    assert STOPPED in worker.output()
     assert shop.execute("select count(*) from embed.worker_session").fetchone() == (0,)
     assert "nothing is due" not in worker.output()
     assert not gate.exists()

@@ -1,5 +1,7 @@
 """What the application does to the form of its tables after enabling them."""
 
+from contextlib import closing
+
 import psycopg
 import pytest
 from fix_drain import (
@@ -14,7 +16,8 @@ from fix_drain import (
 )
 from waiting import wait_until
 
-from embedworker.service import passages
+from embedworker.errors import ModelError
+from embedworker.service import scan
 
 TABLE = """
 create table article (
@@ -449,18 +452,39 @@ def test_open_disable_does_not_stop_others(
     article: Connection, drain: Drain, shared_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The queue is locked until the administrator commits; other sources go on."""
-    monkeypatch.setattr(passages, "LOCKED", 0.3)
+    monkeypatch.setattr(scan, "LOCKED", 0.3)
     article.execute("create table note (id integer primary key, body text)")
     article.execute("select embed.enable('note', array['body'])")
     assert drain() == []
     with psycopg.connect(shared_database) as admin:
         admin.execute("select embed.disable('shop.article')")
         article.execute("insert into note values (1, 'one')")
-        assert drain() == [f"shop.article: {passages.HELD}"]
+        assert drain() == [f"shop.article: {scan.HELD}"]
         assert assert_current(article, "note") == {("1",): "one"}
         admin.rollback()
     assert drain() == []
     assert assert_current(article, "article") == TEXTS
+
+
+def test_an_error_that_a_dead_worker_left_is_cleared(
+    article: Connection, lane: Lane, shared_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed in embed.status, although another worker embedded every row."""
+
+    def absent(*_: object) -> None:
+        raise ModelError("no such folder on this machine")
+
+    assert lane.drain() == []
+    lane.lane.step()
+    with closing(Lane(shared_database)) as other:
+        monkeypatch.setattr(other.registry, "load", absent)
+        article.execute("update article set body = 'one' where id = 1")
+        assert any("no such folder" in trouble for trouble in other.drain())
+    article.execute("update article set body = 'two' where id = 1")
+    assert lane.drain() == []
+    lane.lane.step()
+    found = "select state, error from embed.status where source = 'shop.article'::regclass"
+    assert article.execute(found).fetchone() == ("ready", None)
 
 
 def test_drop_of_the_schema_embed(two_phase: str) -> None:

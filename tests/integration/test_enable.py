@@ -348,6 +348,37 @@ def test_add_model_refused(article: Connection, arguments: str, said: str) -> No
     assert error.value.diag.message_hint, "no HINT"
 
 
+def test_a_model_that_is_used_changes_its_endpoint_alone(article: Connection) -> None:
+    """Two workers, one of which had loaded it before, embedded the table in turn for ever."""
+    article.execute("select embed.add_model('one', 384, 512, 'q: ', 'p: ')")
+    article.execute("select embed.add_model('one', 384, 512, 'q: ', 'passage: ')")
+    article.execute(ENABLE.replace(")", ", model => 'one')"))
+    for change in ("384, 512, 'q: ', 'p: '", "2, 512, 'q: ', 'passage: '", "384"):
+        with pytest.raises(psycopg.DatabaseError, match="'one' is used by article") as error:
+            article.execute(f"select embed.add_model('one', {change})".encode())
+        assert error.value.sqlstate == "EW003"
+    article.execute(
+        "select embed.add_model('one', 384, 512, 'q: ', 'passage: ', endpoint => 'http://gpu:80/v1')"
+    )
+    found = "select passage_prefix, endpoint from embed.model where name = 'one'"
+    assert article.execute(found).fetchone() == ("passage: ", "http://gpu:80/v1")
+
+
+def test_a_default_model_is_not_changed_under_an_open_enable(
+    article: Connection, shared_database: str
+) -> None:
+    """The table would have had vectors of other dimensions than its model."""
+    article.execute("select embed.add_model('wide', 1024)")
+    with psycopg.connect(shared_database) as other:
+        other.execute(f"set search_path = shop, public; {ENABLE}".encode())
+        article.execute("set lock_timeout = '100ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            article.execute("select embed.use_model('wide')")
+        other.commit()
+    with pytest.raises(psycopg.DatabaseError, match="other dimensions"):
+        article.execute("select embed.use_model('wide')")
+
+
 @pytest.mark.parametrize(
     "call",
     [

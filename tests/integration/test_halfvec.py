@@ -259,6 +259,9 @@ def test_the_command_line_names_a_storage(app: Connection, shared_database: str)
     said = cli.ok("switch", "start", "shop.note", "--storage", "vector")
     assert "vectors:   shop.note_next_embedding" in said
     assert value(app, TYPE, "note_next_embedding", "embedding") == "vector(384)"
+    shown = cli.ok("switch", "status")
+    assert "(halfvec)" in shown
+    assert "(vector)" in shown
     found = json.loads(cli.ok("status", "--json"))["sources"]
     kinds = {one["name"]: one["storage"] for one in found}
     assert (kinds["note"], kinds["note_next"]) == ("halfvec", "vector")

@@ -330,6 +330,23 @@ CASES = {
         "select embed.use_model('new')",
         "select embed.add_model('new', 384); select embed.use_model('new')",
     ),
+    "change of a model that is used": Case(
+        "Disable the tables that use it, call embed.add_model again",
+        "select embed.add_model('mine', 384, passage_prefix => 'p: ')",
+        "select embed.disable('article', drop_vectors => true, name => 'other');"
+        "select embed.add_model('mine', 384, passage_prefix => 'p: ');"
+        "select embed.enable('article', array['title'], name => 'other', model => 'mine')",
+        "select embed.add_model('mine', 384);"
+        "select embed.enable('article', array['title'], name => 'other', model => 'mine')",
+    ),
+    "column beside that of a source": Case(
+        "Rename it with alter table %s rename column",
+        "select embed.begin_switch('plain', storage => 'halfvec')",
+        "alter table plain rename column vector_next to mine;"
+        "select embed.begin_switch('plain', storage => 'halfvec')",
+        "alter table plain add vector vector(384), add vector_next integer;"
+        "select embed.enable('plain', array['body'], into_column => 'vector')",
+    ),
     "default model of other dimensions": Case(
         "Call embed.use_model(name, switch => true), which fills new vectors",
         "select embed.use_model('wide')",
@@ -792,6 +809,7 @@ ELSEWHERE = {
         "test_switch_together::test_tables_that_follow_the_default_model_are_cut_over_together"
     ),
     "Repeat the transaction": "test_switch::test_an_old_transaction_gets_an_error_and_no_mixture",
+    "To drop it: drop owned by": "test_migrate::test_down_that_cannot_take_all_takes_nothing",
     "Run `embedworker migrate --down`, then": "test_migrate::test_a_column_of_ours_that_is_gone",
     "Run embedworker migrate, which repairs": "test_migrate::test_a_column_of_ours_that_is_gone",
     "Run embedworker migrate, which writes them again": (
@@ -1010,7 +1028,8 @@ def test_a_model_that_was_redefined(shop: Connection) -> None:
     with shop.transaction() as attempt:
         shop.execute("select embed.add_model('mine', 3)")
         shop.execute(PLAIN.format(", model => 'mine'").encode())
-        shop.execute("select embed.add_model('mine', 4)")
+        # Before 0.2, embed.add_model did it.
+        shop.execute("update embed.model set dimensions = 4 where name = 'mine'")
         call = re.search(r"embed\.disable\(.*?\)", advised(shop, "model", "plain"))
         assert call
         shop.execute(f"select {call[0]}; {PLAIN.format(', model => ' + repr('mine'))}".encode())

@@ -8,7 +8,9 @@ import psycopg
 import pytest
 from fix_drain import Lane, assert_current, drain_url
 
+from embedworker.database import migrate as migration
 from embedworker.database.connect import connect
+from embedworker.database.loopback import set_up_loopback
 from embedworker.database.migrate import downgrade, migrate
 from embedworker.errors import DatabaseError, NotMigrated, UnsupportedServer
 from embedworker.model.catalog import TESTING_MODEL
@@ -77,6 +79,56 @@ def test_up_twice_down_and_up_again(two_phase: str) -> None:
         assert [row for row in state(connection) if row in before] == before[1:]
         downgrade(two_phase)
         migrate(two_phase, model=TESTING_MODEL)
+
+
+def test_down_that_cannot_take_all_takes_nothing(two_phase: str) -> None:
+    """Half of it was neither a schema to migrate nor one to take out."""
+    with psycopg.connect(two_phase, autocommit=True) as connection:
+        set_up_loopback(connection)
+        (login,) = connection.execute("select embed._loopback_role()").fetchone() or ("",)
+        with psycopg.connect(two_phase) as other:
+            other.execute("select * from embed.status")
+            with pytest.raises(DatabaseError, match="nothing was changed") as refused:
+                downgrade(two_phase)
+            assert f"process {other.info.backend_pid} of the user postgres" in str(refused.value)
+        assert connection.execute("select count(*) from embed.status").fetchone() == (1,)
+        # Where dblink is open to everybody, anybody can do it.
+        connection.execute(f"set role {login}; select lo_create(0); reset role".encode())
+        downgrade(two_phase)
+        can = "select rolcanlogin, rolpassword is null from pg_authid where rolname = %s"
+        assert connection.execute(can, [login]).fetchone() == (False, True)
+        assert connection.execute("select to_regnamespace('embed')").fetchone() == (None,)
+        migrate(two_phase, model=TESTING_MODEL)
+        connection.execute("select * from embed.status")
+        downgrade(two_phase)
+        connection.execute(f"drop owned by {login}; drop role {login}".encode())
+
+
+def test_rows_and_tables_that_others_lock_are_not_waited_for(
+    two_phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migration, "LOCK_TIMEOUTS", ("100ms", "100ms"))
+    with psycopg.connect(two_phase, autocommit=True) as connection:
+        connection.execute(
+            "create table article (id integer primary key, body text);"
+            "select embed.enable('article', array['body'])"
+        )
+        (trigger,) = connection.execute(
+            "select format('drop trigger %I on article', tgname) from pg_trigger"
+            " where tgrelid = 'article'::regclass and tgname like '%update%'"
+        ).fetchone() or ("",)
+        with psycopg.connect(two_phase) as other:
+            other.execute("update embed.model set max_tokens = max_tokens")
+            with pytest.raises(DatabaseError, match="but not all rows"):
+                migrate(two_phase, model=TESTING_MODEL)
+            other.rollback()
+            connection.execute(trigger)
+            other.execute("alter table article add column x integer")
+            migrate(two_phase, model=TESTING_MODEL)  # leaves the table to a worker
+        count = "select count(*) from pg_trigger where tgrelid = 'article'::regclass"
+        assert connection.execute(count).fetchone() == (3,)
+        assert migrate(two_phase, model=TESTING_MODEL) == []
+        assert connection.execute(count).fetchone() == (4,)
 
 
 def test_pgvector_that_was_moved_to_another_schema(two_phase: str) -> None:

@@ -58,6 +58,23 @@ def test_columns_exchange_their_names(
     assert sorted(paged.execute(nearest.encode()).fetchall()) == [(1,), (2,)]
 
 
+def test_a_column_of_the_application_is_not_taken(app: Connection) -> None:
+    """embed.end_switch dropped it with what was in it."""
+    app.execute(
+        "create table page (id int primary key, body text, emb vector(384), emb_next halfvec(2));"
+        "insert into page values (1, 'one', null, '[1,2]');"
+        "select embed.enable('page', array['body'], into_column => 'emb')"
+    )
+    with pytest.raises(psycopg.DatabaseError, match="page has a column emb_next") as refused:
+        app.execute("select embed.begin_switch('page', storage => 'halfvec')")
+    assert refused.value.sqlstate == "EW003"
+    assert "rename column emb_next to" in str(refused.value.diag.message_hint)
+    app.execute("alter table page rename column emb_next to mine")
+    app.execute("select embed.begin_switch('page', storage => 'halfvec')")
+    app.execute("select embed.end_switch('page')")
+    assert app.execute("select mine::text from page").fetchall() == [("[1,2]",)]
+
+
 def test_who_may_read_the_column_may_read_the_next(server: Cluster, template: str) -> None:
     with database_with_logins(server, template, {"owner": "embed_admin", "reader": None}) as url:
         with psycopg.connect(url, autocommit=True) as boss:

@@ -1,5 +1,6 @@
 """A model of one's own: what is learned from, and what may replace the model in use."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from judged_words import pairs, shuffled
 from tiny_models import save_model
 
 from embedworker.adapt.adaptation import Adaptation, Outcome
+from embedworker.adapt.batches import LikeLength
 from embedworker.adapt.gate import decide
 from embedworker.adapt.material import Material
 from embedworker.adapt.questions import split
 from embedworker.adapt.soup import soup
-from embedworker.adapt.training import Recipe
+from embedworker.adapt.training import Pair, Recipe, batch_size
 from embedworker.errors import SourceError
 from embedworker.model.catalog import ModelCard
 from embedworker.model.locate import Located
@@ -75,6 +78,23 @@ def test_the_gate(gain: float, error: float, losses: dict[str, float], said: str
     reasons = decide(Difference(gain, error), guards).reasons
     assert [said in reason for reason in reasons if said] == ([True] if said else [])
     assert len(reasons) == (said is not None)
+
+
+@pytest.mark.parametrize(("texts", "rights"), [(100, 2), (120, 3), (60, 1), (3, 1)])
+def test_few_texts_fill_batches(texts: int, rights: int) -> None:
+    """A batch of nearly all different texts was never filled, and no step was trained."""
+    chance = random.Random(1)
+    made = [
+        Pair(f"question {n}", f"text {text}")
+        for n in range(140)
+        for text in chance.sample(range(texts), rights)
+    ]
+    size = batch_size(made, 128)
+    columns = {"anchor": [p.question for p in made], "positive": [p.right for p in made]}
+    batches = list(LikeLength(Dataset.from_dict(columns), size, True))
+    assert batches
+    for batch in batches:
+        assert len({made[n].right for n in batch}) == len(batch) == size
 
 
 def test_a_soup_is_between_its_models() -> None:

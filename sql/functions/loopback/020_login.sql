@@ -155,7 +155,14 @@ begin
         execute format('revoke usage on schema embed from %I', login);
         execute format('revoke execute on function embed.ask(uuid, text, text, text, text[], oid) from %I', login);
         execute format('revoke execute on function embed.await(uuid, interval, boolean) from %I', login);
-        execute format('drop role %I', login);
+        begin
+            execute format('drop role %I', login);
+        exception when dependent_objects_still_exist then
+            -- Where dblink was open to everybody, somebody may have made an object in his name.
+            execute format('alter role %I nologin password null', login);
+            raise warning 'the role % stays, without a login, because objects depend on it', quote_ident(login)
+                using hint = format('To drop it: drop owned by %I; drop role %I;', login, login);
+        end;
     end if;
 end
 $$;

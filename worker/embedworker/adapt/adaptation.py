@@ -25,7 +25,7 @@ from embedworker.adapt.gate import Verdict, decide
 from embedworker.adapt.material import CHOICE_ROWS, Material
 from embedworker.adapt.ranking import QuestionSet, Vectors, evaluated
 from embedworker.adapt.soup import WEIGHTS, soup
-from embedworker.adapt.training import Pair, Recipe, train
+from embedworker.adapt.training import Pair, Recipe, batch_size, train
 from embedworker.model.catalog import ModelCard
 from embedworker.model.cpu import has_bfloat16
 from embedworker.model.encoder import prefixed
@@ -114,8 +114,8 @@ class Adaptation:
 
     def _begin(self, recipes: Sequence[Recipe]) -> None:
         """Empty the work folder unless it is of the same adaptation."""
-        questions = asdict(self.material.questions)
-        same = json.dumps([self.located.revision, questions, [asdict(r) for r in recipes]])
+        material = [asdict(self.material.questions), self.material.texts]
+        same = json.dumps([self.located.revision, material, [asdict(r) for r in recipes]])
         mark = self.work / "adaptation"
         digest = sha256(same.encode()).hexdigest()
         if not mark.is_file() or mark.read_text() != digest:
@@ -127,7 +127,7 @@ class Adaptation:
         folder = self.work / f"tuned-{number}"
         if not folder.is_dir():
             pairs = self.pairs()
-            batches = len(pairs) // min(recipe.batch, len(pairs))
+            batches = len(pairs) // batch_size(pairs, recipe.batch)
             with self.steps("training", batches * recipe.epochs) as show:
                 model = train(
                     self.located.folder,

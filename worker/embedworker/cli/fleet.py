@@ -1,5 +1,6 @@
 """``embedworker fleet``: many workers for a backfill, placed by Ray."""
 
+import math
 import sys
 import threading
 import time
@@ -72,7 +73,7 @@ def fleet(
     that die. Changes of the application go first. `embedworker run` answers questions and builds
     indexes meanwhile.
     """
-    if rate is not None and rate <= 0:
+    if rate is not None and not 0 < rate < math.inf:
         raise ConfigurationError(f"--rate {rate:g} is no ceiling; expected rows a second above 0")
     if dry_run and until_drained:
         raise ConfigurationError("--dry-run starts no worker: not with --until-drained")
@@ -93,6 +94,9 @@ def fleet(
             for line in () if json else [line for one in made for line in one.lines(workers)]:
                 typer.echo(line)
             return
+        if until_drained:
+            with closing(Progress(url, sources)) as progress:
+                _refuse_paused(progress.look())
     from embedworker.cli.fleet_bar import Bar
     from embedworker.fleet.placement import Size
 
@@ -104,6 +108,17 @@ def fleet(
         print_json(run.summary())
     else:
         bar.say_end(run.summary())
+    if until_drained and not run.drained:
+        raise typer.Exit(1)
+
+
+def _refuse_paused(found: "Sequence[SourceProgress]") -> None:
+    for one in found:
+        if one.paused:
+            raise SourceError(
+                f"{one.source} is paused, so --until-drained would never end; "
+                f"run `embedworker resume {one.source}` first"
+            )
 
 
 def _sources(connection: "Connection", tables: Sequence[str]) -> frozenset[int]:
@@ -175,6 +190,7 @@ class _Run:
         running = sum(report.ready for report in reports)
         troubles = [report.trouble for report in reports if report.trouble]
         troubles += [f"{one.source}: {one.error}" for one in self.last if one.error]
+        troubles += [f"{one.source} is paused" for one in self.last if one.paused]
         for trouble in troubles:
             self.bar.say(trouble)
         if len(reports) < self.size.workers and seconds > SETTLE:

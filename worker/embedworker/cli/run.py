@@ -145,11 +145,13 @@ def _run_once(urls: "Mapping[str, str]", chosen: "Settings") -> None:
                     raise
                 found = [str(error)]
             troubles += [f"{name}: {trouble}" if name else trouble for trouble in found]
-    for worker in workers.values():
-        _end_while_loading(worker)
-    if troubles:
-        fail("\n".join(troubles))
-    log.info("nothing is due any more")
+    try:
+        if troubles:
+            fail("\n".join(troubles))
+        log.info("nothing is due any more")
+    finally:
+        for worker in workers.values():
+            _end_while_loading(worker, 1 if troubles else 0)
 
 
 def _serve(
@@ -179,6 +181,7 @@ def _serve(
         read,
         metrics=metrics,
         monitor=partial(Monitor, settings=chosen, reports=reports) if is_monitored else None,
+        is_child=is_child,
     )
     report_to_parent(worker.telemetries)
     command = [sys.executable, "-P", "-m", "embedworker.cli"]
@@ -217,11 +220,11 @@ def _serve(
     _end_while_loading(worker)
 
 
-def _end_while_loading(worker: "Worker | Databases") -> None:
+def _end_while_loading(worker: "Worker | Databases", code: int = 0) -> None:
     """End without the models: one takes seconds to load, and minutes to download."""
     if worker.loading:  # then the worker was stopped, and has handed everything back
         logging.shutdown()
-        os._exit(0)
+        os._exit(code)
 
 
 @contextmanager

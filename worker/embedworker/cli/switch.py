@@ -56,6 +56,8 @@ class Switch:
     started_at: datetime
     cut_over_at: datetime | None
     rolled_back_at: datetime | None
+    from_storage: str
+    to_storage: str
 
 
 def register(app: typer.Typer) -> None:
@@ -150,12 +152,14 @@ def _lines(found: list[Switch]) -> list[str]:
         return ["no model is being changed; `embedworker switch start TABLE MODEL` does that"]
     lines: list[str] = []
     for one in found:
+        other = one.from_storage != one.to_storage
+        old, new = (f" ({kind})" if other else "" for kind in (one.from_storage, one.to_storage))
         lines += (
             f"{one.source} ({one.name}): {one.phase}{', forced' if one.forced else ''}",
-            f"  new: {one.to_model}, {figures.percent(one.coverage)} covered,"
+            f"  new: {one.to_model}{new}, {figures.percent(one.coverage)} covered,"
             f" {figures.count(one.pending)} pending, {figures.count(one.dead)} given up,"
             f" ready in {figures.span(one.eta)}",
-            f"  old: {one.from_model}, {figures.percent(one.from_coverage)} covered,"
+            f"  old: {one.from_model}{old}, {figures.percent(one.from_coverage)} covered,"
             f" {figures.count(one.from_pending)} pending, {figures.count(one.from_dead)} given up",
             f"  disk of the side that does not answer: {figures.size(one.extra_bytes)}",
         )

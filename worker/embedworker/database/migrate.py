@@ -77,8 +77,9 @@ def migrate(
                 _ensure_vector(c)
                 c.execute(statement("migrate_schema"))
                 remarks = _upgrade(c)
-                c.execute(statement("migrate_filters"))
-                _seed(c, model)
+                with _patiently(c, "tables and functions are of this version, but not all rows"):
+                    c.execute(statement("migrate_filters"))
+                    _seed(c, model)
                 remarks += _set_up_scans(c)
                 remarks += set_up_loopback(c, host=loopback_host, primary=primary)
                 remarks += _refresh_sources(c) + _finish(c)
@@ -113,15 +114,20 @@ def downgrade(url: str) -> None:
                 f"{c.info.dbname!r}: {strangers}; nothing was changed. Drop them or move them to "
                 "another schema, then run `embedworker migrate --down` again"
             )
-        try:
-            with _alembic(c, "downgrade", "base"):
-                pass
-        except psycopg.DatabaseError as error:
-            raise DatabaseError(
-                f"{error.diag.message_primary}. {error.diag.message_hint or ''}".strip()
-            ) from error
-        take_down_loopback(c)
-        c.execute(statement("migrate_drop"))
+        for lock_timeout in LOCK_TIMEOUTS:
+            try:
+                # All or nothing: half of it was neither a schema to migrate nor one to take out.
+                with _alembic(c, "downgrade", "base", lock_timeout=lock_timeout):
+                    take_down_loopback(c)
+                    c.execute(statement("migrate_drop"))
+            except psycopg.errors.LockNotAvailable:
+                continue
+            except psycopg.DatabaseError as error:
+                raise DatabaseError(
+                    f"{error.diag.message_primary}. {error.diag.message_hint or ''}".strip()
+                ) from error
+            return
+        raise _in_use(c, "nothing was changed", "migrate --down")
 
 
 def _own_names() -> dict[str, list[str]]:
@@ -167,11 +173,31 @@ def _upgrade(c: Connection) -> list[str]:
                     f"{error.diag.message_primary}. {error.diag.message_hint}"
                 ) from error
             raise
-    raise DatabaseError(
+    raise _in_use(c, "nothing was changed")
+
+
+def _in_use(c: Connection, done: str, command: str = "migrate") -> DatabaseError:
+    """Return the error for a lock that others keep; ``done`` says how far this came."""
+    (who,) = fetch_one(c.execute(statement("migrate_holders")))
+    return DatabaseError(
         f"a table of the schema embed in {c.info.dbname!r} is used by a transaction that does not "
-        f"end (waited {len(LOCK_TIMEOUTS)} times); nothing was changed. End it (see "
-        "pg_stat_activity), then run `embedworker migrate` again"
+        f"end{f', that of {who}' if who else ''}; {done}. End it (see pg_stat_activity), then run "
+        f"`embedworker {command}` again"
     )
+
+
+@contextmanager
+def _patiently(c: Connection, done: str) -> Iterator[None]:
+    """Open a transaction that waits a few seconds for a lock, and no longer.
+
+    Raises DatabaseError that says who holds one.
+    """
+    try:
+        with c.transaction():
+            c.execute(statement("migrate_lock_timeout"), {"lock_timeout": LOCK_TIMEOUTS[-1]})
+            yield
+    except psycopg.errors.LockNotAvailable as error:
+        raise _in_use(c, done) from error
 
 
 @contextmanager
@@ -227,7 +253,9 @@ def _refresh_sources(c: Connection) -> list[str]:
     remarks = []
     for number, name in c.execute(statement("migrate_sources")).fetchall():
         try:
-            c.execute(statement("source_refresh"), {"source": number})
+            with c.transaction():
+                c.execute(statement("migrate_lock_timeout"), {"lock_timeout": LOCK_TIMEOUTS[0]})
+                c.execute(statement("source_refresh"), {"source": number})
         except psycopg.Error as error:
             if c.closed:
                 raise

@@ -95,7 +95,8 @@ class Fleet:
             ending: list[Any] = [self._workers[place].stop.remote() for place in self._reports]
             if ending:
                 ray.wait(ending, num_returns=len(ending), timeout=ENDING)
-            self._look(0.0)
+            self._asked.clear()  # what was asked before may be from before the last rows
+            self._look(LOOK)
         finally:
             ray.shutdown()
 
@@ -219,5 +220,10 @@ def _last_line(error: BaseException) -> str:
 def _is_of_this_machine(url: str) -> bool:
     from psycopg.conninfo import conninfo_to_dict
 
-    host = str(conninfo_to_dict(url).get("host") or "")
+    from embedworker.database.connect import dsn
+
+    parts = conninfo_to_dict(dsn(url))
+    if parts.get("service"):
+        return False  # the file that names its host is on this machine alone
+    host = str(parts.get("hostaddr") or parts.get("host") or "")
     return host in ("", "localhost", "::1") or host.startswith(("/", "127."))

@@ -37,12 +37,14 @@ class Databases:
         *,
         metrics: Metrics,
         monitor: Callable[[str, Telemetry, str], Monitor] | None = None,
+        is_child: bool = False,
     ) -> None:
         self._settings = settings
         self._lane: Lane = lane
         self._read = read
         self._metrics = metrics
         self._monitor = monitor
+        self._is_child = is_child
         self._encoders: Encoders | None = None
         self._urls: dict[str, str] = {}
         self._workers: dict[str, Worker] = {}
@@ -80,8 +82,11 @@ class Databases:
                 self._changed.clear()
                 self._follow_again()
             self._note_ends()
+            self._ended = [w for w in self._ended if w.loading or not w.ended]
         last = list(self._workers.values())
         self._end(list(self._workers))
+        for worker in self._ended:
+            worker.join()
         for worker in last:
             if worker.failure is not None:
                 raise worker.failure
@@ -94,6 +99,8 @@ class Databases:
         """End the workers in order; for a signal handler."""
         for monitor in self.monitors():
             monitor.readiness.ending = True
+        for worker in list(self._workers.copy().values()):
+            worker.stop()
         self._stopped.set()
         self._changed.set()
 
@@ -101,10 +108,13 @@ class Databases:
         try:
             wanted = self._read()
         except ConfigurationError as error:
-            log.error("%s. The worker goes on with the databases that it has", error)
+            if not self._is_child:  # its parent logs it
+                log.error("%s. The worker goes on with the databases that it has", error)
             return
         before = set(self._workers)
         self._follow(wanted)
+        if self._is_child:
+            return
         log.info(
             "the databases were read again: %s, of which %s are new; %s ended",
             len(wanted),
@@ -147,13 +157,11 @@ class Databases:
                 self._monitors[name].start()
 
     def _end(self, names: list[str]) -> None:
+        # Not joined: the server of one may not answer for half a minute, and the others go on.
         for name in names:
             if name in self._workers:
-                self._workers[name].stop()
-        for name in names:
-            if name in self._workers:
-                self._ended = [w for w in self._ended if w.loading] + [self._workers.pop(name)]
-                self._ended[-1].join()
+                self._ended.append(self._workers.pop(name))
+                self._ended[-1].stop()
             if name in self._monitors:
                 self._monitors.pop(name).stop()
             self._urls.pop(name, None)

@@ -17,6 +17,8 @@ from embedworker.service.session import Session
 
 __all__ = ["PassageRunner"]
 
+STOPPED = "the worker was stopped before it had embedded all rows; the next run goes on with them"
+
 
 class PassageRunner(LaneRunner):
     """Runs :class:`PassageLane` in the calling thread."""
@@ -46,8 +48,9 @@ class PassageRunner(LaneRunner):
                                 idle = 0
                         else:
                             current.wake.wait(self._settings.poll_min)
+                    early = idle < 2
                 indexer.wait()
-                return lane.troubles()
+                return [*lane.troubles(), *([STOPPED] if early else [])]
         finally:
             self.strike_failed()
 

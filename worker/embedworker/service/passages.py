@@ -28,8 +28,6 @@ __all__ = ["PassageLane"]
 
 log = logging.getLogger("embedworker.passages")
 
-LOCKED = 10.0  # seconds that a queue may be locked before ``--once`` ends without its rows
-HELD = "another session has locked its queue, as an open transaction with embed.disable() does"
 TICK = 0.01  # seconds between looks at whether a change was notified, while the threads are at work
 
 
@@ -52,12 +50,9 @@ class PassageLane:
         *,
         writing: Connection | None = None,
     ) -> None:
-        # Set when a batch, or a write, is done by its thread.
-        self._ended = None if writing is None else threading.Event()
+        self._ended = None if writing is None else threading.Event()  # set when a thread is done
         self._low = 0 if writing is None else settings.window // 2
-        self._registry = registry
-        self._progress = progress
-        self._wake = wake
+        self._registry, self._progress, self._wake = registry, progress, wake
         self.claimed = progress.claimed = ClaimedRows()
         self.statistics = Statistics(connection)
         self.counting = Counting(
@@ -201,8 +196,7 @@ class PassageLane:
     def prepare(self) -> None:
         """Have the models of all sources loaded, before there are rows for them.
 
-        Side by side, where the registry does not wait for them. A second worker that had loaded
-        none let the rows of the first, which was killed, wait half a minute.
+        Without it, a second worker let the rows of the first, which was killed, wait for 30 s.
         """
         for source in self._registry.active():
             self._registry.attempt(source, Step.LOAD, self._registry.load, source)
@@ -215,12 +209,7 @@ class PassageLane:
 
     def troubles(self) -> list[str]:
         """Return what stops sources at the moment, a sentence each."""
-        before = time.monotonic() - LOCKED
-        locked = {number for number, since in self._scan.locked.items() if since < before}
-        return [
-            *self._registry.troubles(),
-            *(f"{s}: {HELD}" for s in self._registry.active() if s.id in locked),
-        ]
+        return [*self._registry.troubles(), *self._scan.troubles(self._registry.active())]
 
     def hand_back(self, *, finish: bool = True) -> None:
         """Give back every claimed row untried, for another worker or the next start.
@@ -234,8 +223,7 @@ class PassageLane:
             self._take_batches()
             self._writer.finish()
         self.statistics.drop()
-        count = self.returns.everything()
-        if count:
+        if count := self.returns.everything():
             log.info("handed %s rows back", count)
 
     def close(self) -> None:

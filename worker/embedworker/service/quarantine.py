@@ -10,6 +10,7 @@ import psycopg
 from embedworker.errors import EndpointUnavailable
 from embedworker.service.logs import redacted
 from embedworker.service.retry import Backoff
+from embedworker.service.source_errors import LOCKED
 from embedworker.service.steps import Step
 
 __all__ = ["Quarantine"]
@@ -77,7 +78,8 @@ class Quarantine:
         if isinstance(error, EndpointUnavailable):
             pause = max(pause, error.seconds)
         again = time.monotonic() + pause
-        trouble.reason = redacted(error)
+        locked = isinstance(error, psycopg.errors.LockNotAvailable)
+        trouble.reason = LOCKED if locked else redacted(error)
         trouble.failed.add(step)
         if step.stops_rows:
             trouble.until = again

@@ -93,7 +93,8 @@ class Registry:
     def _reasons(self, troubles: Mapping[int, str]) -> dict[int, tuple[str, str]]:
         # A check of the table is nearer to the cause than the statement that failed.
         reasons = {**troubles, **self.tables.reasons()}
-        return {n: (str(self._sources[n]), why) for n, why in reasons.items() if n in self._sources}
+        ours = self._sources.keys() & (reasons if self.share is None else self.share.sources)
+        return {n: (str(self._sources[n]), why) for n, why in reasons.items() if n in ours}
 
     def follow(self, versions: dict[int, int]) -> None:
         """Bring the list up to date when a version is new, and from time to time."""
@@ -168,7 +169,8 @@ class Registry:
         """
         if error is not None:
             self._trouble(source, Step.EMBED, error)
-        elif source.id in self.quarantine:
+        else:
+            self._errors.forget(source.id)  # a worker that has died may have left one since
             self._passed(source, {Step.EMBED})
 
     def quiet(self, source: Source) -> None:

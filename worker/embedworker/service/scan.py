@@ -20,6 +20,8 @@ LOOK_SHARE = 0.05  # of the time: how much looks may take
 LONGEST_PAUSE_OF_LOOKS = 2.0  # seconds between them at most
 FRESH_LOOK = 0.2  # seconds between looks for fresh rows where no NOTIFY came: it may be left out
 FRESH_SHARE = 0.2  # of the time: how much looks for fresh rows may take while others are embedded
+LOCKED = 10.0  # seconds that a queue may be locked before ``--once`` ends without its rows
+HELD = "another session has locked its queue, as an open transaction with embed.disable() does"
 LONGEST_PAUSE = 0.5  # seconds between looks for fresh rows at most, whatever they take
 
 
@@ -57,6 +59,12 @@ class QueueScan:
         locked = [row.source for row in rows if row.work is None]
         self.locked = {source: self.locked.get(source, started) for source in locked}
         return rows
+
+    def troubles(self, sources: Iterable[Source]) -> list[str]:
+        """Return which of the sources have queues that stay locked, a sentence each."""
+        before = time.monotonic() - LOCKED
+        locked = {number for number, since in self.locked.items() if since < before}
+        return [f"{source}: {HELD}" for source in sources if source.id in locked]
 
     @property
     def due(self) -> bool:

@@ -7,7 +7,12 @@ from embedworker.errors import EmbedworkerError
 from embedworker.queue.source import Connection
 from embedworker.service.logs import without_context
 
-__all__ = ["SourceErrors", "is_fault"]
+__all__ = ["LOCKED", "SourceErrors", "explained", "is_fault"]
+
+LOCKED = (
+    "an open transaction has locked the table, its vectors or its queue; end it (see "
+    "pg_stat_activity)"
+)
 
 
 class SourceErrors:
@@ -55,4 +60,6 @@ def explained(error: Exception) -> str:
             f"{type(error).__name__} in embedworker. The worker's log has the traceback: please"
             " report it. The worker tries again"
         )
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return LOCKED
     return without_context(error)

@@ -169,6 +169,11 @@ class Worker:
         """The error that ended it, if one did."""
         return self._errors[0] if self._errors else None
 
+    @property
+    def ended(self) -> bool:
+        """Whether what :meth:`start` began has ended."""
+        return self._thread is None or not self._thread.is_alive()
+
     def join(self) -> None:
         """Wait for the end of what :meth:`start` began."""
         if self._thread is not None:
