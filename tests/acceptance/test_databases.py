@@ -1,6 +1,7 @@
 """One worker for several databases: each is served, and what is wrong with one stops no other."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from fix_cli import embedworker
 from fix_database import Connection
 from fix_database import _new_database as new_database
+from fix_proxy import Proxy
 from fix_worker import WorkerProcess, Workers
 from monitored import Monitored
 from oracle import judge, wait_settled
@@ -183,6 +185,30 @@ def test_sighup_reads_the_file_again(
     assert worker.output().count("the databases were read again") == 1  # by one process of two
     assert worker.terminate() == 0
     assert "ended with code" not in worker.output(), "SIGHUP ended a process"
+
+
+def test_a_server_that_hangs_keeps_no_other_waiting(
+    make_shop: Callable[[], Shop], workers: Workers, proxy: Proxy, tmp_path: Path
+) -> None:
+    """The worker of a database that was taken off the list was waited for: 30 s."""
+    stays, hangs, comes = (make_shop() for _ in range(3))
+    file = tmp_path / "databases"
+    file.write_text(f"{stays.url}\n{proxy.url(hangs.url)}\n")
+    worker = workers.start("--databases", str(file), "--only-passages", up=False)
+    for shop in (stays, hangs):
+        shop.write()
+        shop.wait()
+    proxy.hush()
+    file.write_text(f"{stays.url}\n{comes.url}\n")
+    started = time.monotonic()
+    worker.signal(signal.SIGHUP)
+    comes.write()
+    comes.wait()
+    assert time.monotonic() - started < 15
+    worker.process.terminate()
+    wait_until(lambda: stays.lanes() == 0, 10, "the end of a lane whose server answers")
+    proxy.restore()
+    assert worker.process.wait(60) == 0
 
 
 def test_status_and_doctor_have_a_part_for_each(shops: list[Shop], workers: Workers) -> None:
