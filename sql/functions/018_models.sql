@@ -64,8 +64,8 @@ begin
         raise exception 'the model % is used by %, and would make other vectors', quote_literal(add_model.name), used
             using errcode = 'EW003',
             hint =
-                'Disable the tables that use it, call embed.add_model again, restart the workers, and enable the tables. '
-                'Only its endpoint may be changed while it is used.';
+                'Disable the tables that use it, call embed.add_model again, restart the workers, and enable the '
+                'tables. Only its endpoint may be changed while it is used.';
     end if;
     insert into embed.model (name, dimensions, max_tokens, query_prefix, passage_prefix, pooling, endpoint)
     values (

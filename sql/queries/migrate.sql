@@ -44,8 +44,7 @@ select pg_catalog.set_config('lock_timeout', %(lock_timeout)s, true);
 -- Whose transactions hold locks in the schema embed, beside workers, whose own are short.
 select string_agg(distinct format('process %s of the user %s', a.pid, a.usename), ', ')
 from pg_catalog.pg_locks l
-join pg_catalog.pg_class c on c.oid = l.relation
-join pg_catalog.pg_stat_activity a on a.pid = l.pid
+join pg_catalog.pg_class c on c.oid = l.relation join pg_catalog.pg_stat_activity a on a.pid = l.pid
 where c.relnamespace = to_regnamespace('embed') and l.granted and l.pid <> pg_catalog.pg_backend_pid()
 and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
 and a.application_name not like 'embedworker %';
