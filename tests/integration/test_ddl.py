@@ -18,6 +18,7 @@ from waiting import wait_until
 
 from embedworker.errors import ModelError
 from embedworker.service import scan
+from embedworker.service.source_errors import LOCKED
 
 TABLE = """
 create table article (
@@ -452,18 +453,33 @@ def test_open_disable_does_not_stop_others(
     article: Connection, drain: Drain, shared_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The queue is locked until the administrator commits; other sources go on."""
-    monkeypatch.setattr(scan, "LOCKED", 0.3)
+    monkeypatch.setattr(scan, "LONGEST_LOCK", 0.3)
     article.execute("create table note (id integer primary key, body text)")
     article.execute("select embed.enable('note', array['body'])")
     assert drain() == []
     with psycopg.connect(shared_database) as admin:
         admin.execute("select embed.disable('shop.article')")
         article.execute("insert into note values (1, 'one')")
-        assert drain() == [f"shop.article: {scan.HELD}"]
+        assert drain() == [f"shop.article: {LOCKED}"]
         assert assert_current(article, "note") == {("1",): "one"}
         admin.rollback()
     assert drain() == []
     assert assert_current(article, "article") == TEXTS
+
+
+def test_a_locked_table_is_named_with_what_to_do(
+    article: Connection, drain: Drain, shared_database: str
+) -> None:
+    assert drain() == []
+    article.execute("update article set body = 'changed' where id = 1")
+    with psycopg.connect(shared_database) as other:
+        other.execute("lock table shop.article in access exclusive mode")
+        assert drain() == [f"shop.article: {LOCKED}"]
+        number = source_of(article, "article").id  # embed.status would wait for the table
+        kept = "select error from embed.source_state where source = %s"
+        assert article.execute(kept, [number]).fetchone() == (LOCKED,)
+    wait_until(lambda: drain() == [], what="the advice was followed")
+    assert assert_current(article, "article")[("1",)] == "one: changed"
 
 
 def test_an_error_that_a_dead_worker_left_is_cleared(

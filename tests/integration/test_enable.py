@@ -372,8 +372,9 @@ def test_a_default_model_is_not_changed_under_an_open_enable(
     with psycopg.connect(shared_database) as other:
         other.execute(f"set search_path = shop, public; {ENABLE}".encode())
         article.execute("set lock_timeout = '100ms'")
-        with pytest.raises(psycopg.errors.LockNotAvailable):
-            article.execute("select embed.use_model('wide')")
+        for call in "use_model('wide')", "add_model('wide', 2)":
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                article.execute(f"select embed.{call}".encode())
         other.commit()
     with pytest.raises(psycopg.DatabaseError, match="other dimensions"):
         article.execute("select embed.use_model('wide')")

@@ -1028,7 +1028,7 @@ def test_a_model_that_was_redefined(shop: Connection) -> None:
     with shop.transaction() as attempt:
         shop.execute("select embed.add_model('mine', 3)")
         shop.execute(PLAIN.format(", model => 'mine'").encode())
-        # Before 0.2, embed.add_model did it.
+        # An older embed.add_model did it.
         shop.execute("update embed.model set dimensions = 4 where name = 'mine'")
         call = re.search(r"embed\.disable\(.*?\)", advised(shop, "model", "plain"))
         assert call

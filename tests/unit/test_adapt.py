@@ -19,7 +19,7 @@ from embedworker.adapt.gate import decide
 from embedworker.adapt.material import Material
 from embedworker.adapt.questions import split
 from embedworker.adapt.soup import soup
-from embedworker.adapt.training import Pair, Recipe, batch_size
+from embedworker.adapt.training import Pair, Recipe, batch_size, train
 from embedworker.errors import SourceError
 from embedworker.model.catalog import ModelCard
 from embedworker.model.locate import Located
@@ -95,6 +95,24 @@ def test_few_texts_fill_batches(texts: int, rights: int) -> None:
     assert batches
     for batch in batches:
         assert len({made[n].right for n in batch}) == len(batch) == size
+
+
+def test_one_text_for_all_questions_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path / "base")
+    made = [Pair(f"question {n}", "one text") for n in range(4)]
+    with pytest.raises(SourceError, match="4 pairs fill no batch"):
+        train(tmp_path / "base", made, RECIPE, tmp_path / "work")
+
+
+def test_a_training_of_texts_that_have_changed_is_not_gone_on_with(tmp_path: Path) -> None:
+    texts, relevance = pairs(40, 10)
+    adaptation(tmp_path, texts, relevance)._begin([RECIPE])
+    trained = tmp_path / "work" / "tuned-0"
+    trained.mkdir()
+    adaptation(tmp_path, texts, relevance)._begin([RECIPE])
+    assert trained.is_dir()
+    adaptation(tmp_path, texts | {"0": "ANOTHER"}, relevance)._begin([RECIPE])
+    assert not trained.exists()
 
 
 def test_a_soup_is_between_its_models() -> None:

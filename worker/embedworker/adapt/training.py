@@ -48,6 +48,7 @@ PART: Final = 32  # texts of a batch that are in memory together with their acti
 SPREAD: Final = 4.1
 QUESTIONS: Final = 200  # that the spread is measured with
 TEXTS: Final = 1000
+NO_BATCH: Final = "{} pairs fill no batch; judge questions about more rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ def train(
 
     ``base`` is a folder of sentence-transformers. ``progress`` takes the steps done and all. A
     checkpoint of another recipe or of other pairs is removed.
+
+    Raises SourceError when the pairs fill no batch.
     """
     disable_progress_bars()
     _keep_only_ours(work, recipe, pairs)
@@ -93,6 +96,7 @@ def train(
     if device == "cpu":
         _freeze_words(model)
     loss: torch.nn.Module
+    size = batch_size(pairs, recipe.batch)
     temperature = spread(guide.eval(), pairs) / SPREAD
     if recipe.plain:
         loss = MultipleNegativesRankingLoss(model, scale=1 / temperature)
@@ -106,7 +110,7 @@ def train(
         data_seed=recipe.seed,
         learning_rate=recipe.rate,
         num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=batch_size(pairs, recipe.batch),
+        per_device_train_batch_size=size,
         warmup_steps=0.1,
         lr_scheduler_type="linear",
         batch_sampler=LikeLength,
@@ -132,7 +136,7 @@ def train(
         trainer.remove_callback(PrinterCallback)  # it writes to the standard output
         trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")))
     if not trainer.state.global_step:
-        raise SourceError(f"{len(pairs)} pairs fill no batch; judge questions about more rows")
+        raise SourceError(NO_BATCH.format(len(pairs)))
     model.max_seq_length = SentenceTransformer(str(base), local_files_only=True).max_seq_length
     return model.eval()
 
@@ -154,8 +158,12 @@ def batch_size(pairs: Sequence[Pair], most: int) -> int:
 
     No text stands twice in a batch. Batches of nearly all different texts were hardly ever filled:
     of 100 texts with two questions each, none of 97 was, and nothing was trained.
+
+    Raises SourceError when all questions, or all texts, are the same.
     """
     different = min(len({pair.right for pair in pairs}), len({pair.question for pair in pairs}))
+    if different < 2:
+        raise SourceError(NO_BATCH.format(len(pairs)))
     return min(most, max(2, different // 2))
 
 

@@ -186,11 +186,12 @@ class _Run:
     def _look(self, placed: "Fleet", seconds: float) -> None:
         reports = placed.look()
         self.last = self.progress.look() or self.last
+        if self.until_drained:
+            _refuse_paused(self.last)
         self.drained = self.progress.drained(self.last)
         running = sum(report.ready for report in reports)
         troubles = [report.trouble for report in reports if report.trouble]
         troubles += [f"{one.source}: {one.error}" for one in self.last if one.error]
-        troubles += [f"{one.source} is paused" for one in self.last if one.paused]
         for trouble in troubles:
             self.bar.say(trouble)
         if len(reports) < self.size.workers and seconds > SETTLE:

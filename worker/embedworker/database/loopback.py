@@ -62,7 +62,7 @@ def primary_options(hosts: str) -> dict[str, str]:
         raise ConfigurationError(f"a primary host is empty; {wanted}")
     if not all(port.isdecimal() for port in options.get("port", "").split(",") if port):
         raise ConfigurationError(f"a port of the primary host is no number; {wanted}")
-    if options.get("sslmode", _SSL_MODES[0]) not in _SSL_MODES:  # libpq says so at the first use
+    if options.get("sslmode") not in (None, *_SSL_MODES):  # libpq says so at the first use
         raise ConfigurationError(
             f"the primary host has sslmode={options['sslmode']}; expected {', '.join(_SSL_MODES)}"
         )

@@ -1,8 +1,9 @@
 """Brings the schema ``embed`` of a database to the version of this package, or takes it out."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import psycopg
 from alembic import command
@@ -35,6 +36,8 @@ from embedworker.model.catalog import (
 from embedworker.resources import migrations_folder, sql_folder
 
 __all__ = ["downgrade", "migrate"]
+
+T = TypeVar("T")
 
 LOCK_TIMEOUTS = ("1s", "2s", "4s")  # for each try: others wait behind us while we wait for a table
 
@@ -76,10 +79,7 @@ def migrate(
                 check_schema(c)
                 _ensure_vector(c)
                 c.execute(statement("migrate_schema"))
-                remarks = _upgrade(c)
-                with _patiently(c, "tables and functions are of this version, but not all rows"):
-                    c.execute(statement("migrate_filters"))
-                    _seed(c, model)
+                remarks = _upgrade(c, model)
                 remarks += _set_up_scans(c)
                 remarks += set_up_loopback(c, host=loopback_host, primary=primary)
                 remarks += _refresh_sources(c) + _finish(c)
@@ -114,20 +114,18 @@ def downgrade(url: str) -> None:
                 f"{c.info.dbname!r}: {strangers}; nothing was changed. Drop them or move them to "
                 "another schema, then run `embedworker migrate --down` again"
             )
-        for lock_timeout in LOCK_TIMEOUTS:
-            try:
-                # All or nothing: half of it was neither a schema to migrate nor one to take out.
-                with _alembic(c, "downgrade", "base", lock_timeout=lock_timeout):
-                    take_down_loopback(c)
-                    c.execute(statement("migrate_drop"))
-            except psycopg.errors.LockNotAvailable:
-                continue
-            except psycopg.DatabaseError as error:
-                raise DatabaseError(
-                    f"{error.diag.message_primary}. {error.diag.message_hint or ''}".strip()
-                ) from error
-            return
-        raise _in_use(c, "nothing was changed", "migrate --down")
+
+        def work() -> None:
+            take_down_loopback(c)
+            c.execute(statement("migrate_drop"))
+
+        try:
+            # Half of it was neither a schema to migrate nor one to take out.
+            _all_or_nothing(c, "downgrade", "base", work, "migrate --down")
+        except psycopg.DatabaseError as error:
+            raise DatabaseError(
+                f"{error.diag.message_primary}. {error.diag.message_hint or ''}".strip()
+            ) from error
 
 
 def _own_names() -> dict[str, list[str]]:
@@ -156,52 +154,51 @@ def _ensure_vector(c: Connection) -> None:
     c.execute(render("migrate_load_vector", vector=sql.Identifier(schema, "vector")))
 
 
-def _upgrade(c: Connection) -> list[str]:
-    """Bring tables, functions, triggers and rights to this version, all or nothing.
+def _upgrade(c: Connection, model: str | None) -> list[str]:
+    """Bring tables, functions, triggers, rights and our rows to this version, all or nothing.
 
-    Raises DatabaseError where a transaction of somebody else keeps a table from being changed.
+    Raises DatabaseError where a transaction of somebody else keeps one from being changed.
+    """
+
+    def work() -> list[str]:
+        remarks = _write_routines(c)
+        c.execute(statement("migrate_filters"))
+        _seed(c, model)
+        return remarks
+
+    try:
+        return _all_or_nothing(c, "upgrade", "head", work, "migrate")
+    except psycopg.DatabaseError as error:
+        if (error.sqlstate or "").startswith("EW"):  # a refusal of ours
+            raise DatabaseError(
+                f"{error.diag.message_primary}. {error.diag.message_hint}"
+            ) from error
+        raise
+
+
+def _all_or_nothing(
+    c: Connection, verb: str, revision: str, work: Callable[[], T], command: str
+) -> T:
+    """Run Alembic, then ``work``, in one transaction; try again while others hold locks.
+
+    Raises DatabaseError that names those who hold them to the end; ``command`` is to be repeated.
     """
     for lock_timeout in LOCK_TIMEOUTS:
         try:
-            with _alembic(c, "upgrade", "head", lock_timeout=lock_timeout):
-                return _write_routines(c)
+            with _alembic(c, verb, revision, lock_timeout=lock_timeout):
+                return work()
         except psycopg.errors.LockNotAvailable:
             continue
-        except psycopg.DatabaseError as error:
-            if (error.sqlstate or "").startswith("EW"):  # a refusal of ours
-                raise DatabaseError(
-                    f"{error.diag.message_primary}. {error.diag.message_hint}"
-                ) from error
-            raise
-    raise _in_use(c, "nothing was changed")
-
-
-def _in_use(c: Connection, done: str, command: str = "migrate") -> DatabaseError:
-    """Return the error for a lock that others keep; ``done`` says how far this came."""
     (who,) = fetch_one(c.execute(statement("migrate_holders")))
-    return DatabaseError(
+    raise DatabaseError(
         f"a table of the schema embed in {c.info.dbname!r} is used by a transaction that does not "
-        f"end{f', that of {who}' if who else ''}; {done}. End it (see pg_stat_activity), then run "
-        f"`embedworker {command}` again"
+        f"end{f', that of {who}' if who else ''}; nothing was changed. End it (see "
+        f"pg_stat_activity), then run `embedworker {command}` again"
     )
 
 
 @contextmanager
-def _patiently(c: Connection, done: str) -> Iterator[None]:
-    """Open a transaction that waits a few seconds for a lock, and no longer.
-
-    Raises DatabaseError that says who holds one.
-    """
-    try:
-        with c.transaction():
-            c.execute(statement("migrate_lock_timeout"), {"lock_timeout": LOCK_TIMEOUTS[-1]})
-            yield
-    except psycopg.errors.LockNotAvailable as error:
-        raise _in_use(c, done) from error
-
-
-@contextmanager
-def _alembic(c: Connection, verb: str, revision: str, *, lock_timeout: str = "0") -> Iterator[None]:
+def _alembic(c: Connection, verb: str, revision: str, *, lock_timeout: str) -> Iterator[None]:
     """Run Alembic, then the block, in one transaction."""
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()))

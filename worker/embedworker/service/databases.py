@@ -99,7 +99,7 @@ class Databases:
         """End the workers in order; for a signal handler."""
         for monitor in self.monitors():
             monitor.readiness.ending = True
-        for worker in list(self._workers.copy().values()):
+        for worker in self._workers.copy().values():
             worker.stop()
         self._stopped.set()
         self._changed.set()

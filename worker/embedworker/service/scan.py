@@ -9,6 +9,7 @@ from datetime import datetime
 from embedworker.queue.claim import RETRIES, Polled, fresh, poll
 from embedworker.queue.cursor import FRONT, Cursor
 from embedworker.queue.source import Connection, Source
+from embedworker.service.source_errors import LOCKED
 
 __all__ = ["FRESH_LOOK", "QueueScan"]
 
@@ -20,8 +21,7 @@ LOOK_SHARE = 0.05  # of the time: how much looks may take
 LONGEST_PAUSE_OF_LOOKS = 2.0  # seconds between them at most
 FRESH_LOOK = 0.2  # seconds between looks for fresh rows where no NOTIFY came: it may be left out
 FRESH_SHARE = 0.2  # of the time: how much looks for fresh rows may take while others are embedded
-LOCKED = 10.0  # seconds that a queue may be locked before ``--once`` ends without its rows
-HELD = "another session has locked its queue, as an open transaction with embed.disable() does"
+LONGEST_LOCK = 10.0  # seconds that a queue may be locked before ``--once`` ends without its rows
 LONGEST_PAUSE = 0.5  # seconds between looks for fresh rows at most, whatever they take
 
 
@@ -62,9 +62,9 @@ class QueueScan:
 
     def troubles(self, sources: Iterable[Source]) -> list[str]:
         """Return which of the sources have queues that stay locked, a sentence each."""
-        before = time.monotonic() - LOCKED
+        before = time.monotonic() - LONGEST_LOCK
         locked = {number for number, since in self.locked.items() if since < before}
-        return [f"{source}: {HELD}" for source in sources if source.id in locked]
+        return [f"{source}: {LOCKED}" for source in sources if source.id in locked]
 
     @property
     def due(self) -> bool:
