@@ -182,12 +182,13 @@ def lane(shared_database: str) -> Iterator[Lane]:
 
 
 def source_of(connection: Connection, relation: str, name: str | None = None) -> Source:
-    """The source of a table; ``name`` where it has several."""
-    row = connection.execute(
+    """The source of a table; ``name`` where it has several: they come in any order."""
+    rows = connection.execute(
         "select id from embed.source where relation = %s::regclass and name = coalesce(%s, name)",
         [relation, name],
-    ).fetchone()
-    assert row is not None, f"{relation} is not enabled"
+    ).fetchall()
+    assert len(rows) == 1, f"{relation} is enabled {len(rows)} times"
+    (row,) = rows
     return next(source for source in load_sources(connection) if source.id == row[0])
 
 

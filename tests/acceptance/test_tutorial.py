@@ -114,6 +114,8 @@ def test_every_block(server_folder: Path, tmp_path: Path) -> None:
     }
     environment["PATH"] = f"{programs}:{environment['PATH']}"
     shell = Shell(tmp_path, environment)
+    log = tmp_path / "worker.log"
+    log.touch()
     done, running = 0, False
     try:
         for block in blocks():
@@ -131,17 +133,21 @@ def test_every_block(server_folder: Path, tmp_path: Path) -> None:
             running = running or "embedworker run" in block.typed
             if running and block.typed.startswith(("embedworker run", "psql")):
                 wait_until(lambda: _settled(shell), LONGEST)
+    except BaseException as error:
+        error.add_note(f"the states: {_states(shell)}\nworker.log:\n{log.read_text()}")
+        raise
     finally:
         shell.end()
         embedworker("db", "stop", **own)
     assert done >= 15
-    log = (tmp_path / "worker.log").read_text()
-    assert "Traceback" not in log
+    assert "Traceback" not in log.read_text()
 
 
 def _settled(shell: Shell) -> bool:
     """What the page calls a moment later."""
-    said, _ = shell.type(
-        'psql "$url" -XAtc "select string_agg(state, \',\') from embed.status" 2>&1'
-    )
-    return set(said.strip().split(",")) == {"ready"}
+    return set(_states(shell)) == {"ready"}
+
+
+def _states(shell: Shell) -> list[str]:
+    said, _ = shell.type('psql "$url" -XAtc "select state from embed.status" 2>&1')
+    return said.splitlines()

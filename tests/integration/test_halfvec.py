@@ -57,7 +57,7 @@ def nearest(connection: Connection, question: str) -> list[int]:
 
 def index(connection: Connection, url: str) -> str:
     """Build the index as a worker does; its definition."""
-    source = source_of(connection, "note")
+    source = source_of(connection, "note", "note")
     indexer = Indexer(url, after_rows=10, memory=64 << 20)
     indexer.run_if_due(connection, source)
     indexer.wait()
@@ -197,7 +197,7 @@ def test_a_switch_to_halfvec_and_back(
     assert value(app, TYPE, *place) == "halfvec(384)"
     app.execute("update note set content = 'again' where id = 5")
     assert drain() == []
-    assert len(assert_current(app, "note")) == 20
+    assert len(assert_current(app, "note", "note")) == 20
     assert len(assert_current(app, "note", "note_next")) == 20
     app.execute("select embed.roll_back('note')")
     assert value(app, TYPE, *place) == "vector(384)"

@@ -238,7 +238,7 @@ def test_a_worker_writes_nothing_into_the_wrong_table(
     """It knows the tables by the names that they had before the cut."""
     begin(article)
     lane.drain()
-    stale = source_of(article, "article")
+    stale = source_of(article, "article", "article")
     article.execute("update article set title = 'a new text' where id = 1")
     move(article, stale)
     if moment == "before the claim":
@@ -266,7 +266,7 @@ def test_a_row_that_is_gone_is_not_struck_by_the_name_before_the_cut(
     """The vector would go from the other side alone, and the entry that names it with it."""
     begin(article)
     lane.drain()
-    stale = source_of(article, "article")
+    stale = source_of(article, "article", "article")
     article.execute("delete from article where id = 1")
     move(article, stale)
     article.execute("select embed.cut_over('article')")
@@ -300,7 +300,7 @@ def test_a_page_of_a_sweep_by_the_name_before_the_cut_counts_for_nothing(
 ) -> None:
     begin(article)
     drain()
-    stale = source_of(article, "article")
+    stale = source_of(article, "article", "article")
     article.execute(
         "set session_replication_role = replica; delete from article where id = 1;"
         "set session_replication_role = default"

@@ -103,7 +103,7 @@ def test_a_worker_writes_nothing_into_the_wrong_column(
     paged.execute("select embed.enable('page', '{title}', into_column => 'v', model => 'same')")
     paged.execute("select embed.begin_switch('page', %s)", [OTHER])
     lane.drain()
-    stale = source_of(paged, "page")
+    stale = source_of(paged, "page", "page")
     paged.execute("update page set title = 'a new text' where id = 1")
     move(paged, stale)
     if moment == "before the claim":
