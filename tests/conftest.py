@@ -24,6 +24,8 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 # Threads of OpenMP that wait busily keep the processors from the models of other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# At 19, the default, four busy processes on two cores kept a worker from one batch for 90 s.
+os.environ["EMBEDWORKER_NICE"] = "0"
 
 pytest_plugins = sorted(file.stem for file in Path(__file__).parent.glob("fix_*.py"))
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-NICE = 10  # below everything else on this machine
 REFUSED = 1  # exit code
 
 
@@ -71,9 +70,9 @@ def adapt(
     from embedworker.queue.source import load_sources
     from embedworker.search.collection import find_source
 
-    os.nice(NICE)
-    set_threads(cpu_quota())
     chosen = settings(context)
+    os.nice(chosen.nice)
+    set_threads(cpu_quota())
     with connected(context) as connection:
         source = find_source(connection, find_table(connection, table).oid, name)
         row = connection.execute(statement("model_card"), {"name": source.model}).fetchone()

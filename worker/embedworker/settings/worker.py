@@ -54,7 +54,7 @@ class WorkerSettings(BaseModel):
         default=19,
         ge=0,
         le=19,
-        description="Nice value of the bulk process, so that questions stay quick",
+        description="Nice value of the bulk process and of `adapt`, so that questions stay quick",
     )
     window: Texts = Field(
         default=DEFAULT_WINDOW,
