@@ -93,6 +93,8 @@ def pages(connection: Connection, asked: npt.NDArray[np.float32], rows: int) -> 
     """Compare the plan that the planner chooses with comparing all, in both orders of a scan."""
     for share, skipped, limit in PAGES:
         wanted = min(limit, rows // share - skipped)
+        if wanted <= 0:
+            continue
         page = PAGE.format(bound=rows // share, skipped=skipped, wanted=wanted)
         found: dict[str, list[list[int]]] = {}
         for order in ("strict_order", "relaxed_order", "exact"):

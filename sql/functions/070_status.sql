@@ -25,7 +25,14 @@ begin
 end
 $$;
 
--- One line of embed.status. So many entries of the queue (bound) are looked at in some 20 ms.
+-- What is said of a table that cannot be read now; worker/embedworker/service/source_errors.py says the same.
+create or replace function embed._locked_text() returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+return 'an open transaction has locked the table, its vectors or its queue; end it (see pg_stat_activity)';
+
+-- One line of embed.status. So many entries of the queue (bound) are looked at in some 20 ms. It waits for no lock:
+-- an operator asks it while a migration of the application holds the table.
 create or replace function embed._status(
     s embed.source, has_worker boolean, exact boolean,
     out model text, out state text, out coverage real,
@@ -36,6 +43,7 @@ create or replace function embed._status(
 )
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
 as $$
 #variable_conflict use_variable
 declare
@@ -93,9 +101,13 @@ begin
             when dead > 0 then 'incomplete'
             else 'ready'
         end;
-    exception when others then
-        state := 'error';
-        error := sqlerrm;
+    exception
+        when lock_not_available then
+            state := 'error';
+            error := embed._locked_text();
+        when others then
+            state := 'error';
+            error := sqlerrm;
     end;
 end
 $$;

@@ -1,5 +1,18 @@
 -- How far the change of a model is, and questions by the model that a table is searched by.
 
+-- Bytes of a table with its indexes; null while another transaction has locked it.
+create or replace function embed._disk_bytes(relation regclass) returns bigint
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $$
+begin
+    return pg_total_relation_size(relation);
+exception when lock_not_available then
+    return null;
+end
+$$;
+
 select embed._ensure_view('embed.switch', $view$
 select
     a.relation as source,
@@ -9,7 +22,7 @@ select
     case when w.cut then 'cut over' when y.coverage = 1 and y.state <> 'error' then 'ready' else 'filling' end as phase,
     y.coverage, y.pending, y.dead, y.eta, y.error,
     x.coverage as from_coverage, x.pending as from_pending, x.dead as from_dead,
-    pg_catalog.pg_total_relation_size(case when w.cut then a.vectors else b.vectors end) + case
+    embed._disk_bytes(case when w.cut then a.vectors else b.vectors end) + case
         when a.into_column is null then 0
         when w.cut then coalesce(x.embedded, 0) * embed._vector_bytes(embed._storage(a), a.dimensions)
         else coalesce(y.embedded, 0) * embed._vector_bytes(embed._storage(b), b.dimensions)

@@ -9,7 +9,10 @@ create or replace function embed.doctor() returns table (
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
 as $$
+declare
+    s record;
 begin
     perform embed._require_role('embed_monitor', embed._may_look(), 'embed.doctor');
     return query select 'database'::text, d.* from embed._doctor_server() as d;
@@ -24,12 +27,19 @@ begin
     if not pg_is_in_recovery() then -- locks and processes of the primary are not those of a standby
         return query select 'workers'::text, d.* from embed._doctor_locks() as d;
     end if;
-    return query
-    select s.relation::text || case when s.name = c.relname then '' else format(' (%s)', s.name) end, d.*
-    from embed.source s
-    left join pg_class c on c.oid = s.relation
-    cross join lateral embed._doctor_source(s) as d
-    order by s.id;
+    for s in
+        select x as source, x.relation::text || case when x.name = c.relname then '' else format(' (%s)', x.name) end as name
+        from embed.source x
+        left join pg_class c on c.oid = x.relation
+        order by x.id
+    loop
+        begin
+            return query select s.name, d.* from embed._doctor_source(s.source) as d;
+        exception when lock_not_available then
+            return query select s.name, 'table'::text, 'problem'::text, embed._locked_text(),
+                'If it is not a migration of yours that ends soon: select pg_terminate_backend of its pid.'::text;
+        end;
+    end loop;
 end
 $$;
 

@@ -92,6 +92,13 @@ def test_search(benchmark: Callable[..., dict[str, Any]]) -> None:
     assert 0 < found["recall@10, HNSW"] <= 1
 
 
+@pytest.mark.slow
+def test_large_table(benchmark: Callable[..., dict[str, Any]]) -> None:
+    found = benchmark("large_table", rows=600, questions=5)
+    assert found["search, role under a policy, p50"] > 0
+    assert found["matching 1 in 100, answers with 6 rows"] == 1
+
+
 def test_memory(benchmark: Callable[..., dict[str, Any]]) -> None:
     found = benchmark("memory", minutes=0.001, longest=1000, model=TESTING_MODEL)
     assert found["passages, highest"] >= found["passages, loaded"] > 0

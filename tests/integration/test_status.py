@@ -9,6 +9,8 @@ from fix_database import Connection
 from fix_vectors import VectorWriter
 from psycopg import sql
 
+from embedworker.service.source_errors import LOCKED
+
 COUNTS = ("rows", "embedded", "pending", "stale", "dead", "removing")
 
 
@@ -365,3 +367,28 @@ def test_a_read_only_transaction(article: Connection) -> None:
     with article.transaction():
         article.execute("set transaction read only")
         assert counts(article) == (4, 4, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("locked", ["article", "article_embedding", "article_next_embedding"])
+def test_nothing_waits_for_a_table_that_is_locked(
+    article: Connection, database: str, locked: str
+) -> None:
+    article.execute(
+        "select embed.begin_switch('article', storage => 'halfvec');"
+        "set lock_timeout = 0; set statement_timeout = '5s'"
+    )
+    name = "article_next" if "next" in locked else "article"
+    with psycopg.connect(database) as other:
+        other.execute(f"lock table {locked} in access exclusive mode".encode())
+        for view in ("embed.status", "embed.status_exact()"):
+            line = status(article, name, view)
+            assert (line["state"], line["error"]) == ("error", LOCKED)
+        ((phase, size),) = article.execute("select phase, extra_bytes from embed.switch").fetchall()
+        assert (phase, size is None) == ("filling", "next" in locked)
+        found = article.execute(
+            "select detail from embed.doctor() where subject ~ %s and state = 'problem'", [name]
+        ).fetchall()
+        assert (LOCKED,) in found
+        article.execute("select * from embed.failure")
+    assert status(article, name)["error"] is None
+    assert article.execute("show lock_timeout").fetchone() == ("0",)
