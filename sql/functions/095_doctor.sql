@@ -9,7 +9,6 @@ create or replace function embed.doctor() returns table (
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '100ms'
 as $$
 declare
     s record;
@@ -28,7 +27,9 @@ begin
         return query select 'workers'::text, d.* from embed._doctor_locks() as d;
     end if;
     for s in
-        select x as source, x.relation::text || case when x.name = c.relname then '' else format(' (%s)', x.name) end as name
+        select
+            x as source,
+            x.relation::text || case when x.name = c.relname then '' else format(' (%s)', x.name) end as name
         from embed.source x
         left join pg_class c on c.oid = x.relation
         order by x.id

@@ -6,6 +6,7 @@ create or replace function embed._doctor_source(source embed.source) returns tab
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
 as $doctor$
 declare
     t embed.source_state := (select x from embed.source_state x where x.source = _doctor_source.source.id);
