@@ -10,7 +10,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     if not has_schema_privilege(role, 'embed', 'usage') then
-        execute format('grant usage on schema embed to %s', role);
+        execute 'grant usage on schema embed to ' || case role when 'public' then role else quote_ident(role) end;
     end if;
 end
 $$;

@@ -55,6 +55,7 @@ $$;
 create or replace function embed._lacking_columns(vectors regclass, source embed.source) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
 as $$
 declare
     wanted text[] := array(

@@ -50,6 +50,7 @@ create or replace function embed._enable(
 ) returns regclass
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off -- it keeps names of types
 as $enable$
 declare
     -- Parameters share their names with columns of embed.source.

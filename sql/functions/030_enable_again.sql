@@ -6,6 +6,8 @@ create or replace function embed._enable_again(old embed.source, new embed.sourc
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    changed text;
 begin
     if (old.into_column is null) <> (new.into_column is null) or old.into_column <> new.into_column
         or (old.key_attnums, old.key_types) is distinct from (new.key_attnums, new.key_types)
@@ -72,6 +74,20 @@ begin
     perform embed._guard_vectors(new);
     perform embed._grant_worker(new);
     insert into embed.sweep_request (source, reason) values (new.id, 'enabled again');
+    -- Or embed.status of a small table said "ready" until a worker began.
+    update embed.source_state t set recount_at = clock_timestamp() where t.source = new.id;
+    changed := concat_ws(
+        ', ',
+        case when old.columns <> new.columns then 'columns ' || array_to_string(old.columns, ', ') end,
+        case when old.template is distinct from new.template then 'template' end,
+        case when old.filter is distinct from new.filter then 'filter' end,
+        case when old.model is distinct from new.model then 'model' end
+    );
+    if changed <> '' then
+        raise notice '% was enabled with other settings before (%); a worker embeds its rows again',
+            new.relation, changed
+            using hint = 'Until then, search compares the old vectors. The view embed.status shows how far it is.';
+    end if;
     perform embed.wake();
     perform embed._notice_triggers(new);
     return case when new.into_column is null then new.vectors else new.relation end;

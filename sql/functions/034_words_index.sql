@@ -99,7 +99,7 @@ begin
         format(
             'declare
     vectors constant text := embed._name_of_vectors(%1$s);
-    found tid[];
+    best tid[];
 begin
     if token is null or vectors is null
         or not exists (select from embed.lexical_state s where s.source = %1$s and s.token = $1)
@@ -115,8 +115,8 @@ begin
             limit $3
         )'',
         vectors
-    ) into found using places, idf, most;
-    return found;
+    ) into best using places, idf, most;
+    return best;
 end',
             source.id
         )

@@ -24,6 +24,23 @@ begin
 end
 $$;
 
+-- Whether rows of a source wait for a worker. It says nothing of a row.
+create or replace function embed._rows_wait(source integer) returns boolean
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    result boolean;
+begin
+    execute format(
+        'select exists (select from embed.inbox_%1$s) '
+        'or exists (select from embed.queue_%1$s where due < ''infinity'')',
+        source
+    ) into result;
+    return result or exists (select from embed.sweep_request r where r.source = _rows_wait.source);
+end
+$$;
+
 -- Refuses a question's vector that cannot be compared.
 create or replace function embed._check_question(
     question @extschema:vector@.vector, dimensions integer, relation text
@@ -157,6 +174,11 @@ begin
             exit;
         end if;
     end loop;
+    -- A first row was asked for while its worker loaded the model: nothing was found, and nothing said why.
+    if rows_found operator(pg_catalog.=) 0 and embed._rows_wait(plan.source) then
+        raise notice 'no row was found, but rows of % wait for a worker', plan.relation
+            using hint = 'Ask again when they are embedded. The view embed.status shows how many wait.';
+    end if;
     if rescored then
         return query execute plan.rescored
         using places, distances, looks, k, skip, words.idf, words.codes, scripts, weight;

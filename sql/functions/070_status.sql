@@ -26,10 +26,21 @@ end
 $$;
 
 -- What is said of a table that cannot be read now; worker/embedworker/service/source_errors.py says the same.
-create or replace function embed._locked_text() returns text
-language sql immutable parallel safe
+create or replace function embed._locked_text(source embed.source) returns text
+language sql stable
 set search_path = pg_catalog, pg_temp
-return 'an open transaction has locked the table, its vectors or its queue; end it (see pg_stat_activity)';
+return (
+    select 'an open transaction has locked the table, its vectors or its queue; end it (see pg_stat_activity)'
+        || coalesce(': ' || string_agg(format('process %s of the user %I', l.pid, a.usename), ', '), '')
+    from pg_locks l
+    join pg_stat_activity a on a.pid = l.pid
+    where l.mode = 'AccessExclusiveLock' and l.granted and l.pid <> pg_backend_pid()
+    and l.database = (select d.oid from pg_database d where d.datname = current_database())
+    and l.relation in (
+        source.relation, source.vectors,
+        to_regclass('embed.inbox_' || source.id), to_regclass('embed.queue_' || source.id)
+    )
+);
 
 -- One line of embed.status. So many entries of the queue (bound) are looked at in some 20 ms. It waits for no lock:
 -- an operator asks it while a migration of the application holds the table.
@@ -43,11 +54,11 @@ create or replace function embed._status(
 )
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '100ms'
 as $$
 #variable_conflict use_variable
 declare
     bound constant integer := 1000;
+    patience constant text := current_setting('lock_timeout');
     t embed.source_state;
     n record;
 begin
@@ -59,6 +70,8 @@ begin
     rows_per_second := 0;
     counted_at := t.counted_at;
     begin
+        -- Here and not for the whole function: our own tables, which migrate changes, are waited for.
+        perform set_config('lock_timeout', '100ms', true);
         perform embed._check_structure(s);
         index_state := coalesce(embed._index_state(s), substring(t.index_state from '^(?:none|failed).*'), 'none');
         if embed._may_count(s) and (
@@ -97,14 +110,20 @@ begin
             when not has_worker then 'no worker'
             -- A worker that lives and embeds nothing is not well, whatever it says of itself.
             when pending > 0 and rows_per_second = 0 and oldest_wait > interval '5 min' then 'stalled'
-            when pending > 0 then 'embedding'
+            when pending > 0 or exists (
+                select
+                from embed.sweep_request r
+                where r.source = s.id and r.reason in ('enabled again', 'model changed')
+            ) then 'embedding'
             when dead > 0 then 'incomplete'
             else 'ready'
         end;
+        perform set_config('lock_timeout', patience, true);
     exception
         when lock_not_available then
             state := 'error';
-            error := embed._locked_text();
+            coverage := null;
+            error := embed._locked_text(s);
         when others then
             state := 'error';
             error := sqlerrm;

@@ -6,6 +6,7 @@ create or replace function embed._failures() returns table (
 )
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
 as $$
 declare
     s embed.source;
@@ -17,36 +18,40 @@ begin
         continue when queue is null;
         source := s.relation;
         name := s.name;
-        if not has_table_privilege(queue, 'select') then
-            return query execute format(
-                $q$
-                select $1, $2, null::jsonb, q.attempts::integer, $3, q.since,
-                    nullif(q.due, 'infinity'), q.due = 'infinity'
-                from %s q
-                where q.due = 'infinity' or q.attempts > 0 and q.claimed_by is null
-                order by q.since$q$,
-                queue
-            )
-            using s.relation, s.name, 'not shown to this role, because an error may quote the text';
-            continue;
-        end if;
-        for key, attempts, error, since, retry_at, dead in
-            execute format(
-                $q$
-                select jsonb_build_object(%1$s), q.attempts, q.error, q.since,
-                    nullif(q.due, 'infinity'), q.due = 'infinity'
-                from embed.queue_%2$s q
-                where q.error is not null or q.due = 'infinity'
-                order by q.since$q$,
-                (
-                    select string_agg(format('%L, q.k%s', k.name, k.place), ', ' order by k.place)
-                    from unnest(s.keys) with ordinality as k (name, place)
-                ),
-                s.id
-            )
-        loop
-            return next;
-        end loop;
+        begin
+            if not has_table_privilege(queue, 'select') then
+                return query execute format(
+                    $q$
+                    select $1, $2, null::jsonb, q.attempts::integer, $3, q.since,
+                        nullif(q.due, 'infinity'), q.due = 'infinity'
+                    from %s q
+                    where q.due = 'infinity' or q.attempts > 0 and q.claimed_by is null
+                    order by q.since$q$,
+                    queue
+                )
+                using s.relation, s.name, 'not shown to this role, because an error may quote the text';
+                continue;
+            end if;
+            for key, attempts, error, since, retry_at, dead in
+                execute format(
+                    $q$
+                    select jsonb_build_object(%1$s), q.attempts, q.error, q.since,
+                        nullif(q.due, 'infinity'), q.due = 'infinity'
+                    from embed.queue_%2$s q
+                    where q.error is not null or q.due = 'infinity'
+                    order by q.since$q$,
+                    (
+                        select string_agg(format('%L, q.k%s', k.name, k.place), ', ' order by k.place)
+                        from unnest(s.keys) with ordinality as k (name, place)
+                    ),
+                    s.id
+                )
+            loop
+                return next;
+            end loop;
+        exception when lock_not_available then
+            raise notice 'failed rows of % are not shown, because %', s.relation, embed._locked_text(s);
+        end;
     end loop;
 end
 $$;

@@ -37,8 +37,8 @@ begin
         begin
             return query select s.name, d.* from embed._doctor_source(s.source) as d;
         exception when lock_not_available then
-            return query select s.name, 'table'::text, 'problem'::text, embed._locked_text(),
-                'If it is not a migration of yours that ends soon: select pg_terminate_backend of its pid.'::text;
+            return query select s.name, 'table'::text, 'problem'::text, embed._locked_text(s.source),
+                'The other checks of this table were left out. select pg_terminate_backend(pid) ends it.'::text;
         end;
     end loop;
 end

@@ -37,6 +37,10 @@ begin
             unfit := split_part(t.error, E'\n', 1);
             advice := concat_ws(
                 ' ', substring(t.error from '\nHINT:\s+([^\n]+)'),
+                case
+                    when unfit like 'an open transaction has locked%'
+                        then 'select pg_terminate_backend(pid) ends it.'
+                end,
                 format(
                     'That is how the work of a worker on it ended (%s). Mend what it names; a worker that runs tries '
                     'again within a minute, and its log says more.',

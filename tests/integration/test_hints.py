@@ -921,6 +921,13 @@ ELSEWHERE = {
     ),
     "A running worker puts them back": "test_ddl::test_what_no_trigger_saw_between_two_looks",
     "Search does not show those": "test_hints::test_vectors_of_another_model",
+    "Ask again when they are embedded": "test_search::test_nothing_found_while_rows_wait_is_said",
+    "Until then, search compares the old vectors": (
+        "test_status::test_other_columns_are_no_ready_table"
+    ),
+    "select pg_terminate_backend(pid) ends it": (
+        "test_status::test_nothing_waits_for_a_table_that_is_locked"
+    ),
     "The view embed.status shows how many are left": "test_hints::test_vectors_of_another_model",
     "Run this as the role that ran embedworker migrate": (
         "test_hints::test_who_may_not_look_at_the_loopback"
@@ -938,6 +945,7 @@ ELSEWHERE = {
 # What no test can follow, and why.
 NOT_FOLLOWED = {
     "This is a bug of embedworker": "no user can bring it about",
+    "an open transaction has locked": "a pattern, no advice",
     "Try again.": "a patience",
     "% belongs to %": "a pattern, no advice",
     "Call embed.disable and embed.enable for another one": "the server refuses it before",

@@ -307,6 +307,21 @@ def test_several_sources_of_one_table(article: Connection, vectors: VectorWriter
     assert "'article', 'bodies'" in (caught.value.diag.message_hint or "")
 
 
+def test_nothing_found_while_rows_wait_is_said(article: Connection, vectors: VectorWriter) -> None:
+    notices: list[str] = []
+    article.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
+    article.execute("delete from embed.sweep_request; delete from article")
+    vectors.embed("article")
+    assert found(article, "apple") == []
+    assert notices == []
+    article.execute("insert into article values (6, 'apple juice')")
+    assert found(article, "apple") == []
+    assert notices == ["no row was found, but rows of public.article wait for a worker"]
+    vectors.embed("article")
+    assert found(article, "apple") == [6]
+    assert len(notices) == 1
+
+
 def test_only_vectors_of_the_active_fingerprint_are_compared(
     article: Connection, vectors: VectorWriter
 ) -> None:

@@ -1,6 +1,7 @@
 """The views embed.status, embed.failure and embed.worker in every state a source can be in."""
 
 import re
+from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -378,17 +379,51 @@ def test_nothing_waits_for_a_table_that_is_locked(
         "set lock_timeout = 0; set statement_timeout = '5s'"
     )
     name = "article_next" if "next" in locked else "article"
-    with psycopg.connect(database) as other:
+    with closing(psycopg.connect(database)) as other:
         other.execute(f"lock table {locked} in access exclusive mode".encode())
+        who = f"{LOCKED}: process {other.info.backend_pid} of the user {other.info.user}"
         for view in ("embed.status", "embed.status_exact()"):
             line = status(article, name, view)
-            assert (line["state"], line["error"]) == ("error", LOCKED)
+            assert (line["state"], line["error"], line["coverage"]) == ("error", who, None)
         ((phase, size),) = article.execute("select phase, extra_bytes from embed.switch").fetchall()
         assert (phase, size is None) == ("filling", "next" in locked)
-        found = article.execute(
-            "select detail from embed.doctor() where subject ~ %s and state = 'problem'", [name]
-        ).fetchall()
-        assert (LOCKED,) in found
-        article.execute("select * from embed.failure")
+        found = dict(
+            article.execute(
+                "select detail, advice from embed.doctor() where subject ~ %s", [name]
+            ).fetchall()
+        )
+        (advice,) = re.findall(r"select pg_terminate_backend\(pid\)", found[who])
+        article.execute(advice.replace("pid", str(other.info.backend_pid)).encode())
     assert status(article, name)["error"] is None
     assert article.execute("show lock_timeout").fetchone() == ("0",)
+
+
+def test_other_columns_are_no_ready_table(article: Connection, vectors: VectorWriter) -> None:
+    notices: list[str] = []
+    article.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
+    article.execute("alter table article add body text")
+    with vectors.worker():
+        assert status(article)["state"] == "ready"
+        article.execute("select embed.enable('article', array['title'])")
+        assert status(article)["state"] == "ready"
+        assert notices == []
+        article.execute("select embed.enable('article', array['body', 'title'])")
+        assert status(article)["state"] == "embedding"
+        assert notices == [
+            "public.article was enabled with other settings before (columns title); a worker embeds"
+            " its rows again"
+        ]
+
+
+def test_failed_rows_of_other_tables_are_shown_beside_a_locked_queue(
+    article: Connection, database: str
+) -> None:
+    notices: list[str] = []
+    article.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
+    article.execute("set lock_timeout = 0; set statement_timeout = '5s'")
+    with psycopg.connect(database) as other:
+        other.execute("select embed.disable('article')")
+        assert article.execute("select * from embed.failure").fetchall() == []
+        (notice,) = notices
+        assert f"process {other.info.backend_pid} of the user" in notice
+        other.rollback()

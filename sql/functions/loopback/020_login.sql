@@ -33,7 +33,7 @@ begin
     -- No more attributes: a new role has none of them, and naming one needs the right to give it.
     execute format('alter role %I login noinherit connection limit %s password %L', login, connections, password);
     execute format('grant connect on database %I to %I', current_database(), login);
-    perform embed._grant_usage(quote_ident(login));
+    perform embed._grant_usage(login);
     execute format('grant execute on function embed.ask(uuid, text, text, text, text[], oid) to %I', login);
     execute format('grant execute on function embed.await(uuid, interval, boolean) to %I', login);
     perform embed._loopback_make(

@@ -9,12 +9,11 @@ from alembic import context, op
 from psycopg.conninfo import make_conninfo
 
 from embedworker.database.migrate import migrate as upgrade
-from embedworker.errors import ConfigurationError, DatabaseError
+from embedworker.errors import ConfigurationError
 from embedworker.settings import load
 
 __all__ = ["Database", "migrate"]
 
-LOCK_TIMEOUT = 10.0  # seconds
 
 Database: TypeAlias = Any
 """A URL; or a connection or engine of psycopg or SQLAlchemy, which stands for its database."""
@@ -43,19 +42,13 @@ def migrate(database: Database | None = None, *, model: str | None = None) -> li
     url = settings.database_url if database is None else _address(database)
     if url is None:
         raise ConfigurationError("no database is named; give one, or set DATABASE_URL")
-    try:
-        with _own_alembic():
-            return upgrade(
-                url,
-                model=model,
-                loopback_host=settings.loopback_host,
-                primary_host=settings.primary_host,
-                lock_timeout=LOCK_TIMEOUT,
-            )
-    except psycopg.errors.LockNotAvailable as error:
-        raise DatabaseError(
-            f"a transaction held what is needed for {LOCK_TIMEOUT:g} s; commit it before this call"
-        ) from error
+    with _own_alembic():
+        return upgrade(
+            url,
+            model=model,
+            loopback_host=settings.loopback_host,
+            primary_host=settings.primary_host,
+        )
 
 
 @contextmanager

@@ -40,6 +40,8 @@ __all__ = ["downgrade", "migrate"]
 T = TypeVar("T")
 
 LOCK_TIMEOUTS = ("1s", "2s", "4s")  # for each try: others wait behind us while we wait for a table
+LOCK_TIMEOUT = 10.0  # seconds for whatever else another transaction may hold
+TURN = "60s"  # for other runs of `embedworker migrate`, which take seconds each
 
 _MADE = re.compile(
     r"(?:create (?:or replace )?(?:unlogged )?(table|sequence|view|function) "
@@ -53,37 +55,32 @@ def migrate(
     model: str | None = None,
     loopback_host: str | None = None,
     primary_host: str | None = None,
-    lock_timeout: float = 0,
 ) -> list[str]:
     """Create or upgrade the schema ``embed``; safe to repeat, and to run twice at once.
 
     ``model`` becomes the default of the database; None keeps what it has, or takes the catalog's
     default on a new one. ``primary_host`` is where standbys find this server, see
     ``primary_options``; None keeps what was stored. Returns what could not be set up although
-    the rest works, a sentence each (no dblink: no ``embed.query``). ``lock_timeout`` bounds each
-    wait for a lock, in seconds; 0 is for ever.
+    the rest works, a sentence each (no dblink: no ``embed.query``).
 
     Raises:
         ConfigurationError: ``primary_host`` cannot be read.
         ServerUnavailable: no connection could be made.
         UnsupportedServer: PostgreSQL or pgvector is missing or too old.
-        DatabaseError: this role may not create what is needed, or the schema is of a newer version.
+        DatabaseError: this role may not create what is needed, the schema is of a newer version, or
+            a transaction does not let go of what is needed.
     """
     primary = None if primary_host is None else primary_options(primary_host)
-    with connect(
-        url, vectors=False, lock_timeout=lock_timeout, application_name="embedworker migrate"
-    ) as c:
-        check_server(c)
+    with _turn(url, "migrate") as c:
         try:
-            with advisory_lock(c, "migrate_lock"):
-                check_schema(c)
-                _ensure_vector(c)
-                c.execute(statement("migrate_schema"))
-                remarks = _upgrade(c, model)
-                remarks += _set_up_scans(c)
-                remarks += set_up_loopback(c, host=loopback_host, primary=primary)
-                remarks += _refresh_sources(c) + _finish(c)
-                c.execute(statement("migrate_document"))
+            check_server(c)
+            new = not check_schema(c)
+            _ensure_vector(c)
+            c.execute(statement("migrate_schema"))
+            remarks = _upgrade(c, model, new=new)
+            remarks += _set_up_scans(c)
+            remarks += set_up_loopback(c, host=loopback_host, primary=primary)
+            remarks += _refresh_sources(c) + _finish(c)
         except psycopg.errors.QueryCanceled as error:
             raise DatabaseError(f"{error.diag.message_primary}. {advice(c, error)}") from error
         except psycopg.errors.InsufficientPrivilege as error:
@@ -101,10 +98,7 @@ def downgrade(url: str) -> None:
     Raises:
         DatabaseError: ``embed.document`` still holds rows, or the schema is of a newer version.
     """
-    with (
-        connect(url, vectors=False, lock_timeout=0, application_name="embedworker migrate") as c,
-        advisory_lock(c, "migrate_lock"),
-    ):
+    with _turn(url, "migrate --down") as c:
         if not check_schema(c):
             return
         strangers = fetch_one(c.execute(statement("migrate_strangers"), _own_names()))[0]
@@ -128,6 +122,31 @@ def downgrade(url: str) -> None:
             ) from error
 
 
+@contextmanager
+def _turn(url: str, command: str) -> Iterator[Connection]:
+    """Connect, and wait until no other run of ``embedworker migrate`` is at work.
+
+    Raises DatabaseError that names who holds a lock that is needed; without end, any login could.
+    """
+    with connect(
+        url, vectors=False, lock_timeout=LOCK_TIMEOUT, application_name="embedworker migrate"
+    ) as c:
+        try:
+            with advisory_lock(c, "migrate_lock", lock_timeout=TURN):
+                yield c
+        except psycopg.errors.LockNotAvailable as error:
+            raise _held(c, command) from error
+
+
+def _held(c: Connection, command: str, outcome: str = "") -> DatabaseError:
+    (who,) = fetch_one(c.execute(statement("migrate_holders")))
+    return DatabaseError(
+        f"a transaction does not let go of what `embedworker {command}` needs in {c.info.dbname!r}"
+        f"{f', that of {who}' if who else ''}{outcome}. End it (see pg_stat_activity), then run "
+        "the command again"
+    )
+
+
 def _own_names() -> dict[str, list[str]]:
     """Return the names that our files give to relations and functions of the schema embed."""
     files = (f for f in sql_folder().rglob("*.sql") if f.parent.name != "queries")
@@ -148,15 +167,21 @@ def _ensure_vector(c: Connection) -> None:
                 f"the extension vector is not installed in {c.info.dbname!r} and the role "
                 f"{c.info.user!r} may not install it; as a superuser run: create extension vector"
             ) from None
+        except psycopg.errors.InvalidSchemaName:
+            raise DatabaseError(
+                f"search_path of the role {c.info.user!r} names no schema that could hold the "
+                "extension vector; run: create extension vector schema public"
+            ) from None
     schema = extension_schema(c, "vector")
     if schema is None:
         raise UnsupportedServer("the extension vector vanished while it was being installed")
     c.execute(render("migrate_load_vector", vector=sql.Identifier(schema, "vector")))
 
 
-def _upgrade(c: Connection, model: str | None) -> list[str]:
+def _upgrade(c: Connection, model: str | None, *, new: bool) -> list[str]:
     """Bring tables, functions, triggers, rights and our rows to this version, all or nothing.
 
+    A ``new`` schema has its ready table enabled.
     Raises DatabaseError where a transaction of somebody else keeps one from being changed.
     """
 
@@ -164,6 +189,8 @@ def _upgrade(c: Connection, model: str | None) -> list[str]:
         remarks = _write_routines(c)
         c.execute(statement("migrate_filters"))
         _seed(c, model)
+        if new:
+            c.execute(statement("migrate_document"))
         return remarks
 
     try:
@@ -189,12 +216,7 @@ def _all_or_nothing(
                 return work()
         except psycopg.errors.LockNotAvailable:
             continue
-    (who,) = fetch_one(c.execute(statement("migrate_holders")))
-    raise DatabaseError(
-        f"a table of the schema embed in {c.info.dbname!r} is used by a transaction that does not "
-        f"end{f', that of {who}' if who else ''}; nothing was changed. End it (see "
-        f"pg_stat_activity), then run `embedworker {command}` again"
-    )
+    raise _held(c, command, "; nothing was changed")
 
 
 @contextmanager
