@@ -31,6 +31,19 @@ def test_a_ready_table_that_was_disabled_stays_so(bare_database: str) -> None:
         assert connection.execute("select count(*) from embed.source").fetchone() == (0,)
 
 
+def test_a_first_run_that_fails_is_made_up_for(
+    bare_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves an empty schema, which is no reason to leave the ready table out."""
+    with monkeypatch.context() as patch:
+        patch.setattr(migration, "_seed", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            migrate(bare_database, model=TESTING_MODEL)
+    migrate(bare_database, model=TESTING_MODEL)
+    with psycopg.connect(bare_database, autocommit=True) as connection:
+        assert connection.execute("select name from embed.status").fetchall() == [("document",)]
+
+
 def test_a_login_without_rights_is_named_and_not_waited_for(bare_database: str) -> None:
     migrate(bare_database, model=TESTING_MODEL)
     with psycopg.connect(bare_database, autocommit=True) as other:

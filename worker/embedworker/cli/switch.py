@@ -50,7 +50,7 @@ class Switch:
     from_coverage: str | None
     from_pending: int | None
     from_dead: int | None
-    extra_bytes: int
+    extra_bytes: int | None
     judgement: dict[str, Any] | None
     forced: bool
     started_at: datetime
