@@ -99,6 +99,11 @@ def test_large_table(benchmark: Callable[..., dict[str, Any]]) -> None:
     assert found["matching 1 in 100, answers with 6 rows"] == 1
 
 
+@pytest.mark.slow
+def test_truncate(benchmark: Callable[..., dict[str, Any]]) -> None:
+    assert benchmark("truncate", rows=3000)["rows that were queued"] > 1500
+
+
 def test_memory(benchmark: Callable[..., dict[str, Any]]) -> None:
     found = benchmark("memory", minutes=0.001, longest=1000, model=TESTING_MODEL)
     assert found["passages, highest"] >= found["passages, loaded"] > 0
