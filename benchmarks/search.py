@@ -40,6 +40,13 @@ PAGE = """
         where part < {bound} order by embedding <=> %s limit {wanted} offset {skipped}
     ) page
 """
+# The same pages by the function: one row in ten has this value.
+SKIPPED = """
+    select coalesce(array_agg((s."row").id), '{}') from embed.search(
+        null::article, %s::vector, k => 20, skip => 60, matching => %s
+    ) s
+"""
+ALL_OR_TENTH = {"all": None, "1 row in 10": '{"tenth": 3}'}
 SEARCH = 'select array_agg((s."row").id) from embed.search(null::article, %s::vector, %s) s'
 INDEXES = (
     "select count(*) from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am m"
@@ -74,7 +81,7 @@ def load_vectors(
     """A row for each vector, without its triggers, and the vectors as a worker would leave them."""
     connection.execute("set session_replication_role = replica")
     connection.execute(
-        "insert into article select n, 'row ' || n, n * 7919::bigint %% %s"
+        "insert into article select n, 'row ' || n, n * 7919::bigint %% %s, n * 7919::bigint %% 10"
         " from generate_series(0, %s) n",
         [len(vectors), len(vectors) - 1],
     )
@@ -113,6 +120,23 @@ def pages(connection: Connection, asked: npt.NDArray[np.float32], rows: int) -> 
             yield Measure(f"{name}: recall", statistics.mean(shared), "", ">= 0.95")
 
 
+def skipped(connection: Connection, asked: npt.NDArray[np.float32]) -> Iterator[Measure]:
+    """Compare rows 61 to 80 of the function with those that it finds without the index."""
+    for rows, matching in ALL_OR_TENTH.items():
+        found: dict[str, list[list[int]]] = {}
+        for path in ("hnsw", "exact"):
+            connection.execute(PATHS[path])
+            found[path] = [
+                fetch_value(connection, SKIPPED, [Vector(vector), matching]) for vector in asked
+            ]
+        shared = [
+            len(set(near) & set(exact)) / max(len(exact), 1)
+            for near, exact in zip(found["hnsw"], found["exact"], strict=True)
+        ]
+        recall = statistics.mean(shared)
+        yield Measure(f"embed.search, {rows}, rows 61 to 80: recall", recall, "", ">= 0.95")
+
+
 def main() -> None:
     """Build, search both ways and print recall and times."""
     given = options(
@@ -129,7 +153,8 @@ def main() -> None:
             )
             asked = loaded.encoder.encode_queries(questions(given.questions, given.seed))
             connection.execute(
-                "create table article (id integer primary key, content text, part integer)"
+                "create table article"
+                " (id integer primary key, content text, part integer, tenth integer)"
             )
             connection.execute("select embed.enable('article', array['content'])")
             (source,) = (s for s in load_sources(connection) if s.name == "article")
@@ -159,7 +184,7 @@ def main() -> None:
                     connection.execute("select pg_stat_force_next_flush()")
                     if fetch_value(connection, SCANS) - scans < given.questions:
                         raise SystemExit("the index was there and was not used")
-            plain = list(pages(connection, asked, given.vectors))
+            plain = [*pages(connection, asked, given.vectors), *skipped(connection, asked)]
     shared = [
         len(set(near) & set(exact)) / K
         for near, exact in zip(found["hnsw"], found["exact"], strict=True)

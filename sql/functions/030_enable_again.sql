@@ -84,9 +84,14 @@ begin
         case when old.model is distinct from new.model then 'model' end
     );
     if changed <> '' then
-        raise notice '% was enabled with other settings before (%); a worker embeds its rows again',
+        raise notice '% was enabled with other settings before (%); a worker looks at all its rows again',
             new.relation, changed
-            using hint = 'Until then, search compares the old vectors. The view embed.status shows how far it is.';
+            using hint = case
+                when old.model is distinct from new.model
+                    then 'Search finds a row when it is embedded again. embed.begin_switch fills the vectors of '
+                    'another model while the old ones answer.'
+                else 'Until then, search compares the old vectors. The view embed.status shows how far it is.'
+            end;
     end if;
     perform embed.wake();
     perform embed._notice_triggers(new);

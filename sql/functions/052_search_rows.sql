@@ -24,20 +24,27 @@ begin
 end
 $$;
 
--- Whether rows of a source wait for a worker. It says nothing of a row.
+-- Whether rows of a source wait for a worker. It says nothing of a row. A search does not wait for embed.disable in a
+-- transaction that is open: it says no then.
 create or replace function embed._rows_wait(source integer) returns boolean
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+    lock_timeout_of_caller constant text := current_setting('lock_timeout');
     result boolean;
 begin
+    perform set_config('lock_timeout', '100ms', true);
     execute format(
         'select exists (select from embed.inbox_%1$s) '
         'or exists (select from embed.queue_%1$s where due < ''infinity'')',
         source
     ) into result;
-    return result or exists (select from embed.sweep_request r where r.source = _rows_wait.source);
+    result := result or exists (select from embed.sweep_request r where r.source = _rows_wait.source);
+    perform set_config('lock_timeout', lock_timeout_of_caller, true);
+    return result;
+exception when lock_not_available then
+    return false;
 end
 $$;
 

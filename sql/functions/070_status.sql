@@ -42,8 +42,8 @@ return (
     )
 );
 
--- One line of embed.status. So many entries of the queue (bound) are looked at in some 20 ms. It waits for no lock:
--- an operator asks it while a migration of the application holds the table.
+-- One line of embed.status. So many entries of the queue (bound) are looked at in some 20 ms. It waits 0.1 s for
+-- a table: an operator asks it while a migration of the application holds one.
 create or replace function embed._status(
     s embed.source, has_worker boolean, exact boolean,
     out model text, out state text, out coverage real,
@@ -58,7 +58,7 @@ as $$
 #variable_conflict use_variable
 declare
     bound constant integer := 1000;
-    patience constant text := current_setting('lock_timeout');
+    lock_timeout_of_caller constant text := current_setting('lock_timeout');
     t embed.source_state;
     n record;
 begin
@@ -118,7 +118,7 @@ begin
             when dead > 0 then 'incomplete'
             else 'ready'
         end;
-        perform set_config('lock_timeout', patience, true);
+        perform set_config('lock_timeout', lock_timeout_of_caller, true);
     exception
         when lock_not_available then
             state := 'error';

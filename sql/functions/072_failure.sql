@@ -6,9 +6,9 @@ create or replace function embed._failures() returns table (
 )
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '100ms'
 as $$
 declare
+    lock_timeout_of_caller constant text := current_setting('lock_timeout');
     s embed.source;
     queue regclass;
 begin
@@ -19,6 +19,7 @@ begin
         source := s.relation;
         name := s.name;
         begin
+            perform set_config('lock_timeout', '100ms', true); -- as embed._status does
             if not has_table_privilege(queue, 'select') then
                 return query execute format(
                     $q$
@@ -53,6 +54,7 @@ begin
             raise notice 'failed rows of % are not shown, because %', s.relation, embed._locked_text(s);
         end;
     end loop;
+    perform set_config('lock_timeout', lock_timeout_of_caller, true);
 end
 $$;
 

@@ -11,6 +11,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+    lock_timeout_of_caller constant text := current_setting('lock_timeout');
     s record;
 begin
     perform embed._require_role('embed_monitor', embed._may_look(), 'embed.doctor');
@@ -36,6 +37,7 @@ begin
     loop
         begin
             return query select s.name, d.* from embed._doctor_source(s.source) as d;
+            perform set_config('lock_timeout', lock_timeout_of_caller, true);
         exception when lock_not_available then
             return query select s.name, 'table'::text, 'problem'::text, embed._locked_text(s.source),
                 'The other checks of this table were left out. select pg_terminate_backend(pid) ends it.'::text;

@@ -6,7 +6,6 @@ create or replace function embed._doctor_source(source embed.source) returns tab
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '100ms'
 as $doctor$
 declare
     t embed.source_state := (select x from embed.source_state x where x.source = _doctor_source.source.id);
@@ -24,6 +23,7 @@ declare
         where x.extname = 'vector'
     );
 begin
+    perform set_config('lock_timeout', '100ms', true); -- as embed._status does; embed.doctor takes it back
     "check" := 'table';
     state := 'ok';
     detail := format('%s', source.columns);

@@ -20,6 +20,7 @@ from psycopg import sql
 from waiting import wait_until
 
 LONGEST = 110.0  # seconds on a machine that does much else
+SLOW = {"EMBEDWORKER_TESTING_DELAY": "0.5", "EMBEDWORKER_BATCH_TOKENS": "100"}
 
 
 @pytest.fixture
@@ -146,8 +147,7 @@ def test_ctrl_c_ends_all_in_order(
     article: psycopg.Connection[Any], cli: Cli, tmp_path: Path
 ) -> None:
     vectors = "select count(*) from article_embedding"
-    slow = {"EMBEDWORKER_TESTING_DELAY": "0.5", "EMBEDWORKER_BATCH_TOKENS": "100"}
-    with fleet(cli, tmp_path, "--workers", "2", **slow) as process:
+    with fleet(cli, tmp_path, "--workers", "2", **SLOW) as process:
         wait_until(lambda: article.execute(vectors).fetchone() != (0,), LONGEST, "a vector")
         os.killpg(process.pid, signal.SIGINT)
         found = ended(process, tmp_path)
@@ -167,8 +167,7 @@ def test_a_table_that_is_paused_meanwhile_ends_it(
     article: psycopg.Connection[Any], cli: Cli, tmp_path: Path
 ) -> None:
     vectors = "select count(*) from article_embedding"
-    slow = {"EMBEDWORKER_TESTING_DELAY": "0.5", "EMBEDWORKER_BATCH_TOKENS": "100"}
-    with fleet(cli, tmp_path, "--until-drained", **slow) as process:
+    with fleet(cli, tmp_path, "--until-drained", **SLOW) as process:
         wait_until(lambda: article.execute(vectors).fetchone() != (0,), LONGEST, "a vector")
         article.execute("select embed.pause('article')")
         process.communicate(timeout=LONGEST)
@@ -183,8 +182,7 @@ def test_a_stopped_run_that_waits_for_the_end_exits_with_1(
 ) -> None:
     """A job of a cluster that is moved must not count as done."""
     vectors = "select count(*) from article_embedding"
-    slow = {"EMBEDWORKER_TESTING_DELAY": "0.5", "EMBEDWORKER_BATCH_TOKENS": "100"}
-    with fleet(cli, tmp_path, "--until-drained", **slow) as process:
+    with fleet(cli, tmp_path, "--until-drained", **SLOW) as process:
         wait_until(lambda: article.execute(vectors).fetchone() != (0,), LONGEST, "a vector")
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=LONGEST)

@@ -922,6 +922,9 @@ ELSEWHERE = {
     "A running worker puts them back": "test_ddl::test_what_no_trigger_saw_between_two_looks",
     "Search does not show those": "test_hints::test_vectors_of_another_model",
     "Ask again when they are embedded": "test_search::test_nothing_found_while_rows_wait_is_said",
+    "Search finds a row when it is embedded again": (
+        "test_search::test_another_model_without_a_switch_is_told"
+    ),
     "Until then, search compares the old vectors": (
         "test_status::test_other_columns_are_no_ready_table"
     ),

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 from fix_database import Connection
+from fix_drain import drain_url
 from waiting import wait_until
 
 from embedworker.database import migrate as migration
@@ -18,6 +19,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migration, "LOCK_TIMEOUTS", ("200ms", "200ms"))
     monkeypatch.setattr(migration, "LOCK_TIMEOUT", 0.3)
     monkeypatch.setattr(migration, "TURN", "300ms")
+    monkeypatch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
 
 
 def test_a_ready_table_that_was_disabled_stays_so(bare_database: str) -> None:
@@ -46,9 +48,13 @@ def test_a_first_run_that_fails_is_made_up_for(
 
 def test_a_login_without_rights_is_named_and_not_waited_for(bare_database: str) -> None:
     migrate(bare_database, model=TESTING_MODEL)
-    with psycopg.connect(bare_database, autocommit=True) as other:
+    with (
+        psycopg.connect(bare_database, autocommit=True) as other,
+        psycopg.connect(bare_database) as reader,
+    ):
+        reader.execute("select * from embed.document")  # is in nobody's way
         other.execute("select pg_advisory_lock(1701667428, 3)")
-        named = rf"that of process {other.info.backend_pid} of the user"
+        named = rf"that of process {other.info.backend_pid} of the user \S+\. End it"
         with pytest.raises(DatabaseError, match=named):
             migrate(bare_database, model=TESTING_MODEL)
         with pytest.raises(DatabaseError, match=named):
@@ -80,7 +86,16 @@ def test_a_reader_of_an_enabled_table_keeps_it_from_being_taken_out(bare_databas
     downgrade(bare_database)
 
 
-def test_status_waits_for_our_own_tables(bare_database: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "table"),
+    [
+        ("select count(*) from embed.status", "source_state"),
+        ("select count(*) from embed.status_exact()", "source_state"),
+        ("select count(*) from embed.doctor()", "source_state"),
+        ("select count(*) from embed.failure", "source"),
+    ],
+)
+def test_what_looks_waits_for_our_own_tables(bare_database: str, asked: str, table: str) -> None:
     """A version that adds a column to them is a matter of a second, and no error."""
     migrate(bare_database, model=TESTING_MODEL)
     with (
@@ -88,18 +103,19 @@ def test_status_waits_for_our_own_tables(bare_database: str) -> None:
         psycopg.connect(bare_database) as other,
         ThreadPoolExecutor() as threads,
     ):
-        other.execute("lock table embed.source_state in access exclusive mode")
-        asked = threads.submit(_states, connection)
+        other.execute(f"lock table embed.{table} in access exclusive mode".encode())
+        answer = threads.submit(_value, connection, asked)
         waits = "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s"
         pid = connection.info.backend_pid
         wait_until(lambda: other.execute(waits, [pid]).fetchone() == (True,))
-        other.execute("select pg_sleep(0.3)")  # longer than status waits for a table
+        other.execute("select pg_sleep(0.3)")  # longer than it waits for a table
         other.rollback()
-        assert asked.result() == [("no worker",)]
+        assert answer.result() == _value(connection, asked)
+        assert connection.execute("show lock_timeout").fetchone() == ("0",)
 
 
-def _states(connection: Connection) -> list[tuple[str, ...]]:
-    return connection.execute("select state from embed.status").fetchall()
+def _value(connection: Connection, asked: str) -> object:
+    return connection.execute(asked.encode()).fetchone()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +124,16 @@ def _states(connection: Connection) -> list[tuple[str, ...]]:
         ("quote_all_identifiers", "on"),
         ("plpgsql.extra_errors", "'all'"),
         ("plpgsql.extra_warnings", "'all'"),
-        ("standard_conforming_strings", "on"),
+        ("plpgsql.variable_conflict", "use_column"),
+        ("plpgsql.variable_conflict", "use_variable"),
+        ("transform_null_equals", "on"),
+        ("default_transaction_isolation", "serializable"),
+        ("bytea_output", "escape"),
+        ("intervalstyle", "sql_standard"),
+        ("datestyle", "german"),
+        ("extra_float_digits", "-15"),
+        ("default_transaction_deferrable", "on"),
+        ("synchronous_commit", "off"),
         ("search_path", "pg_catalog"),
         ("check_function_bodies", "off"),
         ("row_security", "off"),
@@ -124,6 +149,15 @@ def test_a_setting_of_the_database(bare_database: str, setting: str, value: str)
     with psycopg.connect(bare_database, autocommit=True) as connection:
         connection.execute("create table public.article (id uuid primary key, body text)")
         connection.execute("select embed.enable('public.article', '{body}')")
+        connection.execute("insert into public.article values (gen_random_uuid(), 'a text')")
+        assert drain_url(bare_database) == []
+        states = "select name, embedded, pending, error from embed.status where rows > 0"
+        assert connection.execute(states).fetchall() == [("article", 1, 0, None)]
+        similar = (
+            'select (s."row").body from public.article a,'
+            " embed.similar(null::public.article, a.id) s"
+        )
+        assert connection.execute(similar).fetchall() == []  # the row itself is left out
         problems = "select detail from embed.doctor() where state = 'problem'"
         found = [detail for (detail,) in connection.execute(problems)]
         assert not [d for d in found if "0 alive" not in d and "not loaded by any" not in d], found

@@ -4,6 +4,7 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
+import psycopg
 import pytest
 from fix_database import Connection
 from fix_vectors import VectorWriter, role, word_vector
@@ -307,7 +308,9 @@ def test_several_sources_of_one_table(article: Connection, vectors: VectorWriter
     assert "'article', 'bodies'" in (caught.value.diag.message_hint or "")
 
 
-def test_nothing_found_while_rows_wait_is_said(article: Connection, vectors: VectorWriter) -> None:
+def test_nothing_found_while_rows_wait_is_said(
+    article: Connection, vectors: VectorWriter, database: str
+) -> None:
     notices: list[str] = []
     article.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
     article.execute("delete from embed.sweep_request; delete from article")
@@ -315,11 +318,30 @@ def test_nothing_found_while_rows_wait_is_said(article: Connection, vectors: Vec
     assert found(article, "apple") == []
     assert notices == []
     article.execute("insert into article values (6, 'apple juice')")
+    article.execute("set lock_timeout = 0; set statement_timeout = '5s'")
+    with psycopg.connect(database) as other:
+        other.execute("lock table embed.inbox_2 in access exclusive mode")
+        assert found(article, "apple") == []
+        assert notices == []
+        other.rollback()
+    assert article.execute("show lock_timeout").fetchone() == ("0",)
     assert found(article, "apple") == []
     assert notices == ["no row was found, but rows of public.article wait for a worker"]
     vectors.embed("article")
     assert found(article, "apple") == [6]
     assert len(notices) == 1
+
+
+def test_another_model_without_a_switch_is_told(article: Connection) -> None:
+    """And what the hint says keeps all rows."""
+    hints: list[str] = []
+    article.add_notice_handler(lambda notice: hints.append(notice.message_hint or ""))
+    article.execute("select embed.add_model('other', 384)")
+    article.execute("select embed.enable('article', array['title'], model => 'other')")
+    assert [hint for hint in hints if "embed.begin_switch fills the vectors" in hint]
+    article.execute("select embed.enable('article', array['title'])")
+    article.execute("select embed.begin_switch('article', 'other')")
+    assert len(found(article, "apple")) == 5
 
 
 def test_only_vectors_of_the_active_fingerprint_are_compared(

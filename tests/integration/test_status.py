@@ -410,8 +410,8 @@ def test_other_columns_are_no_ready_table(article: Connection, vectors: VectorWr
         article.execute("select embed.enable('article', array['body', 'title'])")
         assert status(article)["state"] == "embedding"
         assert notices == [
-            "public.article was enabled with other settings before (columns title); a worker embeds"
-            " its rows again"
+            "public.article was enabled with other settings before (columns title); a worker looks"
+            " at all its rows again"
         ]
 
 

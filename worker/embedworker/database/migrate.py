@@ -131,15 +131,19 @@ def _turn(url: str, command: str) -> Iterator[Connection]:
     with connect(
         url, vectors=False, lock_timeout=LOCK_TIMEOUT, application_name="embedworker migrate"
     ) as c:
+        turn = False
         try:
             with advisory_lock(c, "migrate_lock", lock_timeout=TURN):
+                turn = True
                 yield c
         except psycopg.errors.LockNotAvailable as error:
-            raise _held(c, command) from error
+            raise _held(c, command, turn=turn) from error
 
 
-def _held(c: Connection, command: str, outcome: str = "") -> DatabaseError:
-    (who,) = fetch_one(c.execute(statement("migrate_holders")))
+def _held(c: Connection, command: str, outcome: str = "", *, turn: bool = True) -> DatabaseError:
+    """Return the error that names who holds what ``command`` needs; ``turn``: it is its turn."""
+    asked = {"turn": turn, "triggers": command != "migrate"}
+    (who,) = fetch_one(c.execute(statement("migrate_holders"), asked))
     return DatabaseError(
         f"a transaction does not let go of what `embedworker {command}` needs in {c.info.dbname!r}"
         f"{f', that of {who}' if who else ''}{outcome}. End it (see pg_stat_activity), then run "
@@ -182,6 +186,7 @@ def _upgrade(c: Connection, model: str | None, *, new: bool) -> list[str]:
     """Bring tables, functions, triggers, rights and our rows to this version, all or nothing.
 
     A ``new`` schema has its ready table enabled.
+
     Raises DatabaseError where a transaction of somebody else keeps one from being changed.
     """
 
@@ -229,7 +234,7 @@ def _alembic(c: Connection, verb: str, revision: str, *, lock_timeout: str) -> I
     c.autocommit = False
     try:
         with engine.begin() as connection:
-            c.execute(statement("migrate_lock_timeout"), {"lock_timeout": lock_timeout})
+            c.execute(statement("migrate_settings"), {"lock_timeout": lock_timeout})
             config.attributes["connection"] = connection
             c.settle()
             for (misowned,) in c.execute(statement("migrate_misowned"), _own_names()).fetchall():
@@ -273,7 +278,7 @@ def _refresh_sources(c: Connection) -> list[str]:
     for number, name in c.execute(statement("migrate_sources")).fetchall():
         try:
             with c.transaction():
-                c.execute(statement("migrate_lock_timeout"), {"lock_timeout": LOCK_TIMEOUTS[0]})
+                c.execute(statement("migrate_settings"), {"lock_timeout": LOCK_TIMEOUTS[0]})
                 c.execute(statement("source_refresh"), {"source": number})
         except psycopg.Error as error:
             if c.closed:
