@@ -1,11 +1,13 @@
 """Codes in long texts: is the page with the question's code the first row?
 
     python benchmarks/codes.py --model bundled:multilingual-e5-small
+    python benchmarks/codes.py --others 99000                        # among 100,000 rows
 
 Makes 1,000 pages of a manual, each with an error code and a part number of its own and otherwise of
 the same sentences. Each page is asked for by its bare code, and by a question that holds the code.
 Both go through ``embedworker eval``: a table, a worker and embed.search, in the database named by
-DATABASE_URL or in the embedded one. Codes follow each other, so neighbours differ in one digit.
+DATABASE_URL or in the embedded one. Codes follow each other, so neighbours differ in one digit. The
+other rows are the beginnings of texts.py, each with a number of its own.
 
 Prints for each setting in how many questions the right page was the first row.
 """
@@ -18,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quality import ours
+from texts import texts
 
 from embedworker.model.catalog import BUNDLED_MODEL
 
@@ -38,6 +41,9 @@ STEPS = (
     "덮개를 닫고 전원을 켜서 같은 표시가 나오는지 봅니다.",
     "같은 표시가 다시 나오면 부품을 새것으로 바꿉니다.",
 )
+KINDS = {"bare": "bare code", "asked": "in a question"}
+DIFFERENT = 5000  # other texts, before their numbers
+LONGEST = 150  # characters of another row
 QUESTIONS = (
     "화면에 {}라고 나오는데 어떻게 해야 하나요?",
     "{} 표시가 떴을 때 점검하는 방법을 알려 주세요",
@@ -58,17 +64,23 @@ def page(number: int, chance: random.Random) -> tuple[str, str, str]:
     return error, part, text
 
 
-def write(folder: Path, pages: Sequence[tuple[str, str, str]], *, bare: bool) -> None:
-    """Write a set in the format of BEIR: one question for each page, by one of its codes."""
+def write(folder: Path, pages: Sequence[tuple[str, str, str]], others: int) -> None:
+    """Write a set in the format of BEIR: two questions for each page, by one of its codes."""
     corpus = [{"_id": str(n), "title": "", "text": text} for n, (_, _, text) in enumerate(pages)]
+    different = texts(min(others, DIFFERENT), 5)
+    corpus += [
+        {"_id": f"other{n}", "title": "", "text": f"{n} {different[n % DIFFERENT]}"[:LONGEST]}
+        for n in range(others)
+    ]
     codes = [error if n % 2 else part for n, (error, part, _) in enumerate(pages)]
-    asked = codes if bare else [QUESTIONS[n % 3].format(code) for n, code in enumerate(codes)]
-    queries = [{"_id": f"q{n}", "text": text} for n, text in enumerate(asked)]
-    folder.mkdir()
+    queries = [{"_id": f"bare{n}", "text": code} for n, code in enumerate(codes)]
+    queries += [
+        {"_id": f"asked{n}", "text": QUESTIONS[n % 3].format(code)} for n, code in enumerate(codes)
+    ]
     for name, rows in (("corpus", corpus), ("queries", queries)):
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text("".join(lines), "utf-8")
-    judged = "".join(f"q{n}\t{n}\t1\n" for n in range(len(pages)))
+    judged = "".join(f"{kind}{n}\t{n}\t1\n" for kind in KINDS for n in range(len(pages)))
     (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
 
 
@@ -79,6 +91,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default=BUNDLED_MODEL)
     parser.add_argument("--pages", type=int, default=1000)
+    parser.add_argument("--others", type=int, default=0, help="rows beside the pages")
     parser.add_argument(
         "--compare", default="exact+lexical=0,default", help="as of embedworker eval"
     )
@@ -87,13 +100,14 @@ def main() -> None:
     pages = [page(number, chance) for number in range(given.pages)]
     print(f"{given.pages} pages of {sum(len(p[2]) for p in pages) // given.pages} characters")
     with tempfile.TemporaryDirectory() as folder:
-        for name, bare in (("bare code", True), ("in a question", False)):
-            place = Path(folder) / name.replace(" ", "-")
-            write(place, pages, bare=bare)
-            report = ours(place, given.model, given.compare)
-            for entry in report["settings"]:
-                first = entry["measures"]["nDCG@1"]
-                print(f"{name}, {entry['setting']}: right page first in {first:.3f}", flush=True)
+        write(Path(folder), pages, given.others)
+        report = ours(Path(folder), given.model, given.compare)
+    for kind, name in KINDS.items():
+        for entry in report["settings"]:
+            # nDCG of one right row is 1 where that is the first.
+            first = [v == 1 for q, v in entry["by_question"].items() if q.startswith(kind)]
+            share = sum(first) / given.pages
+            print(f"{name}, {entry['setting']}: right page first in {share:.3f}")
 
 
 if __name__ == "__main__":

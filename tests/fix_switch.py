@@ -15,6 +15,21 @@ from embedworker.model.testing import hash_vector
 
 OTHER = SMALL_MODEL
 TEXTS = {1: "a red kettle", 2: "a blue kettle", 3: "세탁기가 멈췄어요"}
+STATE = "select source, successor, cut from embed.switch_state"
+NAMES = "select id, name, model, vectors::oid from embed.source order by id"
+TABLES = """
+create schema shop;
+set search_path = shop, public;
+create table article (id int primary key, title text);
+insert into article values (1, 'a red kettle'), (2, 'a blue kettle'), (3, '세탁기가 멈췄어요');
+create table page (id int primary key, title text, v public.vector(384));
+insert into page values (1, 'a red kettle'), (2, 'a blue kettle'), (3, null);
+select embed.add_model('testing:small', 64, 8192, 'query: ', 'passage: ');
+"""
+ENABLE = """
+select embed.enable('article', '{title}', model => 'testing:hash');
+select embed.enable('page', '{title}', into_column => 'v', model => 'testing:hash');
+"""
 NEAREST = """
 select id, 1 - (embedding <=> (select embed.query(%s, of => 'article')))
 from article join article_embedding using (id)
@@ -94,6 +109,23 @@ def check_columns(connection: Connection, **dimensions: int) -> None:
             else:
                 expected = hash_vector("passage: " + title, size)
                 assert vector == pytest.approx(expected.tolist(), abs=1e-6), (column, title)
+
+
+def state(connection: Connection) -> list[Any]:
+    """Everything that a call for a switch changes."""
+    return [connection.execute(query.encode()).fetchall() for query in (STATE, NAMES)]
+
+
+def calls(connection: Connection, call: str) -> None:
+    """Do one step for both tables."""
+    more = {"begin_switch": f", '{OTHER}'", "cut_over": ", force => true"}.get(call, "")
+    for table in ("article", "page"):
+        connection.execute(f"select embed.{call}('{table}'{more})".encode())
+
+
+def check_both(connection: Connection, *, serving: int) -> None:
+    check_sides(connection, serving=serving)
+    check_columns(connection, v=serving, v_next=448 - serving)
 
 
 @pytest.fixture

@@ -133,6 +133,13 @@ begin
         end,
         embed._each('%1$I', source.keys, ', ')
     );
+    -- pgvector keeps vectors outside of their rows. Inside, to compare all of 100,000 vectors of 384 dimensions took 53
+    -- for 134 ms, and a search among 9,000 passages 12.6 for 22.8 ms. The table takes 6 % more. Of a longer vector, not
+    -- even two would fit into a page.
+    if source.into_column is null
+        and embed._vector_bytes(coalesce(storage, 'vector'), source.dimensions) <= 3200 then
+        execute format('alter table %s alter column embedding set storage main', vectors);
+    end if;
     execute format(
         'comment on table %s is %L', vectors,
         format('Vectors of %s, kept by embedworker; a row without its source row is on its way out.', source.relation)

@@ -132,6 +132,10 @@ begin
             hint = pg_catalog.format('As the owner: grant select on %s to public.', plan.vectors);
     end if;
     perform embed._notice_awaiting(plan);
+    -- Rows behind the first are less exact: 0.948 of the rows 61 to 80 were right with 200.
+    if k + skip > 50 then
+        perform pg_catalog.set_config('hnsw.ef_search', least(4 * (k + skip), 1000)::text, true);
+    end if;
     if question is null then
         words := embed._weights(plan, terms, places);
     end if;
@@ -155,8 +159,10 @@ begin
             if question is not null and plan.by_stage is not null and words.rarest is not null then
                 execute plan.by_stage into new_places
                 using embed._words_token(plan.source), words.rarest, words.idf, 100;
-                execute plan.by_places into seen_by_words, new_rows, new_places, new_distances
-                using question, 100, leave_out, plan.given, of_a_row, '{}'::tid[], new_places;
+                if pg_catalog.cardinality(new_places) > 0 then
+                    execute plan.by_places into seen_by_words, new_rows, new_places, new_distances
+                    using question, 100, leave_out, plan.given, of_a_row, '{}'::tid[], new_places;
+                end if;
             elsif question is not null and plan.by_both is not null then
                 execute plan.by_both into seen_by_words, new_rows, new_places, new_distances
                 using question, 100, leave_out, plan.given, of_a_row, '{}'::tid[], words.idf;

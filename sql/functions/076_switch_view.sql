@@ -1,17 +1,22 @@
 -- How far the change of a model is, and questions by the model that a table is searched by.
 
--- Bytes of a table with its indexes; null while another transaction has locked it.
-create or replace function embed._disk_bytes(relation regclass) returns bigint
+-- Bytes of a table, with its indexes or without; null while another transaction has locked it.
+create or replace function embed._disk_bytes(relation regclass, indexes boolean) returns bigint
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '100ms'
 as $$
 begin
-    return pg_total_relation_size(relation);
+    return case when indexes then pg_total_relation_size(relation) else pg_table_size(relation) end;
 exception when lock_not_available then
     return null;
 end
 $$;
+
+create or replace function embed._disk_bytes(relation regclass) returns bigint
+language sql stable
+set search_path = pg_catalog, pg_temp
+return embed._disk_bytes(relation, true);
 
 select embed._ensure_view('embed.switch', $view$
 select

@@ -26,7 +26,8 @@ where %(source)s::integer is null or s.id = %(source)s
 order by s.id;
 
 -- web_source
--- What one source is made of and how much disk it takes, in bytes; sizes are null where a table is gone.
+-- What one source is made of and how much disk it takes, in bytes; sizes are null of a table that is gone or
+-- locked.
 select
     s.relation::oid::bigint as relation,
     s.columns,
@@ -37,12 +38,9 @@ select
     s.chunk,
     s.dimensions,
     s.vectors::text as vectors,
-    pg_catalog.pg_table_size(s.relation::oid::regclass) as table_size,
-    pg_catalog.pg_table_size(v.oid) as vector_size,
-    coalesce(
-        (select sum(pg_catalog.pg_relation_size(i.indexrelid)) from pg_catalog.pg_index i where i.indrelid = v.oid), 0
-    )::bigint
-        as index_size,
+    embed._disk_bytes(s.relation, false) as table_size,
+    embed._disk_bytes(v.oid, false) as vector_size,
+    embed._disk_bytes(v.oid, true) - embed._disk_bytes(v.oid, false) as index_size,
     (
         select p.blocks_done::double precision / nullif(p.blocks_total, 0)
         from pg_catalog.pg_stat_progress_create_index p

@@ -631,6 +631,23 @@ def made_at(app: Connection) -> dict[int, Any]:
     )
 
 
+@pytest.mark.parametrize(
+    ("dimensions", "more", "storage"),
+    [(384, "", "m"), (1024, "", "e"), (1024, ", storage => 'halfvec'", "m")],
+)
+def test_short_vectors_are_kept_inside_their_rows(
+    article: Connection, dimensions: int, more: str, storage: str
+) -> None:
+    article.execute("select embed.add_model('some/model', %s, 512, '', '')", [dimensions])
+    article.execute(
+        f"select embed.enable('article', '{{title}}', model => 'some/model'{more})".encode()
+    )
+    assert article.execute(
+        "select attstorage::text from pg_attribute"
+        " where attrelid = 'article_embedding'::regclass and attname = 'embedding'"
+    ).fetchall() == [(storage,)]
+
+
 def test_adoption(article: Connection, drain: Drain) -> None:
     """Disabled and enabled again: only what changed meanwhile is embedded again (S5)."""
     article.execute(ENABLE)

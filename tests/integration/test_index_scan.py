@@ -229,7 +229,7 @@ def settings(c: Connection) -> dict[str, str]:
 
 WANTED = {
     "hnsw.iterative_scan": "strict_order",
-    "hnsw.ef_search": "200",
+    "hnsw.ef_search": "250",
     "hnsw.max_scan_tuples": "200000",
     "hnsw.scan_mem_multiplier": "10",
 }

@@ -568,7 +568,7 @@ def plan(connection: Connection, column: str) -> str:
 
 @pytest.mark.slow
 def test_the_index_is_used(notes: Connection) -> None:
-    """Where it is worth it: with ef_search = 200 so few rows are as quickly compared."""
+    """Where it is worth it: with ef_search = 250 so few rows are as quickly compared."""
     notes.execute("set enable_sort = off; set enable_seqscan = off")
     assert "Index Scan using note_embedding_embedding_idx" in plan(notes, "by_index")
     assert "note_embedding_embedding_idx" not in plan(notes, "by_scan")

@@ -11,7 +11,21 @@ import pytest
 from fix_drain import Connection, Drain, Lane, drain_url, source_of
 from fix_restore import dump_and_restore
 from fix_roles import as_login, database_with_logins
-from fix_switch import OTHER, answer, begin, check_columns, check_sides, one, switch
+from fix_switch import (
+    ENABLE,
+    OTHER,
+    STATE,
+    TABLES,
+    answer,
+    begin,
+    calls,
+    check_both,
+    check_columns,
+    check_sides,
+    one,
+    state,
+    switch,
+)
 from waiting import wait_until
 
 from embedworker.database.embedded.cluster import Cluster
@@ -19,39 +33,6 @@ from embedworker.database.migrate import migrate
 from embedworker.model.catalog import TESTING_MODEL
 from embedworker.queue.claim import FRESH, claim, move
 from embedworker.queue.failure import fail
-
-STATE = "select source, successor, cut from embed.switch_state"
-NAMES = "select id, name, model, vectors::oid from embed.source order by id"
-TABLES = """
-create schema shop;
-set search_path = shop, public;
-create table article (id int primary key, title text);
-insert into article values (1, 'a red kettle'), (2, 'a blue kettle'), (3, '세탁기가 멈췄어요');
-create table page (id int primary key, title text, v public.vector(384));
-insert into page values (1, 'a red kettle'), (2, 'a blue kettle'), (3, null);
-select embed.add_model('testing:small', 64, 8192, 'query: ', 'passage: ');
-"""
-ENABLE = """
-select embed.enable('article', '{title}', model => 'testing:hash');
-select embed.enable('page', '{title}', into_column => 'v', model => 'testing:hash');
-"""
-
-
-def state(connection: Connection) -> list[Any]:
-    """Everything that a call for a switch changes."""
-    return [connection.execute(query.encode()).fetchall() for query in (STATE, NAMES)]
-
-
-def calls(connection: Connection, call: str) -> None:
-    """Do one step for both tables."""
-    more = {"begin_switch": f", '{OTHER}'", "cut_over": ", force => true"}.get(call, "")
-    for table in ("article", "page"):
-        connection.execute(f"select embed.{call}('{table}'{more})".encode())
-
-
-def check_both(connection: Connection, *, serving: int) -> None:
-    check_sides(connection, serving=serving)
-    check_columns(connection, v=serving, v_next=448 - serving)
 
 
 @pytest.mark.slow

@@ -155,6 +155,15 @@ def test_the_tables_and_one_of_them(page: TestClient, vectors: VectorWriter, art
     assert page.get("/tables/x").status_code == 404
 
 
+def test_a_table_that_is_locked_has_no_size(page: TestClient, database: str, article: int) -> None:
+    with psycopg.connect(database) as other:
+        other.execute("lock table article, article_embedding in access exclusive mode")
+        answer = page.get(f"/tables/{article}")
+    assert answer.status_code == 200, answer.text
+    assert "an open transaction has locked the table" in text(answer.text)
+    assert "Table - - Vectors - - Indexes of the vectors - - " in text(answer.text)
+
+
 def test_a_change_of_the_model_is_shown(
     page: TestClient, connection: psycopg.Connection[Any], vectors: VectorWriter, article: int
 ) -> None:
