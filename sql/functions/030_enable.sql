@@ -41,7 +41,7 @@ $$;
 comment on function embed.enable(regclass, text[], text, text, text, text, boolean, text, text[], boolean, text) is
     'Makes a table searchable by the meaning of the given text columns; returns the table that holds the vectors. '
     'words => false leaves out what searches by words need: time, space and an index. storage is ''vector'', or '
-    '''halfvec'', which takes half the bytes; without it the vectors of a table stay as they are.';
+    '''halfvec'', which takes half the bytes; without it, and without model, a table that is enabled keeps what it has.';
 
 create or replace function embed._enable(
     relation regclass, columns text[], name text, model text, template text, into_column text, chunk boolean,
@@ -138,6 +138,11 @@ begin
     -- One enable at a time, and the table stands still while it is looked at.
     perform pg_advisory_xact_lock(embed._lock_global(), embed._turn_enable());
 
+    -- A table keeps its model, as it keeps its storage: an application that enables its tables at each start took the
+    -- change of a model back.
+    model := coalesce(
+        _enable.model, (select s.model from embed.source s where s.relation = a_relation and s.name = a_name)
+    );
     select * into a_model from embed.model m where m.name = coalesce(_enable.model, embed.default_model());
     if not found then
         raise exception 'model % is not known', quote_literal(coalesce(_enable.model, embed.default_model()))

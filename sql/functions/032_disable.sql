@@ -25,7 +25,16 @@ begin
             return;
         exception when lock_not_available then
             if given::interval > interval '0' and clock_timestamp() >= until then
-                raise;
+                raise exception 'open transactions hold %, which this call needs for a moment',
+                    array_to_string(tables, ', ')
+                    using errcode = 'lock_not_available',
+                    detail = (
+                        select coalesce('Processes: ' || string_agg(distinct l.pid::text, ', ') || '.', 'No more.')
+                        from pg_locks l
+                        where l.granted and l.pid <> pg_backend_pid() and l.relation = any (tables)
+                        and l.database = (select d.oid from pg_database d where d.datname = current_database())
+                    ),
+                    hint = 'End them (pg_stat_activity shows them), or try again.';
             end if;
         end;
         perform pg_sleep(pause);

@@ -13,6 +13,11 @@ declare
     );
     lost text;
 begin
+    if not exists (select from embed.source_state t where t.source = source.id) then
+        return format(
+            'embed.source_state has no row of %s; run `embedworker migrate`, which makes it', source.relation
+        );
+    end if;
     if not exists (select from pg_class where oid = source.vectors) then
         return format(
             'the table that holds the vectors of %s was dropped; call embed.enable to create it again', source.relation
@@ -100,7 +105,7 @@ return (
 );
 
 -- Whether functions, policies and grants of a source are as this version writes them. An older version
--- wrote others, and a dump without grants leaves some out.
+-- wrote others, a dump without grants leaves some out, and a schema that is renamed gives the table another name.
 create or replace function embed._is_written(source embed.source) returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -109,6 +114,11 @@ return coalesce((select g.readers and g.workers and g.granted from embed._guard(
         select from pg_proc p
         where p.oid = to_regprocedure(format('embed.source_%s_refresh()', source.id))
         and strpos(p.prosrc, embed._edition()) > 0
+    )
+    and exists (
+        select from pg_proc p
+        where p.pronamespace = 'embed'::regnamespace and p.proname = format('source_%s_visible', source.id)
+        and strpos(p.prosrc, embed._named_sql(source)) > 0
     );
 
 -- A sentence where a source's table or vectors belong to a role for which the role that enabled it may not act:
@@ -147,6 +157,7 @@ begin
     if not found then
         return 'gone';
     end if;
+    perform embed._renew_token(s.id);
     now_is := embed._structure(s);
     changed := now_is is null or s.relation_oid <> s.relation
         or now_is is distinct from (select t.structure from embed.source_state t where t.source = s.id)

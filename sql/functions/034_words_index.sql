@@ -59,6 +59,56 @@ begin
 end
 $$;
 
+-- What decides who may read a table: its owner, row security and grants.
+create or replace function embed._rights_mark(relation regclass) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select md5(
+        concat_ws(
+            '|', c.relowner, c.relrowsecurity, c.relforcerowsecurity, c.relacl::text,
+            (
+                select string_agg(a.attnum || ' ' || a.attacl::text, '|' order by a.attnum)
+                from pg_attribute a
+                where a.attrelid = c.oid and a.attacl is not null
+            )
+        )
+    )
+    from pg_class c
+    where c.oid = relation
+);
+
+-- The same of roles: members, and who passes row security.
+create or replace function embed._roles_mark() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return md5(
+    concat_ws(
+        '|',
+        (
+            select string_agg(concat_ws(' ', m.roleid, m.member), ',' order by m.roleid, m.member)
+            from pg_auth_members m
+        ),
+        (select string_agg(r.oid::text, ',' order by r.oid) from pg_roles r where r.rolsuper or r.rolbypassrls)
+    )
+);
+
+-- Gives a source another token where the one that it has was given under other rights: who has read it may not read
+-- the words any more. Workers call it at each look at a table.
+create or replace function embed._renew_token(source integer) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    marks constant text[] := array[embed._rights_mark(embed._relation_of(source)), embed._roles_mark()];
+begin
+    update embed.lexical_state s
+    set token = concat_ws('.', replace(gen_random_uuid()::text, '-', ''), marks[1], marks[2])
+    where s.source = _renew_token.source
+    and array[split_part(s.token, '.', 2), split_part(s.token, '.', 3)] is distinct from marks;
+end
+$$;
+
 -- The name that the table of a source's vectors has now; null where it was dropped. It runs as its owner, because the
 -- owner of a table may have lost the right to read embed.source.
 create or replace function embed._name_of_vectors(source integer) returns text
@@ -75,7 +125,8 @@ return (
 -- Writes the function that looks up passages by words. It runs as its owner: the operator && may not look before row
 -- security does, so for anybody else the server would read the whole table. Which passages have a word tells something
 -- of rows that row security hides. So it answers those only who know the token of the source, which the policy of
--- embed.lexical_state shows to readers of all texts and to nobody else. It gives places, no data.
+-- embed.lexical_state shows to readers of all texts and to nobody else. It gives places, no data. A token counts while
+-- the rights to the table are those under which it was given.
 -- It asks for the name of the table at each call: embed.cut_over exchanges names, and a schema may be renamed.
 create or replace function embed._write_words(source embed.source) returns void
 language plpgsql
@@ -103,6 +154,7 @@ begin
 begin
     if token is null or vectors is null
         or not exists (select from embed.lexical_state s where s.source = %1$s and s.token = $1)
+        or split_part(token, ''.'', 2) is distinct from embed._rights_mark(embed._relation_of(%1$s))
     then
         return ''{}'';
     end if;

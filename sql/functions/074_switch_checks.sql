@@ -94,9 +94,11 @@ begin
 end
 $$;
 
--- Refuses while somebody's views read one of the tables, or of the columns: a view binds the table and not its
--- name, so it would go on with the vectors that no longer answer.
-create or replace function embed._require_no_views(a embed.source, b embed.source) returns void
+-- Refuses while something of the application's is bound to one of the tables, or of the columns: a view, a function
+-- with a parsed body, a policy, a foreign key, a publication. They bind the table and not its name, so they would go on
+-- with the vectors that no longer answer.
+drop function if exists embed._require_no_views(embed.source, embed.source);
+create or replace function embed._require_unbound(a embed.source, b embed.source) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -104,21 +106,32 @@ declare
     what constant text := coalesce(
         'the column ' || quote_ident(a.into_column) || format(' of %s', a.relation), format('the table %s', a.vectors)
     );
-    views constant text := (
-        select string_agg(distinct r.ev_class::regclass::text, ', ')
+    tables constant oid[] := case when a.into_attnum is null then array[a.vectors, b.vectors]
+        else array[a.relation]::oid[] end;
+    bound constant text := (
+        select string_agg(
+            distinct coalesce('view ' || r.ev_class::regclass, pg_describe_object(d.classid, d.objid, 0)), ', '
+        )
         from pg_depend d
-        join pg_rewrite r on d.classid = 'pg_rewrite'::regclass and r.oid = d.objid
-        where d.refclassid = 'pg_class'::regclass and r.ev_class <> d.refobjid
-        and case when a.into_attnum is null then d.refobjid in (a.vectors, b.vectors)
-            else d.refobjid = a.relation and d.refobjsubid in (a.into_attnum, b.into_attnum) end
+        left join pg_rewrite r on d.classid = 'pg_rewrite'::regclass and r.oid = d.objid
+        left join pg_policy p on d.classid = 'pg_policy'::regclass and p.oid = d.objid
+        left join pg_constraint k on d.classid = 'pg_constraint'::regclass and k.oid = d.objid
+        where d.refclassid = 'pg_class'::regclass and d.refobjid = any (tables)
+        and (a.into_attnum is null or d.refobjsubid in (a.into_attnum, b.into_attnum))
+        and (
+            r.ev_class <> all (tables)
+            or p.polrelid <> all (tables)
+            or k.contype = 'f' and k.conrelid <> all (tables)
+            or d.classid in ('pg_proc'::regclass, 'pg_publication_rel'::regclass)
+        )
     );
 begin
-    if views is not null then
-        raise exception 'views read %: %', what, views
+    if bound is not null then
+        raise exception 'bound to %: %', what, bound
             using errcode = 'EW010',
             detail =
-                'A view binds a table or column, not its name: after the cut it would read vectors of the other model.',
-            hint = 'In one transaction: drop the views, call this, and create them again.';
+                'These bind a table or column, not its name: after the cut they would read vectors of the other model.',
+            hint = 'In one transaction: drop them, call this, and create them again.';
     end if;
 end
 $$;

@@ -105,6 +105,22 @@ begin
 end
 $$;
 
+-- Refuses two tables of vectors in two schemas: they exchange their names, and one that queries name would be gone.
+create or replace function embed._require_one_schema(serving embed.source, other embed.source) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    home constant text := (select c.relnamespace::regnamespace::text from pg_class c where c.oid = serving.vectors);
+begin
+    if serving.into_attnum is null
+        and home <> (select c.relnamespace::regnamespace::text from pg_class c where c.oid = other.vectors) then
+        raise exception '% and % are in two schemas', serving.vectors, other.vectors
+            using errcode = 'EW010', hint = format('alter table %s set schema %s;', other.vectors, home);
+    end if;
+end
+$$;
+
 -- Exchanges the names of two tables of vectors and of their indexes.
 create or replace function embed._exchange_tables(a embed.source, b embed.source) returns void
 language plpgsql
@@ -193,7 +209,7 @@ declare
     b embed.source;
 begin
     perform embed._require_vectors(old), embed._require_vectors(new), embed._require_present(old),
-        embed._require_present(new), embed._require_no_views(old, new)
+        embed._require_present(new), embed._require_unbound(old, new), embed._require_one_schema(old, new)
     from embed._taken_together(switch) as x
     join embed.source old on old.id = x.source
     join embed.source new on new.id = x.successor;

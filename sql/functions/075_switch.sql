@@ -202,7 +202,8 @@ begin
         perform embed._require_all_followers();
     end if;
     if not force then
-        perform embed._require_complete(old, new), embed._require_judgement(x.judgement)
+        perform embed._require_vectors(old), embed._require_vectors(new), embed._require_complete(old, new),
+            embed._require_judgement(x.judgement)
         from embed._taken_together(w) as x
         join embed.source old on old.id = x.source
         join embed.source new on new.id = x.successor;

@@ -29,7 +29,15 @@ begin
     detail := format('%s', source.columns);
     begin
         perform embed._check_structure(source);
-        unfit := coalesce(embed._obstacle(source), embed._hidden_rows(source));
+        -- What is hidden from a role that only looks is no problem of a worker.
+        unfit := coalesce(
+            embed._obstacle(source),
+            case
+                when pg_has_role((select c.relowner from pg_class c where c.oid = source.relation), 'usage')
+                    or pg_has_role(coalesce(to_regrole('embed_worker'), current_user::regrole), 'usage')
+                    then embed._hidden_rows(source)
+            end
+        );
         -- Such a sentence goes on with what to do.
         advice := substring(unfit from '; (.*)');
         unfit := substring(unfit from '^(.*?)(?:; |$)');
@@ -220,8 +228,8 @@ begin
     if built = 'invalid' then
         state := 'problem';
         advice := concat(
-            'A build was broken off. A worker that owns the table builds it again within minutes. As the owner: drop '
-            'index concurrently '
+            'A build was broken off. A worker that owns the table builds it again within minutes. As the owner: '
+            'set statement_timeout = 0; drop index concurrently '
                 || (select x.index::regclass from embed._vector_indexes(source) as x where not x.valid limit 1) || ';',
             ' create index concurrently ' || embed._index_definition(source) || ';'
         );
@@ -246,8 +254,8 @@ begin
                     embed._index_definition(source)
                 )
             else format(
-                'A worker that owns the table builds one by itself. As the owner: set maintenance_work_mem = %L; '
-                'create index concurrently %s;',
+                'A worker that owns the table builds one by itself. As the owner: set statement_timeout = 0; '
+                'set maintenance_work_mem = %L; create index concurrently %s;',
                 embed._build_memory(source, largest),
                 embed._index_definition(source)
             )

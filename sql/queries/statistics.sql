@@ -42,7 +42,8 @@ set version = excluded.version,
     scheme = excluded.scheme,
     token = excluded.token,
     counted_at = now()
-where t.version < excluded.version;
+where t.version < excluded.version
+returning embed._renew_token(source);
 
 -- statistics_delete
 -- A part of the versions that count no more. Never waits: what is locked is being deleted.

@@ -78,7 +78,7 @@ def test_the_commands_of_the_page(
             f"article: {SMALL_MODEL} answers; `embedworker switch roll-back article`"
             in (said["cut-over"])
         )
-        assert said["roll-back"] == "article: testing:hash answers again\n"
+        assert said["roll-back"] == "article: testing:hash answers\n"
         assert said["end"] == f"article: {SMALL_MODEL} answers; the other vectors are dropped\n"
         assert "30, about" in said["plan"]
         assert "a worker holds two: testing:hash and testing:small" in said["plan"]

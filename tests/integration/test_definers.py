@@ -113,6 +113,8 @@ CALLS = {
     "embed._twin(integer)": "select embed._twin({})",
     "embed._rows_wait(integer)": "select embed._rows_wait({})",
     "embed._name_of_vectors(integer)": "select embed._name_of_vectors({})",
+    "embed._relation_of(integer)": "select embed._relation_of({})",
+    "embed._renew_token(integer)": "select embed._renew_token({})",
     "embed._centered(vector,text)": (
         "select embed._centered('[1,2]'::public.vector, 'testing:hash'::text)"
     ),

@@ -10,6 +10,7 @@ from fix_drain import Connection, Drain, Lane, source_of
 from psycopg.conninfo import make_conninfo
 from waiting import wait_until
 
+from embedworker.database.migrate import migrate
 from embedworker.database.rows import fetch_one
 
 Findings = dict[str, tuple[str, str, str | None]]
@@ -213,6 +214,19 @@ def test_vectors_that_are_gone_hide_nothing_of_others(article: Connection, drain
     assert troubles(article) == {"table": "problem"}
     assert troubles(article, "shop.note") == {}
     article.execute("select embed.disable('article')")
+
+
+def test_a_lost_state_is_made_by_migrate(article: Connection, shared_database: str) -> None:
+    """Its worker moved no row, and nothing said why."""
+    article.execute("delete from embed.source_state")
+    assert findings(article)["table"] == (
+        "problem",
+        "embed.source_state has no row of shop.article",
+        "run `embedworker migrate`, which makes it",
+    )
+    migrate(shared_database)
+    article.execute("select embed._refresh(id) from embed.source")
+    assert findings(article)["table"][0] == "ok"
 
 
 def test_dead_rows(article: Connection) -> None:

@@ -648,6 +648,23 @@ def test_short_vectors_are_kept_inside_their_rows(
     ).fetchall() == [(storage,)]
 
 
+def test_a_table_keeps_its_model(article: Connection, drain: Drain) -> None:
+    """An application that enables its tables at each start took a change of the model back."""
+    article.execute("select embed.add_model('testing:small', 64, 8192, 'query: ', 'passage: ')")
+    article.execute(ENABLE)
+    drain()
+    article.execute("select embed.begin_switch('article', 'testing:small')")
+    model = "select model, dimensions from embed.source where name = 'article'"
+    article.execute(ENABLE)  # in the middle
+    drain()
+    article.execute("select embed.cut_over('article'); select embed.end_switch('article')")
+    article.execute(ENABLE)
+    assert article.execute(model.encode()).fetchall() == [("testing:small", 64)]
+    assert article.execute("select from embed.sweep_request").fetchall() == []
+    with pytest.raises(psycopg.Error, match="have 64 dimensions, but model testing:hash makes 384"):
+        article.execute(ENABLE.replace(")", ", model => 'testing:hash')").encode())
+
+
 def test_adoption(article: Connection, drain: Drain) -> None:
     """Disabled and enabled again: only what changed meanwhile is embedded again (S5)."""
     article.execute(ENABLE)
@@ -706,6 +723,25 @@ def test_settings_of_the_database_that_change_what_is_written(
         "select m.title from measured m join measured_embedding e using (at) order by title"
     ).fetchall() == [("one",), ("two",)]
     assert article.execute("select count(distinct hash) from measured_embedding").fetchone() == (2,)
+
+
+def test_a_session_that_reads_backslashes_in_strings(article: Connection, drain: Drain) -> None:
+    """Every question failed with an error of a regular expression, and filters lost columns."""
+    article.execute("select embed.enable('article', array['title'], filter => 'id > 1')")
+    drain()
+    article.execute("set standard_conforming_strings = off")
+    try:
+        found = article.execute(
+            b"select (s.\"row\").id from embed.search(null::article, 'title two') s"
+        ).fetchall()
+        problems = article.execute(
+            "select detail from embed.doctor() where subject = 'shop.article' and state = 'problem'"
+        ).fetchall()
+    finally:
+        article.execute("reset standard_conforming_strings")
+    assert (2,) in found
+    assert (1,) not in found
+    assert problems == []
 
 
 def test_the_error_of_an_earlier_worker(article: Connection, drain: Drain) -> None:

@@ -173,6 +173,54 @@ def test_an_ordinary_role_gets_k_of_many_rows_through_the_index(
         assert all(number % 100 == 0 for (number,) in found)
 
 
+RENAMED = {
+    "schema": "alter schema shop rename to elsewhere; create schema shop",
+    "table": "alter table shop.article rename to elsewhere",
+    "moved": "create schema elsewhere; alter table shop.article set schema elsewhere",
+    "dropped": "drop table shop.article",
+}
+
+
+@pytest.mark.parametrize("how", RENAMED)
+def test_a_table_of_another_that_takes_the_name_opens_nothing(
+    connection: Connection, vectors: VectorWriter, how: str
+) -> None:
+    """The policy asked the table of that name, so whoever made it read all keys and words."""
+    connection.execute(
+        "create schema shop; create table shop.article (id int primary key, title text);"
+        "insert into shop.article values (1, 'one'), (2, 'two');"
+        "alter table shop.article enable row level security;"
+        "select embed.enable('shop.article', array['title']); set search_path = shop, public"
+    )
+    vectors.embed("article")
+    connection.execute("reset search_path")
+    guarded = "elsewhere" if how == "schema" else "shop"
+    with role(connection, "select on shop.article") as name:
+        as_owner(connection, name, "create policy own on shop.article using (id = 2)")
+        as_owner(connection, name, "grant usage, create on schema shop to {}")
+        assert readable(connection, "shop.article_embedding") == [2]
+        as_owner(connection, name, RENAMED[how])
+        as_owner(connection, name, f"grant usage, create on schema shop, {guarded} to {{}}")
+        if how == "moved":
+            as_owner(connection, name, "grant usage on schema elsewhere to {}")
+        expected = [] if how == "dropped" else [2]
+        assert readable(connection, f"{guarded}.article_embedding") == expected
+        connection.execute("create table shop.article (id int primary key, title text)")
+        assert readable(connection, f"{guarded}.article_embedding") == expected
+        # A worker's look makes the quick form of the policy's functions again.
+        as_owner(connection, name, "select embed._refresh(id) from embed.source")
+        if how != "dropped":
+            assert readable(connection, f"{guarded}.article_embedding") == expected
+            body = "select prosrc from pg_proc where proname = 'source_' || {} || '_visible'"
+            connection.execute("reset role")
+            ((number, table),) = connection.execute(
+                "select id, relation::text from embed.source where name = 'article'"
+            ).fetchall()
+            ((source,),) = connection.execute(body.format(number).encode()).fetchall()
+            assert f"from {table} s where" in source
+        connection.execute("reset role; drop table shop.article")
+
+
 def test_enabling_says_nothing_of_policies(connection: Connection) -> None:
     said: list[str] = []
     connection.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))

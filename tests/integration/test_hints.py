@@ -461,7 +461,7 @@ CASES = {
         "select embed._model_of(source) from embed.status",
     ),
     "views in the way of a cut": Case(
-        "In one transaction: drop the views, call this, and create them again",
+        "In one transaction: drop them, call this, and create them again",
         "select embed.cut_over('article', force => true)",
         "drop view near; select embed.cut_over('article', force => true);"
         "create view near as select * from article_embedding",
@@ -928,6 +928,10 @@ ELSEWHERE = {
     "Until then, search compares the old vectors": (
         "test_status::test_other_columns_are_no_ready_table"
     ),
+    "End them (pg_stat_activity shows them)": (
+        "test_switch::test_a_reader_keeps_the_cut_waiting_and_writers_do_not"
+    ),
+    "alter table %s set schema %s;": "test_switch::test_two_schemas_are_refused",
     "select pg_terminate_backend(pid) ends it": (
         "test_status::test_nothing_waits_for_a_table_that_is_locked"
     ),

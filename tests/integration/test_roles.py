@@ -311,6 +311,15 @@ def test_the_doctor_of_a_reader_says_what_it_needs_and_no_problem(url: str) -> N
 
 
 @pytest.mark.usefixtures("lane")
+def test_the_doctor_asks_for_no_policy_for_who_only_looks(url: str, owner: Connection) -> None:
+    """Its advice was to let a reader past row security."""
+    owner.execute("alter table shop.person enable row level security")
+    with connect(as_login(url, "monitor")) as monitor:
+        seen = monitor.execute("select detail from embed.doctor() where detail ~ 'row security'")
+        assert seen.fetchall() == []
+
+
+@pytest.mark.usefixtures("lane")
 @pytest.mark.parametrize("login", ["monitor", "operator", "other"])
 def test_who_looks_sees_how_it_goes_and_no_text(url: str, owner: Connection, login: str) -> None:
     """``operator`` is a member of pg_monitor, ``other`` administers tables of its own."""

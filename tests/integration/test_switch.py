@@ -168,10 +168,45 @@ def test_what_would_part_the_sides_is_refused(article: Connection, drain: Drain)
             article.execute(call.encode())
         assert error.value.sqlstate == "EW010"
         assert error.value.diag.message_hint
-    article.execute("create view titles as select id, fingerprint from article_embedding")
     drain()
-    with pytest.raises(psycopg.Error, match="views read the table"):
+    article.execute("create table other (id int primary key)")
+    for make, drop in (
+        ("view titles as select id, fingerprint from article_embedding", "view titles"),
+        (
+            "function near() returns bigint return (select count(*) from article_embedding)",
+            "function near()",
+        ),
+        (
+            "policy seen on other using (exists (select from article_embedding))",
+            "policy seen on other",
+        ),
+        ("publication vectors for table article_embedding", "publication vectors"),
+    ):
+        article.execute(f"create {make}".encode())
+        with pytest.raises(psycopg.Error, match=f"bound to the table .*: .*{make.split()[1]}"):
+            article.execute("select embed.cut_over('article', force => true)")
+        article.execute(f"drop {drop}".encode())
+    article.execute(
+        "alter table other add foreign key (id, id) references article_embedding (id, chunk)"
+    )
+    with pytest.raises(psycopg.Error, match=r"bound to the table .*: constraint other_id_id_fkey"):
         article.execute("select embed.cut_over('article', force => true)")
+
+
+def test_two_schemas_are_refused(article: Connection, drain: Drain) -> None:
+    """The tables exchange their names alone: the one that queries name would be gone."""
+    article.execute("create schema elsewhere")
+    article.execute("alter table article set schema elsewhere")
+    try:
+        article.execute("select embed.begin_switch('elsewhere.article', %s)", [OTHER])
+        drain()
+        with pytest.raises(psycopg.Error, match="are in two schemas") as refused:
+            article.execute("select embed.cut_over('elsewhere.article')")
+        article.execute((refused.value.diag.message_hint or "").encode())
+        article.execute("select embed.cut_over('elsewhere.article')")
+        assert one(article, "select vector_dims(embedding) from article_embedding limit 1") == 64
+    finally:
+        article.execute("alter table elsewhere.article set schema shop; drop schema elsewhere")
 
 
 def test_filter_template_and_weight_are_those_of_the_other_side(
@@ -224,8 +259,9 @@ def test_a_reader_keeps_the_cut_waiting_and_writers_do_not(
         with reader.transaction():
             reader.execute("select 1 from article_embedding limit 1")
             article.execute("set lock_timeout = '300ms'")
-            with pytest.raises(psycopg.errors.LockNotAvailable):
+            with pytest.raises(psycopg.errors.LockNotAvailable, match="transactions hold") as held:
                 article.execute("select embed.cut_over('article')")
+            assert f"Processes: {reader.info.backend_pid}." == held.value.diag.message_detail
             article.execute("reset lock_timeout")
             assert switch(article)[0] == "ready"
     article.execute("select embed.cut_over('article')")

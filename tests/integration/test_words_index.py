@@ -110,8 +110,11 @@ def test_readers_of_all_texts_find_by_it_and_others_learn_nothing(
     token_of = "select token from embed.lexical_state where source = %s"
     (token,) = article.execute(token_of, [number]).fetchone() or (None,)
     assert look_up(article, number, token) > 0
-    with role(article, "select on article"):
-        assert article.execute(token_of, [number]).fetchone() == (token,)
+    with role(article, "select on article") as name:
+        article.execute("reset role")
+        article.execute("select embed._renew_token(%s)", [number])  # as a worker's look does
+        article.execute(f"set role {name}".encode())
+        assert article.execute(token_of, [number]).fetchone() != (token,)
         assert found(article)[0] == 217
     article.execute("alter table article enable row level security")
     article.execute("create policy part on article for select using (id <> 217)")
@@ -181,6 +184,34 @@ def test_the_token_is_another_after_each_count(article: Connection, vectors: Vec
     assert first != second
     assert first is not None
     assert look_up(article, number, first[0]) == 0
+
+
+@pytest.mark.parametrize(
+    "change", ["alter table article enable row level security", "revoke select on article from {}"]
+)
+def test_a_token_counts_no_more_when_the_rights_have_changed(
+    article: Connection, change: str
+) -> None:
+    """Who had read it could ask for the words of rows that were hidden from then on."""
+    source = source_of(article, "article").id
+    article.execute(INDEX)
+    with role(article, "select on article") as name:
+        refresh = "select embed._refresh(id) from embed.source"
+        article.execute("reset role")
+        article.execute(refresh.encode())
+        article.execute(f"set role {name}".encode())
+        ((token,),) = article.execute("select token from embed.lexical_state").fetchall()
+        assert look_up(article, source, token) > 0
+        article.execute("reset role")
+        article.execute(change.format(name).encode())
+        article.execute(f"set role {name}".encode())
+        assert look_up(article, source, token) == 0
+        article.execute("reset role")
+        article.execute(refresh.encode())  # a look of a worker
+        ((renewed,),) = article.execute("select token from embed.lexical_state").fetchall()
+        assert renewed != token
+        assert look_up(article, source, token) == 0
+        assert look_up(article, source, renewed) > 0
 
 
 def test_disabled_the_vectors_stay_without_it(article: Connection) -> None:

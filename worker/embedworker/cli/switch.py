@@ -241,7 +241,7 @@ def cut_over(
 def roll_back(context: typer.Context, table: TableArgument, name: NameOption = None) -> None:
     """Have the old vectors answer again; they were kept current."""
     model = _model_after(context, table, f"rolling {table} back", "switch_roll_back", name=name)
-    typer.echo(f"{table}: {model} answers again")
+    typer.echo(f"{table}: {model} answers")
 
 
 @group.command()

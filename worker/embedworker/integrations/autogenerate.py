@@ -123,7 +123,8 @@ def _change(
         yield EnableEmbedding(wanted)
         return
     had = found.embedding
-    dimensions = connection.execute(clause("alembic_dimensions"), {"model": wanted.model}).scalar()
+    model = wanted.model or had.model  # embed.enable leaves a table its model, too
+    dimensions = connection.execute(clause("alembic_dimensions"), {"model": model}).scalar()
     if (
         not (found.key_is_default if wanted.key is None else set(wanted.key) == found.key)
         or (wanted.into_column, _chunk(wanted)) != (had.into_column, _chunk(had))
@@ -133,7 +134,7 @@ def _change(
         # embed.enable refuses to change these: no vector that is there could be kept.
         yield _disable(had)
         yield EnableEmbedding(wanted)
-    elif (wanted.columns, wanted.model, wanted.template, wanted.words) != (
+    elif (wanted.columns, model, wanted.template, wanted.words) != (
         had.columns,
         had.model,
         had.template,
