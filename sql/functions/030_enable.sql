@@ -41,7 +41,7 @@ $$;
 comment on function embed.enable(regclass, text[], text, text, text, text, boolean, text, text[], boolean, text) is
     'Makes a table searchable by the meaning of the given text columns; returns the table that holds the vectors. '
     'words => false leaves out what searches by words need: time, space and an index. storage is ''vector'', or '
-    '''halfvec'', which takes half the bytes; without it, and without model, a table that is enabled keeps what it has.';
+    '''halfvec'', which takes half the bytes. Without it, and without model, an enabled table keeps what it has.';
 
 create or replace function embed._enable(
     relation regclass, columns text[], name text, model text, template text, into_column text, chunk boolean,
