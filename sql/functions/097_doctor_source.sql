@@ -167,8 +167,10 @@ begin
     end;
     advice := case
         when source.paused then format('It is paused: select embed.resume(%L).', source.relation::text)
-        when state = 'problem'
-            then 'Nothing has been embedded for minutes: see whether a worker runs and what its log says.'
+        when state = 'ok' then null
+        when s.state = 'no worker' then 'Start a worker: embedworker run.'
+        when s.state = 'error' then 'The error of embed.status keeps it: see what the worker''s log says.'
+        else 'Nothing has been embedded for minutes: see what the worker''s log says.'
     end;
     return next;
 

@@ -978,6 +978,8 @@ NOT_FOLLOWED = {
     "Questions are not answered until": "every test of a worker starts one",
     "No worker answers": "a log",
     "Nothing has been embedded for minutes": "a log",
+    "The error of embed.status keeps it": "a log",
+    "no worker": "a state, no advice",
     "Workers sweep every night": "a log",
     "They seem to connect through a transaction pooler": "a pooler of the user's",
     "See whether enable_indexscan is off": "the planner's choice",

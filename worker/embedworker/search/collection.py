@@ -127,8 +127,9 @@ def find_source(connection: Connection, relation: int, name: str | None = None) 
             statement("evaluate_source"), {"relation": relation, "name": name}
         ).fetchone()
     if found is None or found.fingerprint is None:
+        which = "the table" if name is None else f"the vectors named {name!r}"
         raise SourceError(
-            "no worker has embedded the table yet; run `embedworker run`, and see "
+            f"no worker has embedded {which} yet; run `embedworker run`, and see "
             "`embedworker status`"
         )
     return found
