@@ -32,6 +32,12 @@ begin
 end
 $$;
 
+-- The states of sources go with what they refer to, for example the fingerprints. A worker moves no row without one.
+insert into embed.source_state (source)
+select s.id
+from embed.source s
+where not exists (select from embed.source_state t where t.source = s.id);
+
 -- PUBLIC and our roles, as a list for GRANT and REVOKE.
 create or replace function embed._grantees() returns text
 language sql stable

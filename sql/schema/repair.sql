@@ -17,9 +17,3 @@ begin
     end if;
 end
 $$;
-
--- So are the states of sources, which go with what they refer to.
-insert into embed.source_state (source)
-select s.id
-from embed.source s
-where not exists (select from embed.source_state t where t.source = s.id);

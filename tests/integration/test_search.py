@@ -339,7 +339,9 @@ def test_another_model_without_a_switch_is_told(article: Connection) -> None:
     article.execute("select embed.add_model('other', 384)")
     article.execute("select embed.enable('article', array['title'], model => 'other')")
     assert [hint for hint in hints if "embed.begin_switch fills the vectors" in hint]
-    article.execute("select embed.enable('article', array['title'])")
+    article.execute(
+        "select embed.enable('article', array['title'], model => embed.default_model())"
+    )
     article.execute("select embed.begin_switch('article', 'other')")
     assert len(found(article, "apple")) == 5
 
