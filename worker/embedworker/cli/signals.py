@@ -3,8 +3,11 @@
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from queue import SimpleQueue
 from types import FrameType
 
 __all__ = ["stop_on_signals"]
@@ -28,22 +31,34 @@ def stop_on_signals(
 
     A child never ends at once: its parent does, and the child follows it (``end_with_parent``). A
     signal for the whole process group reaches the child twice, from the group and from its parent.
+
+    ``stop`` and ``reload`` run in a thread. A handler runs in the main thread, which may hold the
+    lock of the event that ``stop`` sets: 1 of 10 ends after SIGSTOP and SIGCONT then never came.
     """
     first: float | None = None
+    heard: SimpleQueue[Callable[[], None]] = SimpleQueue()  # its put may be called in a handler
+
+    def act() -> None:
+        while True:
+            heard.get()()
+
+    def end(name: str) -> None:
+        if not is_child:  # the parent has logged it
+            log.info("%s: ending in order", name)
+        stop()
 
     def on_signal(number: int, _: FrameType | None) -> None:
         nonlocal first
         if first is None:
             first = time.monotonic()
-            if not is_child:  # the parent has logged it
-                log.info("%s: ending in order", signal.Signals(number).name)
-            stop()
+            heard.put(partial(end, signal.Signals(number).name))
         elif not is_child and time.monotonic() - first > SAME_SIGNAL:
             os._exit(1)
 
+    threading.Thread(target=act, name="signals", daemon=True).start()
     terminal = [signal.SIGINT]
     if reload is not None:
-        signal.signal(signal.SIGHUP, lambda *_: reload())
+        signal.signal(signal.SIGHUP, lambda *_: heard.put(reload))
     elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
         terminal.append(signal.SIGHUP)
     signal.signal(signal.SIGTERM, on_signal)

@@ -92,11 +92,11 @@ class Databases:
                 raise worker.failure
 
     def reload(self) -> None:
-        """Have the list of databases read again; for a signal handler."""
+        """Have the list of databases read again, after a signal."""
         self._changed.set()
 
     def stop(self) -> None:
-        """End the workers in order; for a signal handler."""
+        """End the workers in order, after a signal."""
         for monitor in self.monitors():
             monitor.readiness.ending = True
         for worker in self._workers.copy().values():

@@ -64,14 +64,14 @@ class Child(threading.Thread):
                 backoff.wait(f"it ended with code {code}", self._stopped)
 
     def ask_to_end(self) -> None:
-        """Ask the child to end in order; for a signal handler, so it waits for nothing."""
+        """Ask the child to end in order; for a signal, so it waits for nothing."""
         self._stopped.set()
         if (process := self._process) is not None:
             self._asked = process
             process.terminate()
 
     def signal(self, number: int) -> None:
-        """Send the child a signal if it runs; for a signal handler, so it waits for nothing."""
+        """Send the child a signal if it runs; for a signal, so it waits for nothing."""
         if (process := self._process) is not None:
             process.send_signal(number)
 
