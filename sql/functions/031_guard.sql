@@ -67,8 +67,8 @@ return format(
 -- may not read the key and the texts: the vector table shows the key, too.
 --
 -- Both ask for the table by its number in embed.source, which a restored dump has right. By the name that it had, they
--- asked another's table: after a schema was renamed, a role that made a table of that name read all vectors. The plain
--- statement of visible takes 3.5 us, one that is made for each row 40 us.
+-- asked another's table: after a schema was renamed, a role that made a table of that name read all vectors. visible
+-- has a quick statement by name, for as long as the name means that table.
 -- A worker does not wait for the lock.
 create or replace function embed._guard_vectors(source embed.source, wait boolean default true) returns void
 language plpgsql

@@ -29,7 +29,9 @@ begin
                     array_to_string(tables, ', ')
                     using errcode = 'lock_not_available',
                     detail = (
-                        select coalesce('Processes: ' || string_agg(distinct l.pid::text, ', ') || '.', 'No more.')
+                        select coalesce(
+                            'Processes: ' || string_agg(distinct l.pid::text, ', ') || '.', 'They have ended since.'
+                        )
                         from pg_locks l
                         where l.granted and l.pid <> pg_backend_pid() and l.relation = any (tables)
                         and l.database = (select d.oid from pg_database d where d.datname = current_database())

@@ -90,7 +90,7 @@ $$;
 --
 -- The scan may be in relaxed order, because each look sorts what it found. In strict order, pgvector drops what it
 -- finds too late. For ten questions to 100,000 random vectors under a condition of 10 %, it found 26 of the 100 nearest
--- rows, and 56 in relaxed order. ef_search is the same for all pages: a value for each page repeated 8 of 100 rows.
+-- rows, and 56 in relaxed order. ef_search is one for all pages: with a value for each, 8 of 100 rows came twice.
 drop function if exists embed._search_rows(
     anyelement, @extschema:vector@.vector, integer, record, text[], double precision, integer[],
     @extschema:vector@.sparsevec

@@ -307,6 +307,27 @@ def test_columns_come_and_go(project: Project, connection: Connection) -> None:
     assert sources(connection)[0][2] == ["title", "summary"]
 
 
+def test_a_table_keeps_the_model_that_no_declaration_names(
+    project: Project, connection: Connection
+) -> None:
+    """And a downgrade names the one that it goes back to."""
+    model = "select model from embed.source where name = 'article'"
+    connection.execute("select embed.add_model('mine', 384)")
+    project.models(ARTICLE)
+    project.step()
+    project.models(ARTICLE.replace('"content")', '"content", model="mine")'))
+    said = project.step()
+    assert "model='mine'" in body(said, "upgrade")
+    assert connection.execute(model.encode()).fetchone() == ("mine",)
+    (default,) = connection.execute("select embed.default_model()").fetchone() or ("",)
+    project.back()
+    assert connection.execute(model.encode()).fetchone() == (default,)
+    project.upgrade()
+    project.models(ARTICLE)
+    assert not project.changed()
+    assert connection.execute(model.encode()).fetchone() == ("mine",)
+
+
 FILTERED = """
     class Article(Base):
         __tablename__ = "article"

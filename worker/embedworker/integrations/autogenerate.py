@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from alembic.autogenerate import comparators
@@ -140,6 +141,10 @@ def _change(
         had.template,
         had.words,
     ) or _filter_changed(connection, wanted, found):
+        if had.model is None and model is not None:
+            # A downgrade has to name it, or embed.enable would leave the table the new one.
+            default = connection.execute(clause("model_default")).scalar()
+            had = replace(had, model=default)
         yield EnableEmbedding(wanted, previous=had)
 
 
