@@ -61,17 +61,45 @@ declare
     owner constant oid := (select c.relowner from pg_class c where c.oid = relation);
 begin
     if owner is not null and not pg_has_role(owner, 'usage') then
-        raise exception 'the role % does not own %', quote_ident(current_user), relation
-            using errcode = 'insufficient_privilege',
-            -- A member of a superuser's role can become that superuser.
-            hint = format(
-                case when (select r.rolsuper from pg_roles r where r.oid = owner)
-                    then 'Ask %1$I, who owns it, or another superuser, to do it.'
-                    else 'Ask %1$I, who owns it, or have a superuser run: grant %1$I to %2$I;'
-                end,
-                pg_get_userbyid(owner), current_user
-            );
+        perform embed._refuse_for(owner, format('the role %I does not own %s', current_user, relation));
     end if;
+end
+$$;
+
+-- The role that enabled a source owns its inbox. The table can have another owner since.
+create or replace function embed._require_enabler(source_id integer) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    owner constant oid := (
+        select c.relowner from pg_class c where c.oid = to_regclass(format('embed.inbox_%s', source_id))
+    );
+begin
+    if owner is not null and not pg_has_role(owner, 'usage') then
+        perform embed._refuse_for(owner, format(
+            'the role %I may not act for %I, who enabled %s', current_user, pg_get_userbyid(owner),
+            coalesce((select s.relation::text from embed.source s where s.id = source_id), 'source ' || source_id)
+        ));
+    end if;
+end
+$$;
+
+create or replace function embed._refuse_for(owner oid, problem text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception '%', problem
+        using errcode = 'insufficient_privilege',
+        -- A member of a superuser's role can become that superuser.
+        hint = format(
+            case when (select r.rolsuper from pg_roles r where r.oid = owner)
+                then 'Ask %1$I or another superuser to do it.'
+                else 'Ask %1$I to do it, or have a superuser run: grant %1$I to %2$I;'
+            end,
+            pg_get_userbyid(owner), current_user
+        );
 end
 $$;
 

@@ -29,7 +29,7 @@ begin
     end if;
     -- Of the role that enabled it: with its rights a worker writes what the row says.
     if tg_op <> 'UPDATE' or to_jsonb(new) - simple <> to_jsonb(old) - simple then
-        perform embed._require_owner(to_regclass(format('embed.inbox_%s', source.id)));
+        perform embed._require_enabler(source.id);
     end if;
     if source.id <> result.id then
         raise exception 'the number of a source stays' using errcode = 'insufficient_privilege',
@@ -75,7 +75,7 @@ begin
     if not pg_has_role((select c.relowner from pg_class c where c.oid = 'embed.source_state'::regclass), 'usage')
         and not coalesce(pg_has_role(to_regrole('embed_worker'), 'usage'), false)
     then
-        perform embed._require_owner(to_regclass(format('embed.inbox_%s', n.source)))
+        perform embed._require_enabler(n.source)
         from unnest(array[old.source, new.source]) as n (source);
     end if;
     return coalesce(new, old);
@@ -89,7 +89,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     if not pg_has_role((select c.relowner from pg_class c where c.oid = 'embed.switch_state'::regclass), 'usage') then
-        perform embed._require_owner(to_regclass(format('embed.inbox_%s', n.source)))
+        perform embed._require_enabler(n.source)
         from unnest(array[old.source, old.successor, new.source, new.successor]) as n (source);
     end if;
     return coalesce(new, old);

@@ -106,7 +106,7 @@ begin
     loop
         any_found := true;
         perform embed._require_owner(s.relation),
-            embed._require_owner(pg_catalog.to_regclass(pg_catalog.format('embed.inbox_%s', s.id)));
+            embed._require_enabler(s.id);
         perform embed._forget(s, drop_vectors);
         if drop_vectors and embed._column_name(relation, s.into_attnum) is not null then
             was := pg_catalog.current_setting('embed.writing', true);

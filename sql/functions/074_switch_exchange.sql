@@ -58,7 +58,7 @@ begin
         where x.source = switch.source or switch.together and x.together
         order by x.source
     loop
-        perform embed._require_owner(s.relation), embed._require_owner(to_regclass(format('embed.inbox_%s', s.id)))
+        perform embed._require_owner(s.relation), embed._require_enabler(s.id)
         from embed.source s
         where s.id in (w.source, w.successor);
         return next w;

@@ -25,8 +25,8 @@ begin
             using errcode = 'EW010', hint = 'Begin with embed.begin_switch(table, model).';
     end if;
     perform embed._require_owner(relation),
-        embed._require_owner(to_regclass(format('embed.inbox_%s', found_switch.source))),
-        embed._require_owner(to_regclass(format('embed.inbox_%s', found_switch.successor)));
+        embed._require_enabler(found_switch.source),
+        embed._require_enabler(found_switch.successor);
     return found_switch;
 end
 $$;

@@ -32,7 +32,7 @@ declare
     total bigint := 0;
 begin
     for s in select * from embed._sources(relation, name) loop
-        perform embed._require_owner(to_regclass(format('embed.inbox_%s', s.id)));
+        perform embed._require_enabler(s.id);
         execute format(
             'insert into embed.inbox_%1$s (%2$s, priority) select %2$s, 0 from embed.queue_%1$s where due = '
             '''infinity'' order by seq',
@@ -71,7 +71,7 @@ begin
     orphaned := 0;
     altered := 0;
     for s in select * from embed._sources(relation, name) loop
-        perform embed._check_structure(s), embed._require_owner(to_regclass(format('embed.inbox_%s', s.id)));
+        perform embed._check_structure(s), embed._require_enabler(s.id);
         words := embed._source_sql(s) || jsonb_build_object('fault', embed._fault_sql(s));
         begin
             -- offset 0: composing a text costs most of the time, so it is done once a row, not once a use.

@@ -834,7 +834,7 @@ ELSEWHERE = {
     "Have a superuser run: grant embed_search": (
         "test_rights::test_questions_that_are_left_to_members"
     ),
-    "Ask %1$I, who owns it": "test_rights::test_the_hint_gives_the_right",
+    "Ask %1$I": "test_rights::test_the_hint_gives_the_right",
     "As its owner: grant %s on schema": "test_rights::test_the_table_of_vectors_needs_a_place",
     "As its owner: grant select (%s)": "test_rights::test_the_hint_gives_the_right",
     "As the owner of the database: grant temporary": (

@@ -169,9 +169,7 @@ def test_a_superusers_role_is_not_given_away(superuser: Connection) -> None:
     for call in ("select embed.restrict_questions()", "select embed.pause('embed.document')"):
         error = attempt(superuser, "stranger", call)
         assert error is not None
-        assert (
-            error.diag.message_hint == "Ask postgres, who owns it, or another superuser, to do it."
-        )
+        assert error.diag.message_hint == "Ask postgres or another superuser to do it."
 
 
 def test_a_filter_needs_a_temporary_table(superuser: Connection) -> None:
