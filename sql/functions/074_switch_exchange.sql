@@ -145,7 +145,17 @@ declare
     an_index jsonb;
     -- Nobody can take it before: a table of a name that can be guessed would refuse every cut.
     temp_prefix constant text := format('embed_switch_%s_', replace(gen_random_uuid()::text, '-', ''));
+    taken regclass;
 begin
+    select x.other into taken
+    from unnest(indexes) as i (an_index),
+        to_regclass(format('%s.%I', i.an_index ->> 'schema', i.an_index ->> 'wanted')) as x (other)
+    where x.other <> all (select (j.an_index ->> 'index')::oid from unnest(indexes) as j (an_index))
+    limit 1;
+    if taken is not null then
+        raise exception '% has the name that an index of % gets now', taken, a.relation
+            using errcode = 'EW010', hint = format('Rename %s, or drop it.', taken);
+    end if;
     foreach an_index in array indexes loop
         execute format(
             'alter index %s rename to %I',

@@ -834,6 +834,7 @@ ELSEWHERE = {
     "Have a superuser run: grant embed_search": (
         "test_rights::test_questions_that_are_left_to_members"
     ),
+    "Rename %s, or drop it.": "test_switch::test_a_name_that_the_cut_needs_is_taken",
     "Ask %1$I": "test_rights::test_the_hint_gives_the_right",
     "As its owner: grant %s on schema": "test_rights::test_the_table_of_vectors_needs_a_place",
     "As its owner: grant select (%s)": "test_rights::test_the_hint_gives_the_right",

@@ -418,6 +418,22 @@ def test_a_dropped_side_is_named_and_the_switch_can_be_ended(
     assert article.execute("select * from embed.switch_state").fetchall() == []
 
 
+def test_a_name_that_the_cut_needs_is_taken(article: Connection, drain: Drain) -> None:
+    """The application made an index with the name that ours gets."""
+    begin(article)
+    drain()
+    article.execute("create index article_embedding_at on article_embedding (embedded_at)")
+    article.execute("create index article_next_embedding_at on article (lang)")
+    with pytest.raises(psycopg.errors.DatabaseError, match="article_next_embedding_at has") as said:
+        article.execute("select embed.cut_over('article')")
+    assert said.value.sqlstate == "EW010"
+    assert said.value.diag.message_hint == "Rename shop.article_next_embedding_at, or drop it."
+    check_sides(article, serving=384)
+    article.execute("alter index article_next_embedding_at rename to article_lang")
+    article.execute("select embed.cut_over('article')")
+    check_sides(article, serving=64)
+
+
 def test_a_table_of_somebody_elses_stops_no_cut(article: Connection, drain: Drain) -> None:
     begin(article)
     drain()
