@@ -11,8 +11,10 @@ LATER = 0.02  # of what was waited is the pause; looks keep the processor from w
 LONGEST = 0.1  # seconds between looks
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
+def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "") -> T:
     """Call ``condition`` until it returns something true, and return that.
+
+    The default only ends a test that hangs: a shared machine can stand still for ten seconds.
 
     Raises:
         TimeoutError: nothing true within ``timeout`` seconds; says what was seen last.

@@ -86,7 +86,7 @@ def test_not_ready_before_every_model_is_there(
     shop.execute("update fast set content = content || '!'")
     with serve(hash_database) as running:
         wait_settled(shop, "fast")
-        wait_until(lambda: opener.opened["slow/x"] == 2, 10)
+        wait_until(lambda: opener.opened["slow/x"] == 2)
         assert not running.wait_ready(0.5)
         opener.gates["slow/x"].set()
         assert running.wait_ready(10)
@@ -118,7 +118,7 @@ def test_a_sweep_that_was_broken_off_goes_on_when_the_model_is_there(
         shop.execute("update late set content = content || '!'")
     shop.execute("update embed.sweep_state set phase = 'rows', cursor = null, finished_at = null")
     with serve(hash_database, poll_max=60):
-        wait_until(lambda: opener.opened["slow/x"] == 2, 10)
+        wait_until(lambda: opener.opened["slow/x"] == 2)
         opener.gates["slow/x"].set()
         wait_until(lambda: judge(shop, "late").good, 30)
 
@@ -129,7 +129,7 @@ def test_a_model_that_nothing_uses_any_more_is_not_loaded_again(
     table(shop, "fast")
     table(shop, "late", "slow/x")
     with serve(hash_database) as running:
-        wait_until(lambda: opener.opened["slow/x"] == 1, 10)
+        wait_until(lambda: opener.opened["slow/x"] == 1)
         for model in ("slow/y", "slow/z"):
             opener.gates[model].set()
             enable(shop, "late", model)
@@ -137,7 +137,7 @@ def test_a_model_that_nothing_uses_any_more_is_not_loaded_again(
         assert running.wait_ready(10), "it waits for nothing that is used"
         assert opener.opened["slow/x"] == 1
         opener.gates["slow/x"].set()
-        wait_until(lambda: not any(t.name == "load slow/x" for t in threading.enumerate()), 10)
+        wait_until(lambda: not any(t.name == "load slow/x" for t in threading.enumerate()))
         opener.gates["slow/v"].set()
         enable(shop, "late", "slow/v")
         wait_settled(shop, "late")

@@ -382,7 +382,7 @@ def test_a_database_that_takes_no_writes_is_no_standby(database: str, switch: st
                     reader.execute(statement.encode())
             reader = first if switch.startswith("set ") else psycopg.connect(again, autocommit=True)
             with reader:
-                wait_until(lambda: findings(reader, "database")["server"][0] == "ok", 10)
+                wait_until(lambda: findings(reader, "database")["server"][0] == "ok")
         finally:
             boss.execute("set default_transaction_read_only = off")
             boss.execute("alter system reset default_transaction_read_only")

@@ -235,7 +235,7 @@ def test_asker_wakes_when_the_answer_is_committed(testing_database: str, owner: 
 
         def load(connection: Connection, name: str) -> Any:
             answer.append(other.submit(asker.execute, WAIT, [left]))
-            wait_until(lambda: owner.execute(waiting).fetchone(), 10)
+            wait_until(lambda: owner.execute(waiting).fetchone())
             return runner.load(connection, name)
 
         answer: list[Any] = []
