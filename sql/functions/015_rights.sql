@@ -103,6 +103,31 @@ begin
 end
 $$;
 
+-- Has the server keep no statistics of the values of columns. EXPLAIN tells everybody who may SELECT how many rows
+-- it expects, whatever row security hides: by bisection, in 40 steps, a token of others, or one of their questions.
+create or replace function embed._hide_statistics(relation regclass, names text[] default null) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    a record;
+begin
+    for a in
+        select x.attname, x.attnum
+        from pg_attribute x
+        where x.attrelid = relation and x.attnum > 0 and not x.attisdropped
+        and (names is null or x.attname = any (names))
+        and coalesce(x.attstattarget, -1) <> 0
+    loop
+        execute format('alter table %s alter column %I set statistics 0', relation, a.attname);
+        -- Those that are there stay. Before PostgreSQL 18 only a superuser can remove them.
+        if (select r.rolsuper from pg_roles r where r.rolname = current_user) then
+            delete from pg_statistic s where s.starelid = relation and s.staattnum = a.attnum;
+        end if;
+    end loop;
+end
+$$;
+
 create or replace function embed._require_schema(a_schema oid, privilege text) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -129,6 +154,15 @@ declare
 begin
     if has_table_privilege(relation, 'select') then
         return;
+    end if;
+    -- Who may read what a column had is not known any more after it was dropped.
+    if exists (
+        select from pg_attribute a where a.attrelid = relation and a.attnum = any (attnums) and a.attisdropped
+    ) then
+        raise exception 'the role % may not read all of %, of which a column was dropped', quote_ident(current_user),
+            relation::regclass
+            using errcode = 'insufficient_privilege',
+            hint = format('As its owner: grant select on %s to %I;', relation::regclass, current_user);
     end if;
     select string_agg(quote_ident(a.attname), ', ' order by a.attnum) into lacking
     from pg_attribute a

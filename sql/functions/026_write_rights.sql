@@ -26,6 +26,10 @@ begin
     perform embed._require_owner(source.relation), embed._require_owner(result.relation);
     if tg_op = 'INSERT' or result.vectors <> source.vectors then
         perform embed._require_owner(result.vectors);
+        if not exists (select from pg_class c where c.oid = result.vectors and c.relkind in ('r', 'p')) then
+            raise exception '% is no table', result.vectors using errcode = 'insufficient_privilege',
+                hint = 'A source keeps its vectors in a table. Call embed.enable.';
+        end if;
     end if;
     -- Of the role that enabled it: with its rights a worker writes what the row says.
     if tg_op <> 'UPDATE' or to_jsonb(new) - simple <> to_jsonb(old) - simple then

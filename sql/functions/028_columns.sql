@@ -1,5 +1,24 @@
 -- Keys and columns of a table that is enabled.
 
+-- The columns of each unique index by which rows can be known, the primary key first and then the smallest.
+create or replace function embed._unique_keys(relation regclass) returns table (attnums smallint[], nth bigint)
+language sql stable
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select k.attnums, row_number() over (order by i.indisprimary desc, i.indnkeyatts, i.indexrelid)
+    from pg_index i
+    cross join lateral (
+        select array_agg(x.attnum order by x.place) as attnums, bool_and(a.attnotnull) as all_not_null
+        from unnest(i.indkey::smallint[]) with ordinality as x (attnum, place)
+        left join pg_attribute a on a.attrelid = i.indrelid and a.attnum = x.attnum
+        where x.place <= i.indnkeyatts
+    ) as k
+    where i.indrelid = _unique_keys.relation
+    and i.indisunique and i.indimmediate and i.indisvalid
+    and i.indpred is null and i.indexprs is null
+    and k.all_not_null;
+end;
+
 -- The key by which rows are known: the primary key, or else the smallest usable unique index.
 create or replace function embed._key_attnums(relation regclass, wanted text[]) returns smallint[]
 language plpgsql stable
@@ -8,28 +27,15 @@ as $$
 declare
     found_key smallint[];
 begin
-    select array(select x.attnum from unnest(i.indkey::smallint[]) with ordinality as x (attnum, place)
-                 where x.place <= i.indnkeyatts order by x.place)
-    into found_key
-    from pg_index i
-    where i.indrelid = relation
-    and i.indisunique and i.indimmediate and i.indisvalid
-    and i.indpred is null and i.indexprs is null
-    and not exists (
-        select from unnest(i.indkey::smallint[]) with ordinality as x (attnum, place)
-        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = x.attnum
-        where x.place <= i.indnkeyatts and not a.attnotnull
-    )
-    and (
-        wanted is null
-        or (
-            select array_agg(a.attname::text order by a.attname::text collate "C")
-            from pg_attribute a
-            where a.attrelid = i.indrelid
-            and a.attnum = any ((i.indkey::smallint[])[0:i.indnkeyatts - 1])
-        ) = array(select w from unnest(wanted) as w order by w collate "C")
-    )
-    order by i.indisprimary desc, i.indnkeyatts, i.indexrelid
+    select k.attnums into found_key
+    from embed._unique_keys(relation) as k
+    where wanted is null
+    or (
+        select array_agg(a.attname::text order by a.attname::text collate "C")
+        from pg_attribute a
+        where a.attrelid = relation and a.attnum = any (k.attnums)
+    ) = array(select w from unnest(wanted) as w order by w collate "C")
+    order by k.nth
     limit 1;
     if found_key is null then
         raise exception 'table % has no usable key%', relation, coalesce(' ' || wanted::text, '')

@@ -48,6 +48,18 @@ language sql stable security definer
 set search_path = pg_catalog, pg_temp
 return (select s.relation from embed.source s join pg_class c on c.oid = s.relation where s.id = _relation_of.source);
 
+-- The same while the numbers of its columns are known. After a restore they are those of the table that was dumped: a
+-- role that might read another column read all vectors, until a worker came.
+create or replace function embed._numbered_relation_of(source integer) returns regclass
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+return (
+    select s.relation
+    from embed.source s
+    join pg_class c on c.oid = s.relation and c.oid = s.relation_oid
+    where s.id = _numbered_relation_of.source
+);
+
 -- The condition that the name of a source's table still means that table.
 create or replace function embed._named_sql(source embed.source) returns text
 language sql stable
@@ -95,8 +107,8 @@ begin
         'create or replace function embed.source_%s_open() returns boolean language plpgsql stable as %L',
         source.id,
         format(
-            'declare t constant oid := embed._relation_of(%s); begin if t is null then return false; end if; perform '
-            'embed._require_columns(t, %L); return not pg_catalog.row_security_active(t); end',
+            'declare t constant oid := embed._numbered_relation_of(%s); begin if t is null then return false; end if; '
+            'perform embed._require_columns(t, %L); return not pg_catalog.row_security_active(t); end',
             source.id, source.key_attnums || source.column_attnums
         )
     );

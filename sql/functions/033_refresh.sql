@@ -47,6 +47,13 @@ begin
     if lost is not null then
         return format('%s of %s was dropped; %s with the columns that are there', lost, source.relation, again);
     end if;
+    if not exists (select from embed._unique_keys(source.relation) as k where k.attnums <@ source.key_attnums) then
+        return format(
+            'rows of %s can have the same key (%s), because no primary key or unique index holds it any more; make one '
+            'again, or %s',
+            source.relation, array_to_string(source.keys, ', '), again
+        );
+    end if;
     select string_agg(
         format('%s from %s to %s', a.attname, format_type(i.atttypid, -1), format_type(a.atttypid, -1)), ', '
     )
@@ -140,6 +147,26 @@ return (
     limit 1
 );
 
+-- A sentence where the table survives a crash of the server and its vectors, or changes that wait, do not; else null.
+create or replace function embed._unlogged(source embed.source) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return (
+    select format(
+        'a crash of the server empties %s, because unlogged; as the owner: %s',
+        string_agg(c.oid::regclass::text, ', ' order by c.oid),
+        string_agg(format('alter table %s set logged;', c.oid::regclass), ' ' order by c.oid)
+    )
+    from pg_class c
+    where c.oid in (
+        source.vectors, to_regclass(format('embed.inbox_%s', source.id)),
+        to_regclass(format('embed.queue_%s', source.id))
+    )
+    and c.relpersistence = 'u'
+    and exists (select from pg_class t where t.oid = source.relation and t.relpersistence = 'p')
+    having count(*) > 0
+);
+
 -- Bring a source in line with its table. Returns what happened: 'same', 'changed', 'gone' (the
 -- table was dropped and all of ours with it), or a sentence that says what stands in the way.
 create or replace function embed._refresh(source_id integer) returns text
@@ -165,9 +192,10 @@ begin
     outdated := not embed._is_written(s);
     -- embed.enable and embed.disable write the same functions, and so may another worker: the next
     -- look is early enough.
-    if (changed or outdated or embed._obstacle(s) is not null)
+    obstacle := coalesce(embed._obstacle(s), embed._foreign(s));
+    if (changed or outdated or obstacle is not null)
         and not pg_try_advisory_xact_lock(embed._lock_global(), embed._turn_enable()) then
-        return case when now_is is null then 'gone' else coalesce(embed._obstacle(s), 'same') end;
+        return case when now_is is null then 'gone' else coalesce(obstacle, 'same') end;
     end if;
     if now_is is null then
         begin
@@ -183,7 +211,8 @@ begin
         s := embed._renumber(s);
         now_is := embed._structure(s);
     end if;
-    obstacle := embed._obstacle(s);
+    -- Who enabled a table that was given away since would read what its new owner writes.
+    obstacle := coalesce(embed._obstacle(s), embed._foreign(s));
     if obstacle is not null then
         perform embed._silence_capture(s.id, array['insert', 'update', 'delete', 'row', 'truncate']::text[]);
         delete from embed.sweep_request r where r.source = s.id;
@@ -191,14 +220,16 @@ begin
         update embed.source_state t set structure = null where t.source = s.id and t.structure is not null;
         return obstacle;
     end if;
+    -- An unlogged table is empty after a crash of the server, which counters survive.
+    if exists (select from pg_class c where c.oid = s.vectors and c.relpersistence = 'u')
+        and pg_relation_size(s.vectors) = 0
+        and exists (select from embed.source_tally t where t.source = s.id and t.vectors > 0) then
+        insert into embed.sweep_request (source, reason) values (s.id, 'vectors lost');
+    end if;
     -- What a trigger asked for that did not fit any more: it is seen to now.
     update embed.sweep_request r set reason = 'table changed' where r.source = s.id and r.reason = 'columns changed';
     if not changed and not outdated then
         return 'same';
-    end if;
-    obstacle := embed._foreign(s);
-    if obstacle is not null then
-        return obstacle;
     end if;
     if not changed then
         begin

@@ -71,6 +71,8 @@ begin
             exception
                 when undefined_table then continue;
                 when lock_not_available then work := null; -- not known
+                -- Such as a right that somebody took away: the claim says it of this source, and the others go on.
+                when syntax_error_or_access_rule_violation then work := true;
             end;
         end if;
         return next;
@@ -101,7 +103,7 @@ begin
         begin
             execute format('select exists (select from embed.inbox_%s where ctid > $1)', source) into found using place;
         exception
-            when undefined_table then found := true;
+            when syntax_error_or_access_rule_violation then found := true; -- a look at this source alone says why
             when lock_not_available then found := false; -- a later look finds them
         end;
         if found then
@@ -175,8 +177,8 @@ begin
             into waiting, dead, since, due
             using bound, embed._priorities(), source;
         exception
-            -- It is being dropped.
-            when undefined_table or lock_not_available then continue;
+            -- It is being dropped, or somebody took a right away.
+            when syntax_error_or_access_rule_violation or lock_not_available then continue;
         end;
         if waiting >= bound then
             waiting := greatest(

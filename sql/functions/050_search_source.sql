@@ -102,8 +102,10 @@ $$;
 -- Has the name of a table of vectors stand for it until the transaction ends. A plan names the table, and
 -- embed.cut_over exchanges names: between the plan and its execution the name could come to stand for the
 -- table of another model, and the search found nothing (once in 123 questions, with 12 cuts in a few seconds).
+-- A definer's function calls it, so it plans no statement over the table: policies and views of its owner would run
+-- with the definer's rights. Volatile, because LOCK is refused in a stable function.
 create or replace function embed._keep_name(vectors regclass) returns void
-language plpgsql stable
+language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -111,7 +113,7 @@ declare
 begin
     loop
         name := vectors::text;
-        execute format('select from %s limit 0', name); -- takes the lock of a reader
+        execute format('lock table only %s in access share mode', name); -- as a reader takes it
         exit when to_regclass(name) = vectors;
     end loop;
 end

@@ -24,16 +24,25 @@ begin
 end
 $$;
 
--- Whether rows of a source wait for a worker. It says nothing of a row. A search does not wait for embed.disable in a
--- transaction that is open: it says no then.
+-- Whether rows of a source wait for a worker, to a caller who may read its queue. A search does not wait for
+-- embed.disable in a transaction that is open: it says no then. Not a definer's function: the tables belong to the role
+-- that enabled the source, and a policy of his would run with the definer's rights.
 create or replace function embed._rows_wait(source integer) returns boolean
-language plpgsql stable security definer
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     lock_timeout_of_caller constant text := current_setting('lock_timeout');
     result boolean;
 begin
+    if not coalesce(
+        has_table_privilege(to_regclass(format('embed.inbox_%s', source)), 'select')
+        and has_table_privilege(to_regclass(format('embed.queue_%s', source)), 'select')
+        and has_table_privilege('embed.sweep_request', 'select'),
+        false
+    ) then
+        return false;
+    end if;
     perform set_config('lock_timeout', '100ms', true);
     execute format(
         'select exists (select from embed.inbox_%1$s) '

@@ -9,7 +9,8 @@ language sql stable security definer
 set search_path = pg_catalog, pg_temp
 begin atomic
     select s.id, s.relation, c.attnum
-    from embed.source s, unnest(s.key_attnums || s.column_attnums) as c (attnum);
+    from embed.source s, unnest(s.key_attnums || s.column_attnums) as c (attnum)
+    where s.relation_oid = s.relation; -- or the numbers are those of a table that was dumped
 end;
 
 create or replace function embed._readable_sources() returns integer[]
@@ -29,6 +30,7 @@ select embed._ensure_policy(t.relation, 'reader', 'for select using (source = an
 'embed._readable_sources())::integer[]))')
 from unnest(array['embed.lexical_state', 'embed.lexical_term']::regclass[]) as t (relation);
 grant select on embed.lexical_state, embed.lexical_term to public;
+select embed._hide_statistics('embed.lexical_state'), embed._hide_statistics('embed.lexical_term', '{term,frequency}');
 
 -- The place of a question's term in the vectors of terms, from 1; see question_terms in
 -- worker/embedworker/model/lexical.py for what else its number says.

@@ -14,6 +14,8 @@ from unnest(array['embed.judgement', 'embed.question_log', 'embed.logged_search'
 grant select, insert, update, delete on embed.judgement to public;
 grant select, insert, update, delete on embed.question_log to public;
 grant select, delete on embed.logged_search to public;
+select embed._hide_statistics(t.relation)
+from unnest('{embed.judgement,embed.question_log,embed.logged_search}'::regclass[]) as t (relation);
 
 create or replace function embed.erase_questions(relation regclass, asker text default null) returns bigint
 language plpgsql

@@ -182,6 +182,18 @@ begin
     if by_owner is null or pg_has_role((select p.proowner from pg_proc p where p.oid = by_owner), 'usage') then
         verdict := embed._refresh(source_id);
     else
+        select format(
+            '%1$I, who enabled %2$s, is no member of embed_admin any more; as a superuser: grant embed_admin to %1$I; '
+            'or disable it and have its owner enable it again',
+            pg_get_userbyid(p.proowner), x.relation
+        )
+        into verdict
+        from pg_proc p
+        join embed.source x on x.id = source_id
+        where p.oid = by_owner and not has_table_privilege(p.proowner, 'embed._own_source', 'update');
+        if found then
+            return verdict;
+        end if;
         execute format('select embed.source_%s_refresh()', source_id) into verdict;
     end if;
     if verdict not in ('same', 'changed') then

@@ -31,7 +31,7 @@ begin
         perform embed._check_structure(source);
         -- What is hidden from a role that only looks is no problem of a worker.
         unfit := coalesce(
-            embed._obstacle(source),
+            embed._obstacle(source), embed._foreign(source), embed._unlogged(source),
             case
                 when pg_has_role((select c.relowner from pg_class c where c.oid = source.relation), 'usage')
                     or pg_has_role(coalesce(to_regrole('embed_worker'), current_user::regrole), 'usage')

@@ -18,6 +18,8 @@ taken as materialized (
 newest as (
     select {places}, min(priority) as priority, min(at) as at
     from taken
+    -- A row without a key, of a table that lost its primary key: it cannot be known, and may not stop the others.
+    where num_nulls({places}) = 0
     group by {places}
 ),
 moved as (

@@ -111,9 +111,9 @@ CALLS = {
     "embed._close_schema()": "set constraints embed.close_schema immediate",
     "embed._is_standby(integer)": "select embed._is_standby({})",
     "embed._twin(integer)": "select embed._twin({})",
-    "embed._rows_wait(integer)": "select embed._rows_wait({})",
     "embed._name_of_vectors(integer)": "select embed._name_of_vectors({})",
     "embed._relation_of(integer)": "select embed._relation_of({})",
+    "embed._numbered_relation_of(integer)": "select embed._numbered_relation_of({})",
     "embed._renew_token(integer)": "select embed._renew_token({})",
     "embed._centered(vector,text)": (
         "select embed._centered('[1,2]'::public.vector, 'testing:hash'::text)"

@@ -18,6 +18,18 @@ def article(connection: Connection, vectors: VectorWriter) -> Connection:
     return connection
 
 
+@pytest.fixture
+def counted(article: Connection) -> Connection:
+    """The same, whose words were counted."""
+    article.execute(
+        "insert into embed.lexical_state (source, version, passages, average_length, token)"
+        " select id, 1, 2, 1, 'made up' from embed.source where name = 'article'"
+    )
+    with role(article, "select on article"):
+        assert article.execute("select token from embed.lexical_state").fetchall() != []
+    return article
+
+
 def readable(connection: Connection, table: str = "article_embedding") -> list[int]:
     rows = connection.execute(
         f"select id from {table} where terms is not null order by id".encode()
@@ -59,6 +71,27 @@ def test_row_security_of_the_source_counts_from_the_moment_it_is_there(
         assert readable(article) == [2]
         as_owner(article, name, "alter table article disable row level security")
         assert readable(article) == [1, 2]
+
+
+def test_a_dropped_column_opens_nothing(counted: Connection) -> None:
+    """Nobody knows any more who was allowed to read it; the hint gives the whole table."""
+    with role(counted, "select (id, tenant) on article") as name:
+        as_owner(counted, name, "alter table article drop column title")
+        with pytest.raises(errors.InsufficientPrivilege, match="a column was dropped") as said:
+            readable(counted)
+        assert counted.execute("select * from embed.lexical_state").fetchall() == []
+        hint = said.value.diag.message_hint or ""
+        as_owner(counted, name, hint.removeprefix("As its owner: "))
+        assert readable(counted) == [1, 2]
+
+
+def test_numbers_of_columns_from_before_a_restore_open_nothing(counted: Connection) -> None:
+    """A restore numbers columns anew: 2 was the text, and is another column now."""
+    counted.execute("update embed.source set relation_oid = 1, column_attnums = '{2}'")
+    with role(counted, "select (id, tenant) on article"):
+        with pytest.raises(errors.InsufficientPrivilege, match="for table article"):
+            readable(counted)
+        assert counted.execute("select * from embed.lexical_state").fetchall() == []
 
 
 def test_nobody_but_the_owner_writes(article: Connection) -> None:

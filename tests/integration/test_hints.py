@@ -834,6 +834,10 @@ ELSEWHERE = {
     "Have a superuser run: grant embed_search": (
         "test_rights::test_questions_that_are_left_to_members"
     ),
+    "A source keeps its vectors in a table.": (
+        "test_escalation::test_nothing_of_an_enabled_table_runs_as_the_owner_of_the_schema"
+    ),
+    "As its owner: grant select on %s to %I;": ("test_guard::test_a_dropped_column_opens_nothing"),
     "Rename %s, or drop it.": "test_switch::test_a_name_that_the_cut_needs_is_taken",
     "Ask %1$I": "test_rights::test_the_hint_gives_the_right",
     "As its owner: grant %s on schema": "test_rights::test_the_table_of_vectors_needs_a_place",

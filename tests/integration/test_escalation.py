@@ -1,0 +1,154 @@
+"""Functions of the owner of the schema embed plan nothing over tables of others.
+
+A policy or a view of whoever enabled a table would run there with the rights of that owner. The
+schema belongs to a superuser, or, as on a managed server, to a role that owns the database alone.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+
+import psycopg
+import pytest
+from fix_database import _new_database as new_database
+from fix_drain import Lane
+from fix_roles import PASSWORD, as_login
+from psycopg import errors, sql
+
+from embedworker.database.embedded.cluster import Cluster
+from embedworker.database.migrate import downgrade, migrate
+from embedworker.model.catalog import TESTING_MODEL
+from embedworker.queue.source import Connection
+
+LOGINS = {
+    "keeper": "",  # owns the database and the schema embed
+    "owner": "in role embed_admin",
+    "plain": "",
+    "worker": "in role embed_worker",
+}
+POISON = """
+create schema yard; grant usage on schema yard to public;
+create table yard.ran (role name);
+grant insert on yard.ran to public;
+create function yard.note() returns void language sql
+as 'insert into yard.ran values (current_user)';
+create function yard.evil() returns boolean language plpgsql immutable
+as $$begin perform yard.note(); return true; end$$;
+create table yard.mine (id int primary key, body text);
+insert into yard.mine values (1, 'one'), (2, 'two');
+select embed.enable('yard.mine', array['body']);
+"""
+SEARCH = "select count(*) from embed.search(null::yard.mine, array_fill(1, array[384])::vector{})"
+CALLS = (
+    SEARCH.format(""),
+    SEARCH.format(", matching => '{{\"id\": 77}}'"),
+    "select embed._search_plan('yard.mine'::regtype, null, 3, false)",
+    "select embed.similar(null::yard.mine, 1)",
+    "select embed.query('x', of => 'yard.mine')",
+    "select embed._passage_columns_sql('yard.mine'::regtype, null)",
+    "select embed._keys_shown('yard.mine'::regtype, null)",
+    "select embed._twin({id}), embed._is_standby({id}), embed._name_of_vectors({id})",
+    "select embed._rows_wait({id})",
+)
+
+
+@contextmanager
+def server_of(server: Cluster, template: str, keeper: str) -> Iterator[str]:
+    """URL of a database whose schema embed belongs to ``postgres`` or to ``t_keeper``."""
+    with pytest.MonkeyPatch.context() as patch, new_database(server, template) as url:
+        patch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
+        with psycopg.connect(url, autocommit=True) as boss:
+            name = sql.Identifier(boss.info.dbname)
+            for login, group in LOGINS.items():
+                boss.execute(f"create role t_{login} login password '{PASSWORD}' {group}".encode())
+            try:
+                boss.execute(sql.SQL("grant create on database {} to t_owner").format(name))
+                if keeper == "postgres":
+                    migrate(url, model=TESTING_MODEL)
+                else:
+                    downgrade(url)
+                    boss.execute(sql.SQL("alter database {} owner to t_keeper").format(name))
+                    migrate(as_login(url, keeper), model=TESTING_MODEL)
+                yield url
+            finally:
+                boss.execute(sql.SQL("alter database {} owner to postgres").format(name))
+                for login in LOGINS:
+                    boss.execute(f"drop owned by t_{login} cascade; drop role t_{login}".encode())
+
+
+@pytest.mark.parametrize("keeper", ["postgres", "keeper"])
+@pytest.mark.parametrize("trap", ["policy on vectors", "policies on the queue", "view", "queue"])
+def test_nothing_of_an_enabled_table_runs_as_the_owner_of_the_schema(
+    server: Cluster, template: str, keeper: str, trap: str
+) -> None:
+    with (
+        server_of(server, template, keeper) as url,
+        psycopg.connect(as_login(url, "owner"), autocommit=True) as owner,
+    ):
+        owner.execute(POISON)
+        with closing(Lane(as_login(url, "worker"))) as lane:
+            assert lane.drain() == []
+        (number,) = owner.execute("select id from embed.source where name = 'mine'").fetchone()
+        _lay(owner, trap, number)
+        owner.execute("truncate yard.ran")
+        owner.execute("grant select on yard.mine to t_plain")
+        # Plans of functions, and prepared ones, are not made yet in a new session.
+        with psycopg.connect(as_login(url, "plain"), autocommit=True) as plain:
+            for call in CALLS:
+                with suppress(psycopg.Error):  # some are refused; none may spring the trap
+                    plain.execute(call.format(id=number).encode())
+        assert keeper_of(keeper) not in _ran(owner)
+
+
+def keeper_of(keeper: str) -> str:
+    return keeper if keeper == "postgres" else f"t_{keeper}"
+
+
+def _ran(connection: Connection) -> set[str]:
+    return {role for (role,) in connection.execute("select distinct role from yard.ran")}
+
+
+def _lay(owner: Connection, trap: str, number: int) -> None:
+    if trap == "policy on vectors":
+        owner.execute("create policy evil on yard.mine_embedding using (yard.evil())")
+    elif trap == "policies on the queue":
+        for table in ("inbox", "queue"):
+            owner.execute(
+                f"alter table embed.{table}_{number} enable row level security;"
+                f"create policy evil on embed.{table}_{number} using (yard.evil());"
+                f"grant select on embed.{table}_{number} to public".encode()
+            )
+    elif trap == "view":
+        owner.execute("create view yard.v as select * from yard.mine_embedding where yard.evil()")
+        with pytest.raises(errors.InsufficientPrivilege, match=r"yard\.v is no table") as said:
+            owner.execute("update embed._own_source set vectors = 'yard.v' where id = %s", [number])
+        assert said.value.diag.message_hint == (
+            "A source keeps its vectors in a table. Call embed.enable."
+        )
+    else:
+        with pytest.raises(errors.InsufficientPrivilege, match="create nothing of its own"):
+            owner.execute(
+                "begin; select embed._open_schema('t_owner');"
+                f"drop table embed.inbox_{number};"
+                f"create view embed.inbox_{number} as select 1 as k1, 1::bigint as seq,"
+                " 0::smallint as priority, now() as at where yard.evil(); commit".encode()
+            )
+        owner.execute("rollback")
+
+
+def test_who_did_not_enable_a_table_searches_it_without_a_hit(
+    server: Cluster, template: str
+) -> None:
+    """The owner of the schema may not read the queue of who enabled the table."""
+    with (
+        server_of(server, template, "keeper") as url,
+        psycopg.connect(as_login(url, "owner"), autocommit=True) as owner,
+    ):
+        owner.execute(POISON)
+        with closing(Lane(as_login(url, "worker"))) as lane:
+            assert lane.drain() == []
+        assert owner.execute(SEARCH.format("").encode()).fetchone() == (2,)
+        nothing = SEARCH.format(", matching => '{\"id\": 77}'").encode()
+        assert owner.execute(nothing).fetchone() == (0,)
+        owner.execute("grant select on yard.mine to t_plain")
+        with psycopg.connect(as_login(url, "plain"), autocommit=True) as plain:
+            assert plain.execute(nothing).fetchone() == (0,)
