@@ -92,6 +92,21 @@ def test_run_once_builds_one_after_the_other(shop: Connection, workers: Workers)
     assert [valid for (valid,) in shop.execute(INDEXES)] == [True, True]
 
 
+def test_run_once_builds_both_indexes_of_a_table(shop: Connection, workers: Workers) -> None:
+    """Without the one over words, codes of a large table were not found after `run --once`."""
+    articles(shop, 60)
+    built = "select indexrelid::regclass::text from pg_index where indisvalid and not indisunique"
+    built += " and indrelid = 'article_embedding'::regclass order by 1"
+    bounds = {"index_after_rows": "50", "words_index_after_rows": "50"}
+    assert workers.start("--once", up=False, **bounds).wait(60) == 0
+    number = shop.execute("select id from embed.source where name = 'article'").fetchone()
+    assert number is not None
+    assert [name for (name,) in shop.execute(built.encode())] == [
+        f"article_embedding_{number[0]}_words",
+        "article_embedding_hnsw",
+    ]
+
+
 @pytest.mark.parametrize("arguments", [["--once"], ["--only-passages"]])
 def test_a_broken_one_of_a_small_table_is_built_again(
     shop: Connection, workers: Workers, arguments: list[str]

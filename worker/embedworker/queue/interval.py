@@ -30,6 +30,11 @@ class IdleInterval:
         self._pauses[source] = min(2 * pause, max(LONGEST, self._first)) or self._first
         return True
 
+    def forget(self, source: int) -> None:
+        """Look at a source again at once."""
+        self._last.pop(source, None)
+        self._pauses.pop(source, None)
+
     def changed(self, source: int) -> None:
         """Have the next look soon after the last: rows change, or are about to."""
         self._pauses[source] = self._first

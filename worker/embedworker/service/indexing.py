@@ -7,7 +7,9 @@ table stays without; reading it whole is exact and fast.
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg
 
@@ -71,7 +73,9 @@ class Indexer:
         self._answer_timeout = answer_timeout
         self.interval = IdleInterval()
         self._thread: threading.Thread | None = None
-        self._failures: dict[int, _Failure] = {}
+        # By source and kind of index: one that fails does not keep the other from being built.
+        self._failures: dict[tuple[int, type[Plan | WordsPlan]], _Failure] = {}
+        self._begun: int | None = None
         self._said: set[tuple[int, str]] = set()
 
     @property
@@ -89,29 +93,39 @@ class Indexer:
 
         One that was left broken is built again however few vectors there are: it costs every write.
         """
-        if self.busy or not self.interval.due(source.id):
+        if self.busy:
+            return
+        if self._begun == source.id:  # that build is over: the source may need the other index
+            self._begun = None
+            self.interval.forget(source.id)
+        if not self.interval.due(source.id):
             return
         found = indexes(connection, source)
         if any(index.building for index in found):  # by its owner, or another worker
             self.interval.changed(source.id)
             self._note(connection, source, "building")
+        elif self._begin_words(connection, source):
+            pass  # first, because it takes seconds where HNSW takes minutes
         elif found and all(index.valid for index in found):
             self._note(connection, source, "valid")
-            self._run_words_if_due(connection, source)
         elif not found and not has_enough(connection, source, self._after_rows):
             self._note(connection, source, "none: few rows")
         else:
             self._begin(connection, plan(connection, source, found))
 
-    def _run_words_if_due(self, connection: Connection, source: Source) -> None:
+    def _begin_words(self, connection: Connection, source: Source) -> bool:
         """Start a build of the index over words if the source has enough passages and none."""
         plan = words_plan(connection, source, after_rows=self._words_after_rows)
-        if plan is not None and self._may_try(source):
-            self.interval.changed(source.id)
-            self._thread = Thread(
-                target=self._build_words, args=(plan,), name="indexer", daemon=True
-            )
-            self._thread.start()
+        if plan is None or not self._may_try(plan):
+            return False
+        self._start(partial(self._build_words, plan), source)
+        return True
+
+    def _start(self, build: Callable[[], None], source: Source) -> None:
+        self._begun = source.id
+        self.interval.changed(source.id)  # it may fail
+        self._thread = Thread(target=build, name="indexer", daemon=True)
+        self._thread.start()
 
     def _build_words(self, plan: WordsPlan) -> None:
         started = time.monotonic()
@@ -121,7 +135,7 @@ class Indexer:
         except (psycopg.Error, EmbedworkerError) as error:
             self._failed(plan, error, None)
             return
-        self._failures.pop(plan.source.id, None)
+        self._failures.pop((plan.source.id, WordsPlan), None)
         if not plan.wanted:
             log.info("index of the words of %s dropped: it is not used", plan.table)
             return
@@ -132,11 +146,9 @@ class Indexer:
             self._note(connection, plan.source, "valid")
         elif not plan.served and (reason := self._obstacle(plan)):
             self._note(connection, plan.source, f"none: {reason}")
-        elif self._may_try(plan.source):
-            self.interval.changed(plan.source.id)  # it may fail
+        elif self._may_try(plan):
             self._note(connection, plan.source, "building")
-            self._thread = Thread(target=self._build, args=(plan,), name="indexer", daemon=True)
-            self._thread.start()
+            self._start(partial(self._build, plan), plan.source)
 
     def wait(self) -> bool:
         """Wait for a build that is under way; say whether one was begun since the last wait."""
@@ -161,8 +173,8 @@ class Indexer:
             log.warning("%s gets no index: %s; each search reads all vectors", plan.table, reason)
         return reason
 
-    def _may_try(self, source: Source) -> bool:
-        failure = self._failures.get(source.id)
+    def _may_try(self, plan: Plan | WordsPlan) -> bool:
+        failure = self._failures.get((plan.source.id, type(plan)))
         return failure is None or time.monotonic() >= failure.until
 
     def _build(self, plan: Plan) -> None:
@@ -181,7 +193,7 @@ class Indexer:
         except (psycopg.Error, EmbedworkerError) as error:
             self._failed(plan, error, None)
             return
-        self._failures.pop(plan.source.id, None)
+        self._failures.pop((plan.source.id, Plan), None)
         if not plan.served:
             self._metrics.index_builds.labels("built").inc()
             log.info("index of %s built in %.1f s", plan.table, time.monotonic() - started)
@@ -207,9 +219,11 @@ class Indexer:
         """Put the next try off, and say why unless that was said."""
         self._metrics.index_builds.labels("failed").inc()
         reason = redacted(error)
-        last = self._failures.get(plan.source.id)
+        last = self._failures.get((plan.source.id, type(plan)))
         pause = min(2 * last.pause, LONGEST) if last else RETRY
-        self._failures[plan.source.id] = _Failure(reason, pause, time.monotonic() + pause)
+        self._failures[plan.source.id, type(plan)] = _Failure(
+            reason, pause, time.monotonic() + pause
+        )
         if last is None or last.reason != reason:
             log.warning(
                 "index of %s: %s%s; trying again, at most once an hour",
