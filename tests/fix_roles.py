@@ -23,16 +23,20 @@ def database_with_logins(
     with pytest.MonkeyPatch.context() as patch, new_database(server, template) as url:
         patch.setenv("EMBEDWORKER_ALLOW_TESTING_MODEL", "1")
         migrate(url, model=TESTING_MODEL)
-        with psycopg.connect(url, autocommit=True) as connection:
-            for login, group in logins.items():
-                member = f"in role {group}" if group else ""
-                connection.execute(
-                    f"create role t_{login} login password '{PASSWORD}' {member}".encode()
-                )
-        yield url
-        with psycopg.connect(url, autocommit=True) as connection:
-            for login in logins:
-                connection.execute(f"drop owned by t_{login} cascade; drop role t_{login}".encode())
+        try:
+            with psycopg.connect(url, autocommit=True) as connection:
+                for login, group in logins.items():
+                    member = f"in role {group}" if group else ""
+                    connection.execute(
+                        f"create role t_{login} login password '{PASSWORD}' {member}".encode()
+                    )
+            yield url
+        finally:  # roles belong to the whole cluster
+            with psycopg.connect(url, autocommit=True) as connection:
+                for login in logins:
+                    connection.execute(
+                        f"drop owned by t_{login} cascade; drop role t_{login}".encode()
+                    )
 
 
 def as_login(url: str, login: str) -> str:

@@ -167,6 +167,21 @@ return (
     having count(*) > 0
 );
 
+-- Whether nothing is left of vectors that were counted: of an unlogged table after a crash of the server, or somebody
+-- emptied it. The counters survive both.
+create or replace function embed._lost_vectors(source embed.source) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '50ms'
+as $$
+begin
+    return pg_relation_size(source.vectors) = 0
+        and 0 < (select sum(t.vectors) from embed.source_tally t where t.source = _lost_vectors.source.id);
+exception when lock_not_available then
+    return false; -- the next look asks again
+end
+$$;
+
 -- Bring a source in line with its table. Returns what happened: 'same', 'changed', 'gone' (the
 -- table was dropped and all of ours with it), or a sentence that says what stands in the way.
 create or replace function embed._refresh(source_id integer) returns text
@@ -220,10 +235,7 @@ begin
         update embed.source_state t set structure = null where t.source = s.id and t.structure is not null;
         return obstacle;
     end if;
-    -- An unlogged table is empty after a crash of the server, which counters survive.
-    if exists (select from pg_class c where c.oid = s.vectors and c.relpersistence = 'u')
-        and pg_relation_size(s.vectors) = 0
-        and exists (select from embed.source_tally t where t.source = s.id and t.vectors > 0) then
+    if embed._lost_vectors(s) then
         insert into embed.sweep_request (source, reason) values (s.id, 'vectors lost');
     end if;
     -- What a trigger asked for that did not fit any more: it is seen to now.

@@ -324,6 +324,47 @@ def test_key_that_becomes_longer(app: Connection, drain: Drain, kind: str) -> No
     assert sorted(assert_current(app, "article").values()) == ["long", "one"]
 
 
+def test_a_key_that_is_lost_and_made_again(app: Connection, lane: Lane) -> None:
+    """Two rows with one key shared a vector, and a null key stopped the table for good."""
+    app.execute("create table article (id integer constraint known primary key, body text)")
+    app.execute("insert into article values (1, 'one'), (2, 'two')")
+    app.execute("select embed.enable('article', array['body'])")
+    assert lane.drain() == []
+    app.execute("alter table article drop constraint known, alter id drop not null")
+    app.execute("insert into article values (1, 'one more'), (null, 'none')")
+    lane.a_minute_later()
+    (said,) = lane.drain()
+    assert "rows of article can have the same key (id)" in said.replace("shop.", "")
+    app.execute("delete from article where id is null or body = 'one more'")
+    app.execute("alter table article add primary key (id)")
+    app.execute("insert into article values (3, 'three')")
+    lane.a_minute_later()
+    assert lane.drain() == []
+    assert len(assert_current(app, "article")) == 3
+
+
+def test_a_null_key_stops_no_other_row(app: Connection, lane: Lane) -> None:
+    """Before a worker looks at the table, and sees that it lost its key."""
+    app.execute("create table article (id integer constraint known primary key, body text)")
+    app.execute("select embed.enable('article', array['body'])")
+    assert lane.drain() == []
+    app.execute("alter table article drop constraint known, alter id drop not null")
+    app.execute("insert into article values (null, 'none'), (1, 'one')")
+    app.execute("delete from article where id is null")
+    app.execute("alter table article add primary key (id)")
+    assert lane.drain() == []
+    assert list(assert_current(app, "article").values()) == ["one"]
+
+
+def test_another_unique_index_takes_the_place_of_the_key(article: Connection, lane: Lane) -> None:
+    article.execute("create unique index by_id on article (id)")
+    article.execute("alter table article drop constraint article_pkey, alter id set not null")
+    article.execute("update article set body = 'again' where id = 1")
+    lane.a_minute_later()
+    assert lane.drain() == []
+    assert_current(article, "article")
+
+
 @pytest.mark.parametrize("column", ["body", "live", "id"])
 def test_drop_of_an_enabled_column(article: Connection, lane: Lane, column: str) -> None:
     assert lane.drain() == []
@@ -433,9 +474,11 @@ def test_drop_of_the_vectors(article: Connection, lane: Lane) -> None:
     article.execute("select embed.disable('article', drop_vectors => true)")
 
 
-def test_truncated_vectors(article: Connection, drain: Drain) -> None:
+@pytest.mark.parametrize("swept", [False, True])
+def test_truncated_vectors(article: Connection, drain: Drain, swept: bool) -> None:
     article.execute("truncate article_embedding")
-    article.execute("select embed.sweep('article')")
+    if swept:
+        article.execute("select embed.sweep('article')")
     assert drain() == []
     assert assert_current(article, "article") == TEXTS
 
