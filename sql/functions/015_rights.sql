@@ -104,27 +104,44 @@ end
 $$;
 
 -- Has the server keep no statistics of the values of columns. EXPLAIN tells everybody who may SELECT how many rows
--- it expects, whatever row security hides: by bisection, in 40 steps, a token of others, or one of their questions.
-create or replace function embed._hide_statistics(relation regclass, names text[] default null) returns void
+-- it expects, whatever row security hides: by bisection, in 40 steps, the greatest key of a table, a token of others,
+-- or one of their questions. Those that are there stay with ALTER TABLE. Before PostgreSQL 18 only a superuser can
+-- remove them: one who calls migrate does.
+create or replace function embed._hide_statistics(
+    relation regclass, names text[] default null, wait boolean default true
+) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    a record;
-begin
-    for a in
-        select x.attname, x.attnum
+    columns constant text[] := array(
+        select x.attname::text
         from pg_attribute x
         where x.attrelid = relation and x.attnum > 0 and not x.attisdropped
         and (names is null or x.attname = any (names))
         and coalesce(x.attstattarget, -1) <> 0
-    loop
-        execute format('alter table %s alter column %I set statistics 0', relation, a.attname);
-        -- Those that are there stay. Before PostgreSQL 18 only a superuser can remove them.
-        if (select r.rolsuper from pg_roles r where r.rolname = current_user) then
-            delete from pg_statistic s where s.starelid = relation and s.staattnum = a.attnum;
+    );
+    name text;
+begin
+    if not wait and columns <> '{}' then
+        execute format('lock table %s in share update exclusive mode nowait', relation);
+    end if;
+    foreach name in array columns loop
+        execute format('alter table %s alter column %I set statistics 0', relation, name);
+        if to_regprocedure('pg_clear_attribute_stats(text, text, text, boolean)') is not null then
+            execute format(
+                'select pg_clear_attribute_stats(%L, %L, %L, false)',
+                (select n.nspname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation),
+                (select c.relname from pg_class c where c.oid = relation),
+                name
+            );
         end if;
     end loop;
+    if (select r.rolsuper from pg_roles r where r.rolname = current_user) then
+        delete from pg_statistic s
+        using pg_attribute a
+        where s.starelid = relation and a.attrelid = relation and a.attnum = s.staattnum and a.attstattarget = 0;
+    end if;
 end
 $$;
 

@@ -42,6 +42,12 @@ begin atomic
     where c.oid = source.vectors;
 end;
 
+-- The columns of a table of vectors whose values are for nobody who may not read the table that is searched.
+create or replace function embed._hidden_columns(source embed.source) returns text[]
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return source.keys || '{passage_start,passage_end,hash,checksum,seq,embedded_at}'::text[];
+
 -- The table of a source, whatever its name is now; null where there is none.
 create or replace function embed._relation_of(source integer) returns regclass
 language sql stable security definer
@@ -158,6 +164,7 @@ end$q$,
     if not guard.granted then
         execute format('grant select on %s to public', source.vectors);
     end if;
+    perform embed._hide_statistics(source.vectors, embed._hidden_columns(source), wait);
     perform embed._write_words(source);
 end
 $$;

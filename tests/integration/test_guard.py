@@ -94,6 +94,43 @@ def test_numbers_of_columns_from_before_a_restore_open_nothing(counted: Connecti
         assert counted.execute("select * from embed.lexical_state").fetchall() == []
 
 
+def expected_rows(connection: Connection, table: str, condition: str) -> int:
+    """The rows that EXPLAIN tells who may not see one of them."""
+    explain = f"explain (format json) select from {table} where {condition}"
+    (((plan,),),) = connection.execute(explain.encode()).fetchall()
+    return int(plan["Plan"]["Plan Rows"])
+
+
+def test_plans_tell_no_key_and_no_question(article: Connection, vectors: VectorWriter) -> None:
+    """The greatest key was found in 40 steps, and who had asked what in one."""
+    article.execute("create table patient (mail text primary key, note text)")
+    article.execute("insert into patient select 'm' || n, 'note' from generate_series(1, 300) n")
+    article.execute("select embed.enable('patient', array['note'])")
+    vectors.embed("patient")
+    article.execute(
+        "insert into embed.logged_search (id, relation, question, keys, asker)"
+        " select gen_random_uuid(), 'patient', q, '[]', 'alice'"
+        " from unnest(array_fill('asked'::text, array[100]) || array_fill('b'::text, array[9])) q"
+    )
+    # Statistics of the time before they were hidden.
+    article.execute("alter table patient_embedding alter column mail set statistics 100")
+    article.execute("alter table embed.logged_search alter column question set statistics 100")
+    article.execute("analyze patient_embedding, embed.logged_search")
+    with role(article):
+        assert expected_rows(article, "patient_embedding", "mail < 'm2'") < 290
+        assert expected_rows(article, "embed.logged_search", "question = 'asked'") > 20
+    article.execute("update embed.source_state set structure = null")
+    article.execute("select embed._refresh(id) from embed.source where name = 'patient'")
+    article.execute("select embed._hide_statistics('embed.logged_search')")
+    article.execute("analyze patient_embedding, embed.logged_search")
+    with role(article):
+        told = {expected_rows(article, "patient_embedding", f"mail < '{k}'") for k in ("a", "z")}
+        assert len(told) == 1
+        asked = ("asked", "b", "c")
+        told = {expected_rows(article, "embed.logged_search", f"question = '{q}'") for q in asked}
+        assert len(told) == 1
+
+
 def test_nobody_but_the_owner_writes(article: Connection) -> None:
     with role(article, "all on article"):
         for statement in (

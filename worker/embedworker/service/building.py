@@ -107,7 +107,7 @@ def _said(error: psycopg.Error) -> str:
 
 
 @contextmanager
-def watched(url: str, plan: Plan, metrics: Metrics) -> Iterator[None]:
+def watched(url: str, plan: Plan | WordsPlan, metrics: Metrics) -> Iterator[None]:
     """Say from time to time how far the build is that the block makes."""
     ended = threading.Event()
     watch = Thread(target=_watch, args=(url, plan, metrics, ended), name="index watch", daemon=True)
@@ -121,7 +121,7 @@ def watched(url: str, plan: Plan, metrics: Metrics) -> Iterator[None]:
             metrics.index_ratio.remove(str(plan.source), plan.source.name)
 
 
-def _watch(url: str, plan: Plan, metrics: Metrics, ended: threading.Event) -> None:
+def _watch(url: str, plan: Plan | WordsPlan, metrics: Metrics, ended: threading.Event) -> None:
     ratio = metrics.index_ratio.labels(str(plan.source), plan.source.name)
     ratio.set(0)
     say_at = time.monotonic() + SAY

@@ -130,7 +130,7 @@ class Indexer:
     def _build_words(self, plan: WordsPlan) -> None:
         started = time.monotonic()
         try:
-            with self._connection() as connection:
+            with self._connection() as connection, watched(self._url, plan, self._metrics):
                 build_words(connection, plan)
         except (psycopg.Error, EmbedworkerError) as error:
             self._failed(plan, error, None)
