@@ -85,10 +85,13 @@ begin
             using errcode = 'EW003', hint = 'It is how much nDCG may be lost: set embed.switch_tolerance = ''0.01''.';
     end if;
     if lower_bound < - tolerated::numeric then
-        raise exception 'the other model may be worse: nDCG differs by %, at least by %',
-            round((judgement ->> 'difference')::numeric, 4), round(lower_bound, 4)
+        raise exception 'the other model may be worse by % nDCG@10, and % are allowed', round(- lower_bound, 4), tolerated
             using errcode = 'EW010',
-            detail = format('Judged by %s questions; tolerated: -%s.', judgement ->> 'questions', tolerated),
+            detail = format(
+                'Over %s questions the difference was %s. So few questions say it within a margin of %s.',
+                judgement ->> 'questions', to_char((judgement ->> 'difference')::numeric, 'SG0.0000'),
+                round((judgement ->> 'difference')::numeric - lower_bound, 4)
+            ),
             hint = 'Judge with more questions, allow more with embed.switch_tolerance, or call with force => true.';
     end if;
 end

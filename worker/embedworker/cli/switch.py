@@ -247,8 +247,10 @@ def roll_back(context: typer.Context, table: TableArgument, name: NameOption = N
 @group.command()
 def end(context: typer.Context, table: TableArgument, name: NameOption = None) -> None:
     """Drop the vectors that do not answer; there is no way back then."""
-    model = _model_after(context, table, f"ending the switch of {table}", "switch_end", name=name)
-    typer.echo(f"{table}: {model} answers; the other vectors are dropped")
+    doing = f"ending the switch of {table}"
+    (other,) = _call(context, table, doing, "switch_other", name=name)
+    model = _model_after(context, table, doing, "switch_end", name=name)
+    typer.echo(f"{table}: {model} answers; the vectors by {other} are dropped")
 
 
 def _model_after(

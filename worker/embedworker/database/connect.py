@@ -261,7 +261,7 @@ def _register(connection: psycopg.BaseConnection[Any], rows: list[tuple[Any, ...
 def _without_vector(connection: psycopg.BaseConnection[Any]) -> UnsupportedServer:
     return UnsupportedServer(
         f"the database {connection.info.dbname!r} has no extension vector (pgvector); "
-        "run `embedworker migrate`, or as a superuser: create extension vector"
+        "run `embedworker migrate`, as a superuser if others may not create extensions here"
     )
 
 

@@ -97,6 +97,9 @@ def read_asked(file: Path) -> list[str] | None:
     entries = list(_entries(file))
     if any("key" in entry for _, entry in entries):
         return None
+    for line, entry in entries:
+        if unknown := sorted(entry.keys() - {"question"}):
+            raise ConfigurationError(f'{line}: unknown field "{unknown[0]}"; expected {_OWN_LINE}')
     found = list(dict.fromkeys(_text(line, entry, "question").strip() for line, entry in entries))
     if not all(found) or not found:
         raise ConfigurationError(f"{file} is empty or has a blank question; expected {_OWN_LINE}")

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psycopg
+from psycopg import sql
 
 from embedworker.database import revision
 from embedworker.database.connect import connect
@@ -174,6 +175,6 @@ def _enter(connection: Connection, lane: str) -> Identity:
         raise DatabaseError(f"the database {database!r} {why}") from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise DatabaseError(
-            f"the role {role!r} may not work in {database!r}: {error.diag.message_primary}. Run "
-            "the worker as the role that ran `embedworker migrate`, or grant that role to it"
+            f"the role {role!r} may not work in {database!r}: {error.diag.message_primary}. Have a "
+            f"superuser run: grant embed_worker to {sql.Identifier(role).as_string()}"
         ) from error
