@@ -15,7 +15,7 @@ create or replace function embed.add_model(
 language plpgsql
 as $$
 declare
-    used regclass;
+    used record;
 begin
     perform embed._require_role(
         'embed_admin', pg_catalog.has_table_privilege('embed.model', 'update'), 'embed.add_model'
@@ -53,20 +53,24 @@ begin
     -- A worker keeps the model as it was when it loaded it. Two workers that loaded it before and after a change made
     -- the vectors of one table in turn, without end. A table that is enabled in an open transaction counts, too.
     perform pg_catalog.pg_advisory_xact_lock(embed._lock_global(), embed._turn_enable());
-    select s.relation into used
+    select s.relation, embed._is_standby(s.id) as waits into used
     from embed.model m
     join embed.source s on coalesce(s.model, embed.default_model()) = m.name
     where m.name = add_model.name and s.relation <> 'embed.document'::regclass
     and (m.dimensions, m.max_tokens, m.query_prefix, m.passage_prefix, m.pooling) is distinct from (
         add_model.dimensions, add_model.max_tokens, add_model.query_prefix, add_model.passage_prefix, add_model.pooling
     )
+    order by waits -- a table that answers by it comes first
     limit 1;
     if found then
-        raise exception 'the model % is used by %, and would make other vectors', quote_literal(add_model.name), used
+        raise exception 'the model % is used by %, and would make other vectors', quote_literal(add_model.name),
+            used.relation
             using errcode = 'EW003',
-            hint =
-                'Disable the tables that use it, call embed.add_model again, restart the workers, and enable the '
-                'tables. Only its endpoint may be changed while it is used.';
+            hint = case when used.waits
+                then format('First call embed.end_switch(%L), which drops the vectors by it.', used.relation::text)
+                else 'Disable the tables that use it, call embed.add_model again, restart the workers, and enable the '
+                'tables. Only its endpoint may be changed while it is used.'
+            end;
     end if;
     insert into embed.model (name, dimensions, max_tokens, query_prefix, passage_prefix, pooling, endpoint)
     values (
@@ -226,13 +230,16 @@ begin
     on conflict on constraint setting_pkey do update set value = excluded.value
     where setting.value <> excluded.value;
     if found then
+        -- By the counters: a superuser who calls it, as migrate does, reads no table of others.
         select pg_catalog.string_agg(
-            pg_catalog.format('%s (%s rows)', x.source, x.embedded), ', ' order by x.source::text
+            pg_catalog.format('%s (%s rows)', s.relation, t.vectors), ', ' order by s.relation::text
         )
         into missing
-        from embed.status x
-        join embed.source s on s.relation = x.source and s.name = x.name
-        where s.model is null and x.embedded > 0;
+        from embed.source s
+        cross join lateral (
+            select pg_catalog.sum(x.vectors) as vectors from embed.source_tally x where x.source = s.id
+        ) as t
+        where s.model is null and t.vectors > 0;
         if missing is not null then
             raise notice 'search finds none of these rows until a worker has embedded them again: %', missing
                 using hint = 'embed.use_model(name, switch => true) fills the new vectors while the old ones answer. '

@@ -146,6 +146,10 @@ end$q$,
             (select string_agg('$' || x.place, ', ' order by x.place) from embed._keys(source) as x)
         )
     );
+    perform embed._give_function(source.id, p.oid::regprocedure::text)
+    from pg_proc p
+    where p.pronamespace = 'embed'::regnamespace
+    and p.proname in (format('source_%s_open', source.id), format('source_%s_visible', source.id));
     if not guard.readers then
         execute format('alter table %s enable row level security', source.vectors);
         execute format('drop policy if exists embed_source on %s', source.vectors);

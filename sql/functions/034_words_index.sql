@@ -136,9 +136,6 @@ declare
     name constant text := format(
         'embed.source_%s_words(text, integer[], @extschema:vector@.sparsevec, integer)', source.id
     );
-    owner text := (
-        select c.relowner::regrole from pg_class c where c.oid = to_regclass(format('embed.queue_%s', source.id))
-    );
 begin
     perform embed._check_function(source.id, 'words');
     execute format(
@@ -173,9 +170,6 @@ end',
             source.id
         )
     );
-    if owner is not null
-        and not exists (select from pg_proc p where p.oid = name::regprocedure and p.proowner = owner::regrole) then
-        execute format('alter function %s owner to %s', name, owner);
-    end if;
+    perform embed._give_function(source.id, name);
 end
 $$;

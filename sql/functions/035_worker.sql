@@ -72,7 +72,7 @@ begin
                 when undefined_table then continue;
                 when lock_not_available then work := null; -- not known
                 -- Such as a right that somebody took away: the claim says it of this source, and the others go on.
-                when syntax_error_or_access_rule_violation then work := true;
+                when others then work := true;
             end;
         end if;
         return next;
@@ -103,8 +103,8 @@ begin
         begin
             execute format('select exists (select from embed.inbox_%s where ctid > $1)', source) into found using place;
         exception
-            when syntax_error_or_access_rule_violation then found := true; -- a look at this source alone says why
             when lock_not_available then found := false; -- a later look finds them
+            when others then found := true; -- a look at this source alone says why
         end;
         if found then
             return next source;
@@ -178,7 +178,7 @@ begin
             using bound, embed._priorities(), source;
         exception
             -- It is being dropped, or somebody took a right away.
-            when syntax_error_or_access_rule_violation or lock_not_available then continue;
+            when others then continue;
         end;
         if waiting >= bound then
             waiting := greatest(

@@ -52,6 +52,8 @@ begin
             end loop;
         exception when lock_not_available then
             raise notice 'failed rows of % are not shown, because %', s.relation, embed._locked_text(s);
+        when others then
+            raise notice 'failed rows of % are not shown, because %', s.relation, sqlerrm;
         end;
     end loop;
     perform set_config('lock_timeout', lock_timeout_of_caller, true);

@@ -85,7 +85,8 @@ begin
             using errcode = 'EW003', hint = 'It is how much nDCG may be lost: set embed.switch_tolerance = ''0.01''.';
     end if;
     if lower_bound < - tolerated::numeric then
-        raise exception 'the other model may be worse by % nDCG@10, and % are allowed', round(- lower_bound, 4), tolerated
+        raise exception 'the other model may be worse by % nDCG@10, and % are allowed', round(- lower_bound, 4),
+            tolerated
             using errcode = 'EW010',
             detail = format(
                 'Over %s questions the difference was %s. So few questions say it within a margin of %s.',

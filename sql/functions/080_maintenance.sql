@@ -175,9 +175,7 @@ begin
         'pg_temp as %L',
         name, format('select embed._compact(%s)', source.id)
     );
-    if not exists (select from pg_proc p where p.oid = name::regprocedure and p.proowner = owner::regrole) then
-        execute format('alter function %s owner to %s', name, owner);
-    end if;
+    perform embed._give_function(source.id, name);
     execute format('revoke execute on function %s from public', name);
 end
 $$;

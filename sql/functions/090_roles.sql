@@ -267,7 +267,7 @@ begin
     if to_regclass(named) is distinct from s.relation then
         raise exception '% is not the table that was enabled', named using errcode = 'undefined_table';
     end if;
-    hidden := embed._hidden_rows(s);
+    hidden := coalesce(embed._foreign(s), embed._hidden_rows(s));
     if hidden is not null then
         raise exception '%', hidden using errcode = 'insufficient_privilege';
     end if;

@@ -262,6 +262,7 @@ end$b$,
         'search_path = pg_catalog, pg_temp as ''select embed._refresh(%1$s) -- written by %2$s''',
         source.id, embed._edition()
     );
+    perform embed._give_function(source.id, format('embed.source_%s_refresh()', source.id));
 
     -- TRUNCATE: the rows are gone, so their vectors are orphans, and the worker clears them.
     perform embed._write_trigger_function(source.id, 'truncate'::text, embed._fill(

@@ -29,6 +29,29 @@ begin
 end
 $$;
 
+-- Gives a function of a source to the role that enabled it, who owns its inbox. A superuser who made it again, in
+-- migrate or as a worker, would own a function that runs as him at every write of the table, where triggers of the
+-- inbox, which are not his, fire.
+create or replace function embed._give_function(source integer, signature text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    owner constant regrole := (
+        select c.relowner::regrole from pg_class c where c.oid = to_regclass(format('embed.inbox_%s', source))
+    );
+begin
+    if owner is null
+        or exists (select from pg_proc p where p.oid = signature::regprocedure and p.proowner = owner) then
+        return;
+    end if;
+    if not (select r.rolsuper from pg_roles r where r.rolname = current_user) then
+        perform embed._open_schema(owner);
+    end if;
+    execute format('alter function %s owner to %s', signature, owner);
+end
+$$;
+
 -- Writes one of the functions; pinned, with a search_path that its names are looked up in.
 create or replace function embed._write_trigger_function(
     source integer, verb text, body text, pinned boolean default true
@@ -44,5 +67,6 @@ begin
         format('source_%s_%s', source, verb), case when pinned then 'set search_path = pg_catalog, pg_temp' else '' end,
         body
     );
+    perform embed._give_function(source, format('embed.source_%s_%s()', source, verb));
 end
 $$;

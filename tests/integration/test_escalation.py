@@ -87,7 +87,7 @@ def test_nothing_of_an_enabled_table_runs_as_the_owner_of_the_schema(
         owner.execute(POISON)
         with closing(Lane(as_login(url, "worker"))) as lane:
             assert lane.drain() == []
-        (number,) = owner.execute("select id from embed.source where name = 'mine'").fetchone()
+        number = _number(owner)
         _lay(owner, trap, number)
         owner.execute("truncate yard.ran")
         owner.execute("grant select on yard.mine to t_plain")
@@ -133,6 +133,82 @@ def _lay(owner: Connection, trap: str, number: int) -> None:
                 " 0::smallint as priority, now() as at where yard.evil(); commit".encode()
             )
         owner.execute("rollback")
+
+
+FUNCTIONS = """
+select distinct o.rolname from pg_proc p join pg_roles o on o.oid = p.proowner
+where p.pronamespace = 'embed'::regnamespace and p.proname ~ '^source_%s_'
+"""
+
+
+@pytest.mark.parametrize("how", ["dropped", "a superuser's", "attached"])
+def test_no_function_of_a_source_belongs_to_a_superuser_who_made_it_again(
+    server: Cluster, template: str, how: str
+) -> None:
+    """It ran as him at every write, where triggers fired that the enabler had put on his inbox."""
+    with (
+        server_of(server, template, "postgres") as url,
+        psycopg.connect(url, autocommit=True) as boss,
+        psycopg.connect(as_login(url, "owner"), autocommit=True) as owner,
+    ):
+        owner.execute(POISON)
+        number = _number(owner)
+        if how == "dropped":
+            owner.execute(f"drop function embed.source_{number}_insert cascade".encode())
+        elif how == "attached":
+            owner.execute(
+                "create table yard.root (id int not null, body text) partition by range (id);"
+                "alter table yard.root attach partition yard.mine for values from (0) to (100)"
+            )
+        else:  # as an older version left them
+            boss.execute(
+                f"alter function embed.source_{number}_insert() owner to postgres".encode()
+            )
+            boss.execute(
+                f"alter function embed.source_{number}_refresh() owner to postgres;"
+                f"create or replace function embed.source_{number}_refresh() returns text"
+                " language sql as 'select null::text'".encode()
+            )
+        owner.execute(
+            "create function yard.note_all() returns trigger language plpgsql"
+            " as $$begin perform yard.note(); return new; end$$;"
+            f"create trigger t before insert on embed.inbox_{number}"
+            " for each row execute function yard.note_all()".encode()
+        )
+        migrate(url, model=TESTING_MODEL)
+        assert boss.execute((FUNCTIONS % number).encode()).fetchall() == [("t_owner",)]
+        owner.execute("insert into yard.mine values (77, 'y')")
+        assert _ran(owner) == {"t_owner"}
+
+
+def test_migrate_plans_nothing_over_tables_of_others(server: Cluster, template: str) -> None:
+    """Statistics of an expression are computed for whoever plans a statement over the table."""
+    with (
+        server_of(server, template, "postgres") as url,
+        psycopg.connect(as_login(url, "owner"), autocommit=True) as owner,
+    ):
+        owner.execute(POISON)
+        with closing(Lane(as_login(url, "worker"))) as lane:
+            assert lane.drain() == []
+        for table in ("inbox", "queue"):
+            owner.execute(
+                f"create statistics yard.of_{table} on (yard.evil()), k1"
+                f" from embed.{table}_{_number(owner)}".encode()
+            )
+        owner.execute(
+            "create statistics yard.of_mine on (yard.evil()), id from yard.mine;"
+            "create statistics yard.of_vectors on (yard.evil()), id from yard.mine_embedding"
+        )
+        owner.execute("select embed.add_model('other', 384); select embed.use_model('other')")
+        owner.execute("truncate yard.ran")
+        migrate(url, model=TESTING_MODEL)
+        assert _ran(owner) == set()
+
+
+def _number(owner: Connection) -> int:
+    row = owner.execute("select id from embed.source where name = 'mine'").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def test_who_did_not_enable_a_table_searches_it_without_a_hit(

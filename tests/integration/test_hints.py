@@ -838,6 +838,9 @@ ELSEWHERE = {
         "test_escalation::test_nothing_of_an_enabled_table_runs_as_the_owner_of_the_schema"
     ),
     "As its owner: grant select on %s to %I;": ("test_guard::test_a_dropped_column_opens_nothing"),
+    "First call embed.end_switch(%L)": (
+        "test_switch::test_a_model_that_was_begun_with_by_mistake_is_corrected"
+    ),
     "Rename %s, or drop it.": "test_switch::test_a_name_that_the_cut_needs_is_taken",
     "Ask %1$I": "test_rights::test_the_hint_gives_the_right",
     "As its owner: grant %s on schema": "test_rights::test_the_table_of_vectors_needs_a_place",

@@ -93,3 +93,26 @@ def test_the_application_writes_on_after_the_enabler_lost_his_role(
         wait_until(lambda: lane.drain() == [], 90, "the next try")
         for table in ("one", "two"):
             assert_current(boss, f"yard.{table}")
+
+
+def test_a_worker_that_runs_embeds_nothing_more_for_a_former_owner(
+    server: Cluster, template: str
+) -> None:
+    """It looks at the table's owner before it reads rows, not only once a minute."""
+    with (
+        database_with_logins(server, template, LOGINS) as url,
+        psycopg.connect(url, autocommit=True) as boss,
+        closing(Lane(as_login(url, "worker"))) as lane,
+    ):
+        boss.execute(f"grant create on database {boss.info.dbname} to t_owner".encode())
+        with psycopg.connect(as_login(url, "owner"), autocommit=True) as owner:
+            owner.execute(TABLES)
+        put(boss, "first")
+        assert lane.drain() == []
+        boss.execute("alter table yard.one owner to t_writer")
+        put(boss, "secret")
+        (said,) = lane.drain()
+        assert "yard.one belongs to t_writer, for whom t_owner, who enabled yard.one" in said
+        assert_current(boss, "yard.two")
+        seen = boss.execute("select hash from yard.one_embedding").fetchall()
+        assert seen == boss.execute("select embed.text_hash('first')").fetchall()

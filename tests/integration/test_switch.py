@@ -420,6 +420,19 @@ def test_a_dropped_side_is_named_and_the_switch_can_be_ended(
     assert article.execute("select * from embed.switch_state").fetchall() == []
 
 
+def test_a_model_that_was_begun_with_by_mistake_is_corrected(article: Connection) -> None:
+    """By the hint; the table that answers by another model is left alone."""
+    begin(article)
+    correct = f"select embed.add_model('{OTHER}', 64, 100, 'query: ', 'passage: ')"
+    with pytest.raises(psycopg.errors.DatabaseError, match="would make other vectors") as said:
+        article.execute(correct.encode())
+    hint = said.value.diag.message_hint or ""
+    call = hint.removeprefix("First call ").partition(", which")[0]
+    article.execute(f"select {call}".encode())
+    article.execute(correct.encode())
+    begin(article)
+
+
 def test_a_name_that_the_cut_needs_is_taken(article: Connection, drain: Drain) -> None:
     """The application made an index with the name that ours gets."""
     begin(article)
