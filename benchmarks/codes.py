@@ -15,6 +15,7 @@ Prints for each setting in how many questions the right page was the first row.
 import argparse
 import json
 import random
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,9 +68,11 @@ def page(number: int, chance: random.Random) -> tuple[str, str, str]:
 def write(folder: Path, pages: Sequence[tuple[str, str, str]], others: int) -> None:
     """Write a set in the format of BEIR: two questions for each page, by one of its codes."""
     corpus = [{"_id": str(n), "title": "", "text": text} for n, (_, _, text) in enumerate(pages)]
-    different = texts(min(others, DIFFERENT), 5)
+    # The templates have error codes, too. A row with the code that is asked for is a right one.
+    known = re.compile("|".join(f"{error.replace('-', '-?')}|{part}" for error, part, _ in pages))
+    different = [text for text in texts(min(others, DIFFERENT), 5) if not known.search(text)]
     corpus += [
-        {"_id": f"other{n}", "title": "", "text": f"{n} {different[n % DIFFERENT]}"[:LONGEST]}
+        {"_id": f"other{n}", "title": "", "text": f"{n} {different[n % len(different)]}"[:LONGEST]}
         for n in range(others)
     ]
     codes = [error if n % 2 else part for n, (error, part, _) in enumerate(pages)]
