@@ -124,7 +124,7 @@ def test_contrib_and_pgvector_are_there_and_korean_has_letters(cluster: Cluster)
 
 
 def test_missing_pgvector_says_what_to_do(bare_database: str) -> None:
-    with pytest.raises(UnsupportedServer, match="has no extension vector .pgvector.; run `embedworker migrate`"):
+    with pytest.raises(UnsupportedServer, match="run `embedworker migrate`, as a superuser"):
         connect(bare_database)
 
 
