@@ -165,8 +165,7 @@ def main() -> None:
             load_vectors(connection, mixtures(base, given.vectors, given.seed), loaded.fingerprint)
             begun = time.perf_counter()
             indexer = Indexer(url, after_rows=0, memory=index_memory())
-            indexer.run_if_due(connection, source)
-            indexer.wait()
+            indexer.build_all(connection, source)
             build = time.perf_counter() - begun
             if fetch_value(connection, INDEXES) != 1:
                 raise SystemExit("no index was built: there is nothing to compare")

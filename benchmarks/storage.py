@@ -67,8 +67,7 @@ def build(connection: Connection, url: str, relation: str) -> float:
     source = next(one for one in load_sources(connection) if one.id == wanted)
     begun = time.perf_counter()
     indexer = Indexer(url, after_rows=0, memory=index_memory())
-    indexer.run_if_due(connection, source)
-    indexer.wait()
+    indexer.build_all(connection, source)
     return time.perf_counter() - begun
 
 

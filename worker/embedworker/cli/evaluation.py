@@ -185,8 +185,7 @@ class Evaluation:
     def _build_index(self) -> None:
         source = next(s for s in load_sources(self._connection) if s.id == self.source.id)
         indexer = Indexer(self._url, after_rows=1, memory=index_memory())
-        indexer.run_if_due(self._connection, source)
-        indexer.wait()
+        indexer.build_all(self._connection, source)
         self.source = find_source(self._connection, self.source.relation, self.source.name)
 
     @contextmanager

@@ -150,6 +150,12 @@ class Indexer:
             self._note(connection, plan.source, "building")
             self._start(partial(self._build, plan), plan.source)
 
+    def build_all(self, connection: Connection, source: Source) -> None:
+        """Build every index that the source needs, one after the other, and wait for them."""
+        self.run_if_due(connection, source)
+        while self.wait():
+            self.run_if_due(connection, source)
+
     def wait(self) -> bool:
         """Wait for a build that is under way; say whether one was begun since the last wait."""
         thread, self._thread = self._thread, None
