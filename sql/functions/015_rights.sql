@@ -105,8 +105,7 @@ $$;
 
 -- Has the server keep no statistics of the values of columns. EXPLAIN tells everybody who may SELECT how many rows
 -- it expects, whatever row security hides: by bisection, in 40 steps, the greatest key of a table, a token of others,
--- or one of their questions. Those that are there stay with ALTER TABLE. Before PostgreSQL 18 only a superuser can
--- remove them: one who calls migrate does.
+-- or one of their questions. ALTER TABLE leaves what is there, see embed._forget_statistics.
 create or replace function embed._hide_statistics(
     relation regclass, names text[] default null, wait boolean default true
 ) returns void
@@ -137,6 +136,17 @@ begin
             );
         end if;
     end loop;
+    perform embed._forget_statistics(relation);
+end
+$$;
+
+-- Removes what the server knows of the values of columns for which it is to keep no statistics. Before PostgreSQL 18
+-- only a superuser can: migrate calls it for all tables of vectors, because workers may have hidden them without.
+create or replace function embed._forget_statistics(relation regclass) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
     if (select r.rolsuper from pg_roles r where r.rolname = current_user) then
         delete from pg_statistic s
         using pg_attribute a

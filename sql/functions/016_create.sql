@@ -57,7 +57,7 @@ begin atomic
         from pg_proc p
         where p.pronamespace = 'embed'::regnamespace
         union all
-        -- A view of such a name would run functions of its owner as who looks at a queue.
+        -- A view of such a name would run functions of its owner with the rights of all who look at queues.
         select c.oid::regclass::text, c.relowner,
             case when c.relkind = 'r' then substring(c.relname from '^(?:inbox|queue|state)_(\d+)$')::integer end
         from pg_class c

@@ -172,3 +172,5 @@ end$q$,
     perform embed._write_words(source);
 end
 $$;
+
+select embed._forget_statistics(s.vectors) from embed.source s;

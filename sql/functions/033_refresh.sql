@@ -207,6 +207,7 @@ begin
     outdated := not embed._is_written(s);
     -- embed.enable and embed.disable write the same functions, and so may another worker: the next
     -- look is early enough.
+    -- Who enabled a table that was given away since would read what its new owner writes.
     obstacle := coalesce(embed._obstacle(s), embed._foreign(s));
     if (changed or outdated or obstacle is not null)
         and not pg_try_advisory_xact_lock(embed._lock_global(), embed._turn_enable()) then
@@ -225,9 +226,8 @@ begin
     if s.relation_oid <> s.relation then
         s := embed._renumber(s);
         now_is := embed._structure(s);
+        obstacle := coalesce(embed._obstacle(s), embed._foreign(s));
     end if;
-    -- Who enabled a table that was given away since would read what its new owner writes.
-    obstacle := coalesce(embed._obstacle(s), embed._foreign(s));
     if obstacle is not null then
         perform embed._silence_capture(s.id, array['insert', 'update', 'delete', 'row', 'truncate']::text[]);
         delete from embed.sweep_request r where r.source = s.id;
@@ -236,7 +236,9 @@ begin
         return obstacle;
     end if;
     if embed._lost_vectors(s) then
-        insert into embed.sweep_request (source, reason) values (s.id, 'vectors lost');
+        insert into embed.sweep_request (source, reason)
+        select s.id, 'vectors lost'
+        where not exists (select from embed.sweep_request r where r.source = s.id);
     end if;
     -- What a trigger asked for that did not fit any more: it is seen to now.
     update embed.sweep_request r set reason = 'table changed' where r.source = s.id and r.reason = 'columns changed';

@@ -177,7 +177,7 @@ begin
             into waiting, dead, since, due
             using bound, embed._priorities(), source;
         exception
-            -- It is being dropped, or somebody took a right away.
+            -- It is being dropped, or cannot be read: the error of the worker that claims from it is in embed.status.
             when others then continue;
         end;
         if waiting >= bound then

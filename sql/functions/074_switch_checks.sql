@@ -89,7 +89,7 @@ begin
             tolerated
             using errcode = 'EW010',
             detail = format(
-                'Over %s questions the difference was %s. So few questions say it within a margin of %s.',
+                'Over %s questions the difference was %s, with a margin of %s.',
                 judgement ->> 'questions', to_char((judgement ->> 'difference')::numeric, 'SG0.0000'),
                 round((judgement ->> 'difference')::numeric - lower_bound, 4)
             ),

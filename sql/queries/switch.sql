@@ -16,24 +16,17 @@ select embed.roll_back(%(relation)s::bigint::oid::regclass, name => %(name)s);
 -- Drop the vectors that do not answer.
 select embed.end_switch(%(relation)s::bigint::oid::regclass, name => %(name)s);
 
--- switch_other
--- The same as the next of the side that does not answer; null where no model is being changed.
+-- switch_model
+-- The model of the side of a table that answers now, or that waits, and the type of its vectors where that is another
+-- than vector. Null where no side waits.
 select (
     select coalesce(s.model, embed.default_model()) || coalesce(' (' || nullif(embed._storage(s), 'vector') || ')', '')
     from embed.source s
-    where s.relation = %(relation)s::bigint::oid::regclass and embed._is_standby(s.id)
-    order by s.name = %(name)s desc nulls last, s.id
+    join pg_catalog.pg_class c on c.oid = s.relation
+    where s.relation = %(relation)s::bigint::oid::regclass and embed._is_standby(s.id) = %(waits)s
+    order by s.name = %(name)s desc nulls last, s.name = c.relname desc, s.id
     limit 1
 );
-
--- switch_model
--- The model of a table that answers now, and the type of its vectors where that is another than vector.
-select coalesce(s.model, embed.default_model()) || coalesce(' (' || nullif(embed._storage(s), 'vector') || ')', '')
-from embed.source s
-join pg_catalog.pg_class c on c.oid = s.relation
-where s.relation = %(relation)s::bigint::oid::regclass and not embed._is_standby(s.id)
-order by s.name = %(name)s desc nulls last, s.name = c.relname desc, s.id
-limit 1;
 
 -- switch_status
 -- Every change of a model that is under way.

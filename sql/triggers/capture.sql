@@ -81,13 +81,13 @@ declare
     give_up constant text := embed._fill(
         $b$
         begin
-        insert into embed.sweep_request (source, reason)
-        select {id}, 'columns changed'
-        where not exists (
-            select from embed.sweep_request r
-            where r.source operator(pg_catalog.=) {id} and r.reason operator(pg_catalog.=) 'columns changed'
-        );
-        perform embed.wake();
+            insert into embed.sweep_request (source, reason)
+            select {id}, 'columns changed'
+            where not exists (
+                select from embed.sweep_request r
+                where r.source operator(pg_catalog.=) {id} and r.reason operator(pg_catalog.=) 'columns changed'
+            );
+            perform embed.wake();
         exception when insufficient_privilege then null;
         end;
         return null;$b$,

@@ -400,23 +400,33 @@ def test_what_the_database_sets_for_sessions_of_others(
 
 @pytest.fixture
 def clerk(shop: Connection, workers: Workers) -> Iterator[str]:
-    """URL of a role that may nothing yet; ``grant postgres to clerk`` lets it work."""
+    """URL of a role that may nothing yet; ``grant embed_worker to clerk`` lets it work."""
     shop.execute("create role clerk login password 'made up'")
     yield make_conninfo(workers.url, user="clerk", password="made up")
     workers.end()
     shop.execute("drop role clerk")
 
 
-def test_a_role_without_permissions(shop: Connection, workers: Workers, clerk: str) -> None:
+@pytest.mark.parametrize("is_member", [False, True])
+def test_a_role_without_permissions(
+    shop: Connection, workers: Workers, clerk: str, is_member: bool
+) -> None:
+    """By the hint; a member lacks them after a restore without grants."""
     articles(shop)
     add(shop)
+    if is_member:
+        shop.execute("grant embed_worker to clerk")
+        shop.execute("revoke all on embed.schema_version from embed_worker")
     worker = workers.start(url=clerk, up=False)
     wait_said(worker, "permission denied")
-    shop.execute("grant embed_worker to clerk")
+    if is_member:
+        migrate(workers.url)
+    else:
+        shop.execute("grant embed_worker to clerk")
     caught_up(shop)
     said = warnings(worker)
     assert len(said) == 1, said
-    assert 'Have a superuser run: grant embed_worker to "clerk"' in said[0]
+    assert 'Have a superuser run: grant embed_worker to "clerk". If it is a member, run' in said[0]
     assert worker.terminate() == 0
 
 

@@ -19,6 +19,7 @@ from embedworker.database.connect import connect
 from embedworker.database.embedded import server
 from embedworker.database.embedded.cluster import Cluster
 from embedworker.database.embedded.installation import Installation
+from embedworker.database.migrate import migrate
 from embedworker.errors import EmbeddedServerError, ServerUnavailable, UnsupportedServer
 from embedworker.settings import Settings, load
 
@@ -126,6 +127,8 @@ def test_contrib_and_pgvector_are_there_and_korean_has_letters(cluster: Cluster)
 def test_missing_pgvector_says_what_to_do(bare_database: str) -> None:
     with pytest.raises(UnsupportedServer, match="run `embedworker migrate`, as a superuser"):
         connect(bare_database)
+    migrate(bare_database)
+    connect(bare_database).close()
 
 
 def test_pgvector_in_any_schema_is_registered(bare_database: str) -> None:

@@ -6,6 +6,8 @@ from fix_database import Connection
 from fix_vectors import VectorWriter, role, word_vector
 from psycopg import errors
 
+from embedworker.database.migrate import migrate
+
 MANY = 5000
 
 
@@ -86,8 +88,14 @@ def test_a_dropped_column_opens_nothing(counted: Connection) -> None:
 
 
 def test_numbers_of_columns_from_before_a_restore_open_nothing(counted: Connection) -> None:
-    """A restore numbers columns anew: 2 was the text, and is another column now."""
+    """A restore numbers columns anew: what was the number of the text is that of tenant now."""
     counted.execute("update embed.source set relation_oid = 1, column_attnums = '{2}'")
+    ((function,),) = counted.execute(
+        "select pg_get_functiondef(format('embed.source_%s_open()', s.id)::regprocedure)"
+        " from embed.source s where s.name = 'article'"
+    ).fetchall()
+    assert "{1,3}" in function
+    counted.execute(function.replace("{1,3}", "{1,2}").encode())
     with role(counted, "select (id, tenant) on article"):
         with pytest.raises(errors.InsufficientPrivilege, match="for table article"):
             readable(counted)
@@ -129,6 +137,20 @@ def test_plans_tell_no_key_and_no_question(article: Connection, vectors: VectorW
         asked = ("asked", "b", "c")
         told = {expected_rows(article, "embed.logged_search", f"question = '{q}'") for q in asked}
         assert len(told) == 1
+
+
+def test_migrate_removes_what_was_known_of_hidden_columns(
+    article: Connection, database: str
+) -> None:
+    """An enabler who is no superuser hides them, and cannot remove it before PostgreSQL 18."""
+    article.execute("alter table article_embedding alter column id set statistics 100")
+    article.execute("analyze article_embedding")
+    article.execute("alter table article_embedding alter column id set statistics 0")
+    known = "select from pg_statistic where starelid = 'article_embedding'::regclass"
+    known += " and staattnum = 1"
+    assert article.execute(known.encode()).rowcount == 1
+    migrate(database)
+    assert article.execute(known.encode()).rowcount == 0
 
 
 def test_nobody_but_the_owner_writes(article: Connection) -> None:

@@ -835,7 +835,7 @@ ELSEWHERE = {
         "test_rights::test_questions_that_are_left_to_members"
     ),
     "A source keeps its vectors in a table.": (
-        "test_escalation::test_nothing_of_an_enabled_table_runs_as_the_owner_of_the_schema"
+        "test_escalation::test_no_view_takes_the_place_of_vectors_or_of_a_queue"
     ),
     "As its owner: grant select on %s to %I;": ("test_guard::test_a_dropped_column_opens_nothing"),
     "First call embed.end_switch(%L)": (

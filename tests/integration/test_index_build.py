@@ -74,9 +74,7 @@ def filled(app: Connection) -> Filled:
 
 
 def build(app: Connection, source: Source, url: str, **given: Any) -> None:
-    indexer = Indexer(url, **{"after_rows": 10, "memory": ENOUGH, **given})
-    indexer.run_if_due(app, source)
-    indexer.wait()
+    Indexer(url, **{"after_rows": 10, "memory": ENOUGH, **given}).build_all(app, source)
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -251,6 +249,18 @@ def test_up_to_4000_dimensions_by_halfvec(
         assert app.execute(search, [question[0]]).fetchall() == exact
         assert app.execute(used).fetchone() == (1,)
     assert exact[0][0] == 7
+
+
+def test_an_index_over_words_that_fails_does_not_keep_the_other_from_being_built(
+    app: Connection, filled: Filled, shared_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = filled()
+    app.execute(f"create table note_embedding_{source.id}_words ()".encode())  # takes its name
+    build(app, source, shared_database, words_after_rows=10)
+    assert any(
+        f'relation "note_embedding_{source.id}_words" already' in m for m in messages(caplog)
+    )
+    assert state(app) == "valid"
 
 
 def test_beyond_that_there_is_none_and_it_is_said_once(

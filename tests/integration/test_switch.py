@@ -129,7 +129,7 @@ def test_a_worse_judgement_refuses(article: Connection, drain: Drain) -> None:
         ['{"questions": 30, "difference": -0.002, "lower": -0.03}'],
     )
     with pytest.raises(
-        psycopg.Error, match=r"may be worse by 0\.\d{4} nDCG@10, and 0\.01 are allowed"
+        psycopg.Error, match=r"may be worse by 0\.0300 nDCG@10, and 0\.01 are allowed"
     ):
         article.execute("select embed.cut_over('article')")
     with article.transaction():

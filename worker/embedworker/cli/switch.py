@@ -248,7 +248,7 @@ def roll_back(context: typer.Context, table: TableArgument, name: NameOption = N
 def end(context: typer.Context, table: TableArgument, name: NameOption = None) -> None:
     """Drop the vectors that do not answer; there is no way back then."""
     doing = f"ending the switch of {table}"
-    (other,) = _call(context, table, doing, "switch_other", name=name)
+    (other,) = _call(context, table, doing, "switch_model", name=name, waits=True)
     model = _model_after(context, table, doing, "switch_end", name=name)
     typer.echo(f"{table}: {model} answers; the vectors by {other} are dropped")
 
@@ -256,7 +256,7 @@ def end(context: typer.Context, table: TableArgument, name: NameOption = None) -
 def _model_after(
     context: typer.Context, table: str, doing: str, query: str, **arguments: Any
 ) -> str:
-    return str(_call(context, table, doing, query, "switch_model", **arguments)[0])
+    return str(_call(context, table, doing, query, "switch_model", waits=False, **arguments)[0])
 
 
 def _call(

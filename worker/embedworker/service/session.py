@@ -176,5 +176,6 @@ def _enter(connection: Connection, lane: str) -> Identity:
     except psycopg.errors.InsufficientPrivilege as error:
         raise DatabaseError(
             f"the role {role!r} may not work in {database!r}: {error.diag.message_primary}. Have a "
-            f"superuser run: grant embed_worker to {sql.Identifier(role).as_string()}"
+            f"superuser run: grant embed_worker to {sql.Identifier(role).as_string()}. If it is a "
+            "member, run `embedworker migrate`, which grants that role its rights again"
         ) from error
